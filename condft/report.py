@@ -1,0 +1,215 @@
+"""`SpectralReport`: what an analysis found, one row a unit, as a versioned JSON file. Standard library only."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+from condft.files import write_json
+
+__all__ = ["REPORT_VERSION", "Role", "SkipReason", "SkippedWeight", "SpectralReport", "SpectralRow"]
+
+REPORT_VERSION = 1
+
+
+class Role(StrEnum):
+    """What a unit is for. Only LAYER is a candidate for training unless another role is asked for."""
+
+    LAYER = "layer"
+    EXPERT = "expert"
+    EMBEDDING = "embedding"
+    OUTPUT_HEAD = "output_head"
+    ROUTER = "router"
+    PARAMETER = "parameter"  # a bare tensor of a module of no known layer kind
+
+
+class SkipReason(StrEnum):
+    """Why a tensor has no row."""
+
+    FEWER_THAN_TWO_DIMENSIONS = "fewer_than_two_dimensions"
+    TIED = "tied"
+    META_DEVICE = "meta_device"
+    NOT_FLOATING = "not_floating"
+    EMPTY = "empty"
+    ADAPTER = "adapter"
+    NOT_REQUESTED = "not_requested"
+    NON_FINITE = "non_finite"
+
+
+@dataclass(frozen=True)
+class SpectralRow:
+    """One unit's spectral facts; see `condft.spectra.SpectralFacts` for the formulas.
+
+    Attributes:
+        name: Parameter name in the live model, with `[i]` appended for slice i of a stack.
+        shape: The unit's own shape (a slice's, not the stack's).
+        dtype: Storage dtype, such as `bfloat16`.
+        num_parameters: Number of entries.
+        module_type: The module's path with every layer index replaced by `*`; units are compared within it.
+        role: What the unit is for.
+        digest: First 16 hex digits of a SHA-256 over shape, dtype and bytes of the unit.
+        sigma_max: Largest singular value.
+        sigma_min: Smallest one.
+        condition_number: Their ratio, in `[1, inf]`.
+        frobenius_norm: Root of the sum of squared entries.
+        stable_rank: `frobenius_norm**2 / sigma_max**2`.
+        log_volume: Sum of log singular values, nats.
+        entropy_deficit: Nats lost against equal singular values of the same Frobenius norm.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    num_parameters: int
+    module_type: str
+    role: Role
+    digest: str
+    sigma_max: float
+    sigma_min: float
+    condition_number: float
+    frobenius_norm: float
+    stable_rank: float
+    log_volume: float
+    entropy_deficit: float
+
+
+@dataclass(frozen=True)
+class SkippedWeight:
+    """A tensor without a row, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    reason: SkipReason
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class SpectralReport:
+    """Rows sorted by name, and everything that was left out with its reason.
+
+    Attributes:
+        rows: One `SpectralRow` a unit, sorted by name.
+        skipped: One `SkippedWeight` a tensor without a row, sorted by name.
+        model: Where the weights came from, for people (a path, a hub id or a class name).
+        versions: Versions of what computed it.
+    """
+
+    rows: tuple[SpectralRow, ...]
+    skipped: tuple[SkippedWeight, ...] = ()
+    model: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row.name)))
+        object.__setattr__(self, "skipped", tuple(sorted(self.skipped, key=lambda skip: skip.name)))
+        names = [row.name for row in self.rows]
+        if len(set(names)) != len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise ValueError(f"a report has one row a unit, but these names occur more than once: {twice[:5]}")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the analysed weights (their names and digests), independent of order and of rounding."""
+        text = "\n".join(f"{row.name} {row.digest}" for row in self.rows)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def row(self, name: str) -> SpectralRow:
+        """The row of that name.
+
+        Raises:
+            KeyError: There is none.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"no unit named {name!r} among the {len(self.rows)} rows of this report")
+
+    def restricted(self, names: Iterable[str]) -> "SpectralReport":
+        """The same report with only the named rows (unknown names are ignored)."""
+        wanted = set(names)
+        return dataclasses.replace(self, rows=tuple(row for row in self.rows if row.name in wanted))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; the infinities of a rank-deficient unit become the strings "inf" and "-inf"."""
+        return {
+            "format": "condft.SpectralReport",
+            "version": REPORT_VERSION,
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "versions": self.versions,
+            "rows": [_to_json(row) for row in self.rows],
+            "skipped": [_to_json(skip) for skip in self.skipped],
+        }
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Self:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: Another format or version, missing or unknown fields, or a fingerprint that does not
+                belong to the rows.
+        """
+        if value.get("format") != "condft.SpectralReport":
+            raise ValueError(f"not a spectral report: its format is {value.get('format')!r}")
+        if value.get("version") != REPORT_VERSION:
+            raise ValueError(
+                f"the report has version {value.get('version')!r}, this condft reads version {REPORT_VERSION}: "
+                "analyze the model again"
+            )
+        try:
+            rows = tuple(_row_from_json(row) for row in value["rows"])
+            skipped = tuple(
+                SkippedWeight(s["name"], tuple(s["shape"]), SkipReason(s["reason"]), s.get("detail", ""))
+                for s in value["skipped"]
+            )
+            report = cls(rows, skipped, value["model"], value["versions"])
+            claimed = value["fingerprint"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the report is damaged: {error!r}") from error
+        if report.fingerprint != claimed:
+            raise ValueError("the report is damaged: its fingerprint does not belong to its rows")
+        return report
+
+    def save(self, path: str | Path) -> None:
+        """Writes the report as JSON, atomically."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads a report written by `save`.
+
+        Raises:
+            FileNotFoundError: No such file.
+            ValueError: Not JSON, or not a report of this version.
+        """
+        try:
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}: not a spectral report: the file holds a {type(value).__name__}")
+        try:
+            return cls.from_dict(value)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _to_json(item: SpectralRow | SkippedWeight) -> dict[str, Any]:
+    """Strict JSON has no infinity, and `null` would say "unknown": the infinities become strings."""
+    return {
+        key: str(value) if isinstance(value, float) and math.isinf(value) else value
+        for key, value in dataclasses.asdict(item).items()
+    }
+
+
+_FLOATS = tuple(f.name for f in dataclasses.fields(SpectralRow) if f.type is float)
+
+
+def _row_from_json(value: dict[str, Any]) -> SpectralRow:
+    converted = {key: float(value[key]) for key in _FLOATS}
+    return SpectralRow(**{**value, **converted, "shape": tuple(value["shape"]), "role": Role(value["role"])})

@@ -1,0 +1,221 @@
+"""Which units may learn: a pure function of a report and a budget. Pure Python, no torch.
+
+Low condition numbers train, high ones stay frozen. Condition numbers are compared within a module type by
+default, because across types they mostly tell shape and role (DESIGN.md, section 3).
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, get_args
+
+from condft.report import Role, SpectralReport, SpectralRow
+
+__all__ = ["DEFAULT_NUM_TENSORS", "Order", "Score", "Selection", "Stratify", "select_units"]
+
+Score = Literal["condition_number", "entropy_deficit", "stable_rank", "log_volume"]
+Order = Literal["lowest", "highest", "random"]
+Stratify = Literal["module_type"]
+
+DEFAULT_NUM_TENSORS = 100  # the paper's budget (arXiv 2506.16289)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen units and what they were chosen from.
+
+    Attributes:
+        names: Names of the chosen units, sorted.
+        num_parameters: Entries of the chosen units.
+        num_candidates: How many units could have been chosen.
+        candidate_parameters: Entries of all those.
+        by_module_type: Module type -> (chosen, candidates), counts of units.
+    """
+
+    names: tuple[str, ...]
+    num_parameters: int
+    num_candidates: int
+    candidate_parameters: int
+    by_module_type: dict[str, tuple[int, int]]
+
+
+def select_units(
+    report: SpectralReport,
+    *,
+    num_tensors: int | None = None,
+    trainable_fraction: float | None = None,
+    max_condition_number: float | None = None,
+    score: Score = "condition_number",
+    order: Order = "lowest",
+    stratify: Stratify | None = "module_type",
+    seed: int = 0,
+    candidates: Collection[str] | None = None,
+) -> Selection:
+    """Chooses units of a report within one budget.
+
+    Args:
+        report: The analysed units.
+        num_tensors: Choose that many units (all candidates if there are fewer). The default budget, with 100.
+        trainable_fraction: Choose units that together hold at most this fraction, in (0, 1], of the candidates'
+            parameters.
+        max_condition_number: Choose every candidate whose condition number is at most this. Only with
+            `order="lowest"` and `score="condition_number"`; `stratify` then changes nothing.
+        score: The row's field that ranks.
+        order: `"lowest"` scores first (the method), or the controls `"highest"` and `"random"`.
+        stratify: `"module_type"` shares the budget between module types in proportion to their candidates and
+            ranks within each; `None` ranks across all of them, the paper's literal rule.
+        seed: For `order="random"` only. The draw depends on seed and names alone.
+        candidates: Names that may be chosen; by default every row whose role is `layer`.
+
+    Returns:
+        The selection. Ties are broken by name, so neither module order nor hash seed matters.
+
+    Raises:
+        ValueError: Several budgets, one out of range, an unknown score, order or stratum, no candidates, or a
+            budget that selects nothing.
+    """
+    _check_choices(score, order, stratify)
+    rows = _candidate_rows(report, candidates)
+    budgets = {
+        "num_tensors": num_tensors,
+        "trainable_fraction": trainable_fraction,
+        "max_condition_number": max_condition_number,
+    }
+    given = [name for name, value in budgets.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"at most one budget, got {' and '.join(given)}: keep one of them")
+    ranked = sorted(rows, key=_ranking_key(score, order, seed))
+    strata = _strata(ranked, stratify)
+    if max_condition_number is not None:
+        chosen = _below(ranked, max_condition_number, score, order)
+    elif trainable_fraction is not None:
+        chosen = _within_fraction(strata, trainable_fraction)
+    else:
+        chosen = _by_count(strata, DEFAULT_NUM_TENSORS if num_tensors is None else num_tensors)
+    return _describe(chosen, rows)
+
+
+def _check_choices(score: str, order: str, stratify: str | None) -> None:
+    for label, value, allowed in (
+        ("score", score, get_args(Score)),
+        ("order", order, get_args(Order)),
+        ("stratify", stratify, (*get_args(Stratify), None)),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{label}={value!r} is unknown: choose one of {', '.join(map(repr, allowed))}")
+
+
+def _candidate_rows(report: SpectralReport, candidates: Collection[str] | None) -> list[SpectralRow]:
+    if candidates is None:
+        rows = [row for row in report.rows if row.role is Role.LAYER]
+    else:
+        wanted = set(candidates)
+        missing = sorted(wanted.difference(row.name for row in report.rows))
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(wanted)} candidates have no row in the report, the first is {missing[0]!r}"
+            )
+        rows = [row for row in report.rows if row.name in wanted]
+    if not rows:
+        raise ValueError(f"none of the report's {len(report.rows)} units is a candidate for training")
+    return rows
+
+
+def _ranking_key(score: str, order: str, seed: int) -> Callable[[SpectralRow], tuple]:
+    if order == "random":
+        # A hash of seed and name, not a generator: adding or reordering modules leaves the other draws alone.
+        return lambda row: (hashlib.sha256(f"{seed}:{row.name}".encode()).digest(), row.name)
+    sign = 1.0 if order == "lowest" else -1.0
+    return lambda row: (sign * getattr(row, score), row.name)
+
+
+def _strata(ranked: Sequence[SpectralRow], stratify: str | None) -> dict[str, list[SpectralRow]]:
+    strata: dict[str, list[SpectralRow]] = defaultdict(list)
+    for row in ranked:
+        strata[row.module_type if stratify else ""].append(row)
+    return dict(sorted(strata.items()))
+
+
+def _below(ranked: Iterable[SpectralRow], limit: float, score: str, order: str) -> list[SpectralRow]:
+    if score != "condition_number" or order != "lowest":
+        raise ValueError(
+            f"max_condition_number is a threshold on low condition numbers and cannot go with score={score!r}, "
+            f"order={order!r}: use num_tensors or trainable_fraction there"
+        )
+    if not limit >= 1.0:
+        raise ValueError(f"max_condition_number={limit} selects nothing: a condition number is at least 1")
+    ranked = list(ranked)
+    chosen = [row for row in ranked if row.condition_number <= limit]
+    if not chosen:
+        best = ranked[0]
+        raise ValueError(
+            f"max_condition_number={limit:g} selects nothing: the lowest of {len(ranked)} candidates is "
+            f"{best.condition_number:.4g} ({best.name}). Raise it, or widen target_modules."
+        )
+    return chosen
+
+
+def _by_count(strata: dict[str, list[SpectralRow]], count: int) -> list[SpectralRow]:
+    """Shares `count` units between strata in proportion to their sizes, by largest remainders (Hamilton)."""
+    if count < 1:
+        raise ValueError(f"num_tensors={count} selects nothing: it must be at least 1")
+    total = sum(map(len, strata.values()))
+    count = min(count, total)
+    # In integers, so that equal shares tie exactly and the tie falls to the name.
+    shares = {name: divmod(count * len(rows), total) for name, rows in strata.items()}
+    left = count - sum(whole for whole, _ in shares.values())
+    extra = sorted(shares, key=lambda name: (-shares[name][1], name))[:left]
+    return [row for name, rows in strata.items() for row in rows[: shares[name][0] + (name in extra)]]
+
+
+def _within_fraction(strata: dict[str, list[SpectralRow]], fraction: float) -> list[SpectralRow]:
+    """Fills each stratum's share of the parameter budget in rank order, then deals out what is left over.
+
+    A stratum takes its ranked units while they fit into its share. What the shares leave unused goes, one unit
+    each, to the strata with the largest unused part of a next unit, as long as the whole budget holds it.
+    """
+    if not 0.0 < fraction <= 1.0:
+        raise ValueError(f"trainable_fraction={fraction} is outside (0, 1]")
+    rows = [row for members in strata.values() for row in members]
+    exact = Fraction(str(fraction))  # 0.7 means seven tenths, so that a share of exactly 21 units is not 20
+    budget = int(exact * sum(row.num_parameters for row in rows))
+    chosen: list[SpectralRow] = []
+    following: list[tuple[float, str, SpectralRow]] = []
+    for name, members in strata.items():
+        share = int(exact * sum(row.num_parameters for row in members))
+        taken = 0
+        for row in members:
+            if taken + row.num_parameters > share:
+                following.append(((share - taken) / row.num_parameters, name, row))
+                break
+            taken += row.num_parameters
+            chosen.append(row)
+    left = budget - sum(row.num_parameters for row in chosen)
+    for _, _, row in sorted(following, key=lambda entry: (-entry[0], entry[1])):
+        if row.num_parameters <= left:
+            chosen.append(row)
+            left -= row.num_parameters
+    if not chosen:
+        smallest = min(row.num_parameters for row in rows)
+        raise ValueError(
+            f"budget of {budget:,} parameters trains nothing: the smallest of {len(rows)} candidate units has "
+            f"{smallest:,}. Raise trainable_fraction, or widen target_modules."
+        )
+    return chosen
+
+
+def _describe(chosen: Sequence[SpectralRow], rows: Sequence[SpectralRow]) -> Selection:
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for row in rows:
+        counts[row.module_type][1] += 1
+    for row in chosen:
+        counts[row.module_type][0] += 1
+    return Selection(
+        names=tuple(sorted(row.name for row in chosen)),
+        num_parameters=sum(row.num_parameters for row in chosen),
+        num_candidates=len(rows),
+        candidate_parameters=sum(row.num_parameters for row in rows),
+        by_module_type={name: (count[0], count[1]) for name, count in sorted(counts.items())},
+    )

@@ -1,0 +1,138 @@
+"""`CondFTConfig`: what to train, in the words of PEFT's other configs."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft.config import PeftConfig
+
+from condft.report import Role, SpectralReport
+from condft.tuner.registration import add_peft_type
+
+__all__ = ["CondFTConfig"]
+
+_BUDGETS = ("num_tensors", "trainable_fraction", "max_condition_number")
+
+
+@dataclass
+class CondFTConfig(PeftConfig):
+    """Configuration of CondFT: train the weights of low condition number, full rank, and freeze the rest.
+
+    Without `target_units` the model's weights are analysed inside `get_peft_model` and the selection is written
+    into `target_units`, so that a saved adapter never analyses again.
+
+    Args:
+        target_modules: Modules whose weights may be chosen, in PEFT's matching: a list of names or suffixes, a
+            regular expression, `"all-linear"`, or None for every supported layer.
+        exclude_modules: Modules whose weights may not be chosen, in the same matching.
+        modules_to_save: Modules trained and saved whole beside the selection, such as a projector.
+        layers_to_transform: Only these layer indices (with a list of `target_modules`).
+        layers_pattern: Name of the list that the indices of `layers_to_transform` count.
+        num_tensors: Budget: that many weights. Without any budget, 100 (the paper's).
+        trainable_fraction: Budget: at most this fraction of the parameters that may be chosen.
+        max_condition_number: Budget: every weight whose condition number is at most this.
+        score: Field of the spectral report that ranks.
+        order: "lowest" (the method), or the controls "highest" and "random".
+        stratify: "module_type" ranks within q, k, v, ... and shares the budget between them; None ranks across.
+        seed: Of the random order.
+        include_roles: Units that are analysed but no candidates unless named here: "embedding", "output_head",
+            "router". A list of `target_modules` that names such a module includes it too.
+        report: A `SpectralReport`, or the path of one, to select from instead of analysing. It must be of the
+            very same weights. Not saved.
+        target_units: The resolved selection: full parameter names in the base model. Given by hand, it is used as
+            it is.
+        report_fingerprint: Fingerprint of the report that the selection was made from; filled in.
+        init_weights: True starts from the base weights. False perturbs the copies, for tests only.
+        trainable_token_indices: As in PEFT's LoRA: token rows of an embedding to train beside the selection.
+    """
+
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={"help": "Modules whose weights may be chosen: names or suffixes, a regex, 'all-linear', or None."},
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Modules whose weights may not be chosen: names or suffixes, or a regex."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules trained and saved whole beside the selection."}
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Only these layer indices; needs a list of target_modules."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Name of the module list that layers_to_transform counts."}
+    )
+    num_tensors: int | None = field(
+        default=None, metadata={"help": "Budget: number of weights. 100 if no budget is given."}
+    )
+    trainable_fraction: float | None = field(
+        default=None, metadata={"help": "Budget: fraction in (0, 1] of the parameters that may be chosen."}
+    )
+    max_condition_number: float | None = field(
+        default=None, metadata={"help": "Budget: every weight whose condition number is at most this."}
+    )
+    score: str = field(default="condition_number", metadata={"help": "Field of the spectral report that ranks."})
+    order: str = field(default="lowest", metadata={"help": "'lowest' (the method), 'highest' or 'random'."})
+    stratify: str | None = field(
+        default="module_type", metadata={"help": "'module_type' ranks within each type, None across all."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the random order."})
+    include_roles: list[str] | None = field(
+        default=None, metadata={"help": "Roles to make candidates too: 'embedding', 'output_head', 'router'."}
+    )
+    report: Any = field(
+        default=None, metadata={"help": "SpectralReport or its path, to select from instead of analysing."}
+    )
+    target_units: list[str] | None = field(
+        default=None, metadata={"help": "The resolved selection: full parameter names in the base model."}
+    )
+    report_fingerprint: str | None = field(
+        default=None, metadata={"help": "Fingerprint of the report that the selection was made from."}
+    )
+    init_weights: bool = field(
+        default=True, metadata={"help": "False perturbs the copies instead of starting from the base; for tests."}
+    )
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
+        default=None, metadata={"help": "Token rows of an embedding to train beside the selection."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = add_peft_type()
+        if isinstance(self.target_modules, list):
+            self.target_modules = sorted(set(self.target_modules))
+        given = [name for name in _BUDGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"at most one budget, got {' and '.join(given)}: keep one of them")
+        if self.layers_to_transform is not None and not isinstance(self.target_modules, list):
+            raise ValueError("layers_to_transform needs a list of target_modules")
+        allowed = [role.value for role in (Role.EMBEDDING, Role.OUTPUT_HEAD, Role.ROUTER)]
+        unknown = sorted(set(self.include_roles or []) - set(allowed))
+        if unknown:
+            raise ValueError(f"include_roles={unknown} is unknown: choose among {allowed}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As PEFT's, without the report: the selection made from it is in `target_units`."""
+        without_report = dataclasses.replace(self) if self.report is None else self._without_report()
+        return dataclasses.asdict(without_report)
+
+    def _without_report(self) -> "CondFTConfig":
+        return dataclasses.replace(self, report=None)
+
+    def is_target(self, module_name: str) -> bool:
+        """Whether the module's weight is in the resolved selection; exact names, never suffixes."""
+        return f"{module_name}.weight" in self._resolved()
+
+    def load_report(self) -> SpectralReport | None:
+        """The report handed over, read from its file if a path was given."""
+        if self.report is None or isinstance(self.report, SpectralReport):
+            return self.report
+        return SpectralReport.load(self.report)
+
+    def _resolved(self) -> frozenset[str]:
+        # Asked once a module at every injection: a list of thousands would make that quadratic.
+        cached = self.__dict__.get("_resolved_cache")
+        if cached is None or cached[0] is not self.target_units:
+            cached = (self.target_units, frozenset(self.target_units or ()))
+            self.__dict__["_resolved_cache"] = cached
+        return cached[1]

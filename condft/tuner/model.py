@@ -1,0 +1,235 @@
+"""`CondFTModel`: the BaseTuner that selects, wraps the selected layers, and checks what is loaded."""
+
+import copy
+import warnings
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from peft.config import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
+from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from condft.analysis import DIGEST_DIGITS, analyze
+from condft.report import Role, SkippedWeight, SkipReason, SpectralReport
+from condft.selection import select_units
+from condft.tuner.config import CondFTConfig
+from condft.tuner.layer import SUPPORTED_LAYERS, CondFTLayer
+from condft.tuner.registration import PREFIX
+from condft.weights import Unit, canonical_name, iter_units, tensor_digest
+
+__all__ = ["CondFTModel"]
+
+
+class CondFTModel(BaseTuner):
+    """Trains full-rank copies of the weights of low condition number; everything else stays frozen.
+
+    Made by `peft.get_peft_model(model, CondFTConfig(...))`. See `CondFTConfig` for what is chosen.
+
+    Attributes:
+        model: The base model, with the selected layers wrapped.
+        peft_config: Adapter name -> `CondFTConfig`.
+    """
+
+    prefix: str = PREFIX
+    tuner_layer_cls = CondFTLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's name; targets come from the weights)
+
+    def _prepare_adapter_config(self, peft_config: CondFTConfig, model_config: dict) -> CondFTConfig:
+        return peft_config  # PEFT's own looks the architecture up in a table; the weights tell us instead
+
+    def _prepare_model(self, peft_config: CondFTConfig, model: nn.Module) -> None:
+        """Selects if the config carries no selection yet; called by PEFT before every injection."""
+        units = {item.name: item for item in iter_units(model) if isinstance(item, Unit)}
+        if peft_config.target_units is None:
+            _resolve_selection(peft_config, model, units)
+        _check_targets_exist(peft_config, model, units)
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: CondFTConfig, key: str) -> bool:
+        return peft_config.is_target(canonical_name(key))
+
+    def _create_and_replace(
+        self,
+        peft_config: CondFTConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        options = {"init_weights": peft_config.init_weights, "inference_mode": peft_config.inference_mode}
+        if isinstance(target, CondFTLayer):
+            target.update_layer(adapter_name, **options)
+            return
+        layer = CondFTLayer(target, adapter_name, **options)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """PEFT's mapping, after a check that the file is this adapter's: PEFT itself would only warn."""
+        remapped = super()._remap_adapter_state_dict_for_load(
+            model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
+        )
+        _check_loaded_weights(model, adapter_name, remapped)
+        return remapped
+
+
+def _resolve_selection(config: CondFTConfig, model: nn.Module, units: dict[str, Unit]) -> None:
+    """Analyses what may be chosen, selects, and writes the selection into the config."""
+    _refuse_meta_weights(model)
+    candidates = _candidate_names(config, model, units)
+    report = config.load_report()
+    if report is None:
+        report = analyze(model, names=candidates)
+    else:
+        _check_report(report, units, candidates)
+    selection = select_units(
+        report,
+        num_tensors=config.num_tensors,
+        trainable_fraction=config.trainable_fraction,
+        max_condition_number=config.max_condition_number,
+        score=config.score,  # type: ignore[arg-type]  # select_units checks these three and names the choices
+        order=config.order,  # type: ignore[arg-type]
+        stratify=config.stratify,  # type: ignore[arg-type]
+        seed=config.seed,
+        candidates=candidates,
+    )
+    if len(selection.names) == selection.num_candidates and config.target_modules is None:
+        warnings.warn(
+            f"the budget takes all {selection.num_candidates} candidate weights, so nothing is selected by "
+            "condition number: this is full fine-tuning of the layers. Lower the budget to select.",
+            stacklevel=2,
+        )
+    config.target_units = list(selection.names)
+    config.report_fingerprint = report.fingerprint
+    config.report = None
+
+
+def _refuse_meta_weights(model: nn.Module) -> None:
+    meta = [s.name for s in iter_units(model) if isinstance(s, SkippedWeight) and s.reason is SkipReason.META_DEVICE]
+    if meta:
+        raise ValueError(
+            f"{len(meta)} weights are on the meta device and cannot be analysed, the first is {meta[0]!r}: load the "
+            "weights before get_peft_model, or hand over target_units from an analysis made elsewhere"
+        )
+
+
+def _candidate_names(config: CondFTConfig, model: nn.Module, units: dict[str, Unit]) -> set[str]:
+    """Names of the units that the config lets be chosen."""
+    modules = {canonical_name(path): module for path, module in model.named_modules()}
+    asked_roles = {Role.LAYER, *map(Role, config.include_roles or ())}
+    scope = _scope(config)
+    linear_only = config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND
+    names: set[str] = set()
+    for unit in units.values():
+        module_name, _, key = unit.name.rpartition(".")
+        module = modules.get(module_name)
+        base = getattr(module, "base_layer", module)
+        if key != "weight" or not isinstance(base, SUPPORTED_LAYERS):
+            continue
+        if linear_only and not isinstance(base, nn.Linear | Conv1D):
+            continue
+        # A list that names an embedding or a head asks for it; a pattern or None that happens to match does not.
+        if unit.role not in asked_roles and not isinstance(config.target_modules, list | set | tuple):
+            continue
+        if check_target_module_exists(scope, module_name):
+            names.add(unit.name)
+    if not names:
+        raise ValueError(_no_candidates(config, units))
+    _refuse_tied(names, model)
+    return names
+
+
+def _scope(config: CondFTConfig) -> CondFTConfig:
+    """The config as PEFT's own matcher wants it: with a pattern for "everything" spelt out."""
+    scope = copy.copy(config)
+    if config.target_modules is None or config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+        scope.target_modules = ".*"
+    return scope
+
+
+def _no_candidates(config: CondFTConfig, units: dict[str, Unit]) -> str:
+    modules = sorted({unit.name.rpartition(".")[0] for unit in units.values()})
+    if config.target_modules is None:
+        kinds = ", ".join(kind.__name__ for kind in SUPPORTED_LAYERS)
+        return f"the model has no weight that CondFT can train: it supports {kinds}, and found {modules[:5]}"
+    wanted = [config.target_modules] if isinstance(config.target_modules, str) else sorted(config.target_modules)
+    suffixes = sorted({name.rpartition(".")[2] for name in modules})
+    near = {word: get_close_matches(word, suffixes + modules, n=3, cutoff=0.5) for word in wanted}
+    hints = "; ".join(f"{word!r} is near {', '.join(found)}" for word, found in near.items() if found)
+    return (
+        f"target_modules={config.target_modules!r} (with its exclusions) matches none of the {len(modules)} modules "
+        f"with a weight. {hints or 'Module names end in ' + ', '.join(suffixes[:12])}."
+    )
+
+
+def _refuse_tied(names: set[str], model: nn.Module) -> None:
+    """A copy of one of two tied weights would untie them silently."""
+    for item in iter_units(model):
+        if isinstance(item, SkippedWeight) and item.reason is SkipReason.TIED:
+            partner = item.detail.removeprefix("shares its memory with ")
+            if partner in names:
+                raise ValueError(
+                    f"{partner} is tied to {item.name}: training a copy of it would untie the two. Leave it out of "
+                    "target_modules and include_roles, or load the model with tie_word_embeddings=False."
+                )
+
+
+def _check_report(report: SpectralReport, units: dict[str, Unit], candidates: set[str]) -> None:
+    """A report of other weights must not choose for this model."""
+    rows = {row.name: row for row in report.rows}
+    missing = sorted(candidates - rows.keys())
+    changed = [
+        name
+        for name in sorted(candidates & rows.keys())
+        if tensor_digest(units[name].tensor)[:DIGEST_DIGITS] != rows[name].digest
+    ]
+    if missing or changed:
+        raise ValueError(
+            f"the report ({report.model}) is not of this model: {len(missing)} of {len(candidates)} candidate "
+            f"weights have no row in it and {len(changed)} have other values, the first is "
+            f"{(missing + changed)[0]!r}. Analyze this model instead."
+        )
+
+
+def _check_targets_exist(config: CondFTConfig, model: nn.Module, units: dict[str, Unit]) -> None:
+    parameters = {canonical_name(name) for name, _ in model.named_parameters()}
+    missing = [name for name in config.target_units or () if name not in parameters and name not in units]
+    if missing:
+        near = get_close_matches(missing[0], parameters, n=1, cutoff=0.0)
+        raise ValueError(
+            f"{len(missing)} of the adapter's {len(config.target_units or ())} weights do not exist in this base "
+            f"model, the first is {missing[0]!r} (nearest: {near[0] if near else 'none'}). "
+            f"The adapter was made for {config.base_model_name_or_path or 'another model'}."
+        )
+
+
+def _check_loaded_weights(model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor]) -> None:
+    """Every copy of the adapter must be in the file with its shape, and no copy may be there without its layer."""
+    expected: dict[str, torch.Size] = {
+        f"{path}.condft_weight.{adapter_name}": module.condft_weight[adapter_name].shape
+        for path, module in model.named_modules()
+        if isinstance(module, CondFTLayer) and adapter_name in module.condft_weight
+    }
+    found = {key: value.shape for key, value in state_dict.items() if ".condft_weight" in key}
+    problems: list[str] = []
+    for key in sorted(expected.keys() | found.keys()):
+        if expected.get(key) != found.get(key):
+            problems.append(f"{canonical_name(key)}: {_shape(expected.get(key))} here, {_shape(found.get(key))} there")
+    if problems:
+        raise ValueError(
+            f"the adapter file does not fit this base model: {len(problems)} of {len(expected)} weights differ, the "
+            f"first is {problems[0]}. Load the base model that the adapter's config names."
+        )
+
+
+def _shape(shape: Any) -> str:
+    return "absent" if shape is None else "x".join(map(str, shape))
