@@ -68,7 +68,7 @@ def singular_values(matrix: Tensor) -> tuple[Tensor, int]:
         raise ValueError(f"the matrix holds NaN or infinity in {count:,} of {working.numel():,} entries")
     if largest == 0.0:
         return working.new_zeros(min(working.shape)), 0
-    exponent = math.frexp(largest)[1]
+    exponent = max(math.frexp(largest)[1], -1000)  # 2**1000 is still a double; fp64 subnormals need no more
     working = torch.ldexp(working, torch.tensor(-exponent, device=working.device))
     if working.shape[0] < working.shape[1]:
         working = working.mT

@@ -48,8 +48,12 @@ class CondFTModel(BaseTuner):
         _check_targets_exist(peft_config, model, units)
 
     @staticmethod
-    def _check_target_module_exists(peft_config: CondFTConfig, key: str) -> bool:
-        return peft_config.is_target(canonical_name(key))
+    def _check_target_module_exists(peft_config: CondFTConfig, key: str) -> Any:
+        if peft_config.is_target(canonical_name(key)):
+            return True
+        # Falsy either way; PEFT tells "excluded" from "not matched" to warn of exclusions without effect.
+        matched = check_target_module_exists(_scope(peft_config), key)
+        return False if matched else matched
 
     def _create_and_replace(
         self,
@@ -85,6 +89,8 @@ class CondFTModel(BaseTuner):
 def _resolve_selection(config: CondFTConfig, model: nn.Module, units: dict[str, Unit]) -> None:
     """Analyses what may be chosen, selects, and writes the selection into the config."""
     _refuse_meta_weights(model)
+    if any(isinstance(module, CondFTLayer) and module.merged for module in model.modules()):
+        raise ValueError("an adapter is merged, so the base weights cannot be analysed: call unmerge_adapter() first")
     candidates = _candidate_names(config, model, units)
     report = config.load_report()
     if report is None:

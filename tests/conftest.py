@@ -1,0 +1,42 @@
+"""What all tests share: no network, few threads, and tiny real models built from configs."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+torch.set_num_threads(2)
+
+VOCABULARY = 96
+
+
+def build_tiny_llama(seed: int = 0, *, tied: bool = True, layers: int = 4) -> LlamaForCausalLM:
+    """A Llama of 4 layers and hidden size 32: q and o square, k and v wide, the MLP 64 x 32."""
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def tiny_llama() -> Callable[..., LlamaForCausalLM]:
+    return build_tiny_llama
+
+
+@pytest.fixture
+def token_ids() -> torch.Tensor:
+    return torch.randint(0, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(1))

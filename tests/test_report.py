@@ -1,0 +1,90 @@
+"""Reports go to disk and come back whole, or say what is wrong."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from condft.report import Role, SkippedWeight, SkipReason, SpectralReport, SpectralRow
+
+
+def make_row(name: str, kappa: float = 5.0, *, module_type: str = "layers.*.q", **changes) -> SpectralRow:
+    row = SpectralRow(
+        name=name,
+        shape=(4, 2),
+        dtype="float32",
+        num_parameters=8,
+        module_type=module_type,
+        role=Role.LAYER,
+        digest=f"{hash(name) & 0xFFFF:016x}",
+        sigma_max=kappa,
+        sigma_min=1.0,
+        condition_number=kappa,
+        frobenius_norm=kappa,
+        stable_rank=1.5,
+        log_volume=-math.inf if math.isinf(kappa) else math.log(kappa),
+        entropy_deficit=kappa,
+    )
+    return dataclasses.replace(row, **changes)
+
+
+@pytest.fixture
+def report() -> SpectralReport:
+    skipped = (SkippedWeight("head.weight", (9, 2), SkipReason.TIED, "shares its memory with embed.weight"),)
+    return SpectralReport(
+        (make_row("b"), make_row("a", math.inf), make_row("c", 1.0)), skipped, "tiny", {"torch": "x"}
+    )
+
+
+def test_round_trip_is_exact_and_strict_json(report, tmp_path):
+    path = tmp_path / "deep" / "report.json"
+    report.save(path)
+    assert SpectralReport.load(path) == report
+    json.loads(path.read_text(), parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
+    assert [p.name for p in path.parent.iterdir()] == ["report.json"]
+
+
+def test_rows_are_sorted_and_the_fingerprint_ignores_their_order(report):
+    assert [row.name for row in report.rows] == ["a", "b", "c"]
+    reversed_report = dataclasses.replace(report, rows=report.rows[::-1])
+    assert reversed_report.fingerprint == report.fingerprint
+    other = dataclasses.replace(report, rows=(*report.rows[:2], make_row("c", digest="0" * 16)))
+    assert other.fingerprint != report.fingerprint
+
+
+def test_lookup_and_restriction(report):
+    assert report.row("b").condition_number == 5.0
+    assert [row.name for row in report.restricted({"c", "nobody"}).rows] == ["c"]
+    with pytest.raises(KeyError, match="no unit named 'z' among the 3 rows"):
+        report.row("z")
+
+
+def test_a_name_stands_once():
+    with pytest.raises(ValueError, match="more than once"):
+        SpectralReport((make_row("a"), make_row("a")))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 99}, "analyze the model again"),
+        ({"format": "other"}, "not a spectral report"),
+        ({"fingerprint": "0" * 64}, "fingerprint does not belong"),
+        ({"rows": [{"name": "a"}]}, "damaged"),
+    ],
+)
+def test_foreign_and_damaged_files_are_told(report, tmp_path, change, message):
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({**report.to_dict(), **change}))
+    with pytest.raises(ValueError, match=message) as error:
+        SpectralReport.load(path)
+    assert "r.json" in str(error.value)
+
+
+def test_a_cut_file_is_told(report, tmp_path):
+    path = tmp_path / "r.json"
+    report.save(path)
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(ValueError, match="not JSON"):
+        SpectralReport.load(path)

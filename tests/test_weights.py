@@ -1,0 +1,159 @@
+"""What the walk yields and skips, and under which names and roles."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import MixtralConfig, MixtralForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from condft.report import Role, SkippedWeight, SkipReason
+from condft.weights import Unit, canonical_name, iter_units, load_checkpoint, module_type_of, tensor_digest
+
+
+def walk(model: nn.Module) -> tuple[dict[str, Unit], dict[str, SkippedWeight]]:
+    items = list(iter_units(model))
+    units = {item.name: item for item in items if isinstance(item, Unit)}
+    return units, {item.name: item for item in items if isinstance(item, SkippedWeight)}
+
+
+def test_llama_units_roles_and_ties(tiny_llama):
+    units, skipped = walk(tiny_llama())
+    assert sum(unit.role is Role.LAYER for unit in units.values()) == 4 * 7
+    assert units["model.embed_tokens.weight"].role is Role.EMBEDDING
+    assert units["model.layers.3.self_attn.q_proj.weight"].module_type == "model.layers.*.self_attn.q_proj"
+    assert skipped["lm_head.weight"].reason is SkipReason.TIED
+    assert "model.embed_tokens.weight" in skipped["lm_head.weight"].detail
+    assert skipped["model.norm.weight"].reason is SkipReason.FEWER_THAN_TWO_DIMENSIONS
+
+
+def test_an_untied_head_is_a_head(tiny_llama):
+    units, _ = walk(tiny_llama(tied=False))
+    assert units["lm_head.weight"].role is Role.OUTPUT_HEAD
+
+
+def test_every_parameter_is_told_once(tiny_llama):
+    model = tiny_llama()
+    units, skipped = walk(model)
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    assert names == units.keys() | skipped.keys()
+    assert not units.keys() & skipped.keys()
+
+
+def test_moe_stacks_come_expert_by_expert_and_routers_are_marked():
+    config = MixtralConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=3,
+        vocab_size=32,
+    )
+    model = MixtralForCausalLM(config)
+    units, _ = walk(model)
+    experts = model.model.layers[0].mlp.experts
+    unit = units["model.layers.0.mlp.experts.gate_up_proj[2]"]
+    assert torch.equal(unit.matrix, experts.gate_up_proj[2])
+    assert unit.role is Role.EXPERT
+    assert unit.module_type == "model.layers.*.mlp.experts.gate_up_proj"
+    assert sum(u.role is Role.EXPERT for u in units.values()) == 2 * 3
+    assert units["model.layers.0.mlp.gate.weight"].role is Role.ROUTER
+
+
+def test_layer_kinds_and_their_matrices():
+    model = nn.ModuleDict(
+        {
+            "conv": nn.Conv2d(3, 5, (2, 4)),
+            "conv1d": Conv1D(6, 4),
+            "emb": nn.Embedding(7, 3),
+            "score": nn.Linear(4, 2),
+            "free": nn.ParameterList([nn.Parameter(torch.ones(2, 3))]),
+        }
+    )
+    units, _ = walk(model)
+    assert units["conv.weight"].matrix.shape == (5, 24)
+    assert (units["conv.weight"].role, units["conv1d.weight"].role) == (Role.LAYER, Role.LAYER)
+    assert units["emb.weight"].role is Role.EMBEDDING
+    assert units["score.weight"].role is Role.OUTPUT_HEAD
+    assert units["free.0"].role is Role.PARAMETER
+
+
+@pytest.mark.parametrize(
+    ("parameter", "reason"),
+    [
+        (nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False), SkipReason.NOT_FLOATING),
+        (nn.Parameter(torch.zeros(2, 2, dtype=torch.complex64)), SkipReason.NOT_FLOATING),
+        (nn.Parameter(torch.zeros(2, 2, device="meta")), SkipReason.META_DEVICE),
+        (nn.Parameter(torch.zeros(0, 2)), SkipReason.EMPTY),
+        (nn.Parameter(torch.zeros(5)), SkipReason.FEWER_THAN_TWO_DIMENSIONS),
+    ],
+)
+def test_skips_are_data(parameter, reason):
+    model = nn.Module()
+    model.odd = parameter
+    assert walk(model)[1]["odd"].reason is reason
+
+
+def test_a_parametrised_weight_counts_by_its_effective_value():
+    model = nn.Sequential(nn.Linear(4, 3))
+    nn.utils.parametrizations.weight_norm(model[0])
+    units, skipped = walk(model)
+    assert torch.equal(units["0.weight"].tensor, model[0].weight)
+    assert {skip.reason for skip in skipped.values()} == {
+        SkipReason.ADAPTER,
+        SkipReason.FEWER_THAN_TWO_DIMENSIONS,
+    }
+
+
+def test_adapters_are_invisible(tiny_llama):
+    """The base weights of a LoRA model keep their names; the adapter's own are skipped as such."""
+    plain, _ = walk(tiny_llama())
+    wrapped = get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj", "down_proj"]))
+    units, skipped = walk(wrapped)
+    assert units.keys() == plain.keys()
+    assert {name: unit.role for name, unit in units.items()} == {name: unit.role for name, unit in plain.items()}
+    assert sum(skip.reason is SkipReason.ADAPTER for skip in skipped.values()) == 4 * 2 * 2
+
+
+def test_names():
+    assert canonical_name("base_model.model.a.base_layer.weight") == "a.weight"
+    assert canonical_name("_orig_mod.a.original_module.b") == "a.b"
+    assert module_type_of("model.layers.17.mlp.experts.3.w1") == "model.layers.*.mlp.experts.*.w1"
+    assert module_type_of("0.conv1") == "*.conv1"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool])
+def test_digest_sees_values_shape_and_dtype(dtype):
+    tensor = torch.arange(6).reshape(2, 3).to(dtype)
+    changed = tensor.clone().view(torch.uint8)
+    changed.view(-1)[0] ^= 1
+    digests = {
+        tensor_digest(tensor),
+        tensor_digest(tensor.reshape(3, 2)),
+        tensor_digest(changed.view(dtype)),
+        tensor_digest(torch.zeros((), dtype=dtype)),
+    }
+    assert len(digests) == 4
+    assert tensor_digest(tensor.T.contiguous().T) == tensor_digest(tensor)
+
+
+def test_checkpoint_folder_has_the_live_models_names(tiny_llama, tmp_path):
+    model = tiny_llama()
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    loaded = load_checkpoint(tmp_path)
+    assert walk(loaded)[0].keys() == walk(model)[0].keys()
+    assert loaded.dtype == torch.bfloat16
+
+
+def test_a_folder_without_config_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint folder"):
+        load_checkpoint(tmp_path)
+
+
+def test_an_unknown_architecture_is_told(tiny_llama, tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace("LlamaForCausalLM", "NoSuchModel"))
+    with pytest.raises(ValueError, match="NoSuchModel"):
+        load_checkpoint(tmp_path)
