@@ -107,9 +107,7 @@ def compose_audio_llm(
     with torch.random.fork_rng(devices=[]):  # loading initialises what a checkpoint lacks (Whisper's decoder)
         encoder = _load_encoder(audio_checkpoint, dtype)
         language_model = _load_language_model(language_model_checkpoint, dtype, trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(
-            language_model_checkpoint, trust_remote_code=trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(language_model_checkpoint, trust_remote_code=trust_remote_code)
         audio_token_id = _add_audio_token(tokenizer, language_model)
         config = AudioFlamingo3Config(
             audio_config=_tower_config(encoder, feature_extractor),
@@ -166,9 +164,7 @@ def _cut_feature_extractor(checkpoint: str, max_seconds: float) -> WhisperFeatur
     # Built anew rather than edited: n_samples and nb_max_frames follow from chunk_length in the constructor.
     derived = {"n_samples", "nb_max_frames", "mel_filters", "feature_extractor_type", "processor_class"}
     kept = {key: value for key, value in settings.items() if key not in derived}
-    return WhisperFeatureExtractor(
-        **{**kept, "chunk_length": math.ceil(max_seconds), "return_attention_mask": True}
-    )
+    return WhisperFeatureExtractor(**{**kept, "chunk_length": math.ceil(max_seconds), "return_attention_mask": True})
 
 
 def _load_encoder(checkpoint: str, dtype: torch.dtype) -> WhisperEncoder:
@@ -177,9 +173,7 @@ def _load_encoder(checkpoint: str, dtype: torch.dtype) -> WhisperEncoder:
         raise ValueError(f"{checkpoint} is a {config.model_type!r} checkpoint; the audio tower must be a Whisper")
     encoder_only = config.architectures == ["WhisperEncoder"]
     loader = WhisperEncoder if encoder_only else WhisperModel
-    loaded, info = loader.from_pretrained(
-        checkpoint, use_safetensors=True, dtype=dtype, output_loading_info=True
-    )
+    loaded, info = loader.from_pretrained(checkpoint, use_safetensors=True, dtype=dtype, output_loading_info=True)
     missing = sorted(key for key in info["missing_keys"] if encoder_only or key.startswith("encoder."))
     if missing:
         raise ValueError(f"{checkpoint} lacks {len(missing)} encoder tensors, the first is {missing[0]}")
@@ -231,9 +225,7 @@ def _with_mean_rows(weight: nn.Parameter, num_rows: int) -> nn.Parameter:
     return nn.Parameter(torch.cat([weight.detach(), mean.expand(num_rows - len(weight), -1)]))
 
 
-def _tower_config(
-    encoder: WhisperEncoder, feature_extractor: WhisperFeatureExtractor
-) -> AudioFlamingo3EncoderConfig:
+def _tower_config(encoder: WhisperEncoder, feature_extractor: WhisperFeatureExtractor) -> AudioFlamingo3EncoderConfig:
     whisper = encoder.config
     return AudioFlamingo3EncoderConfig(
         num_mel_bins=whisper.num_mel_bins,
@@ -252,7 +244,7 @@ def _tower_config(
     )
 
 
-def _fill_tower(tower: nn.Module, encoder: WhisperEncoder) -> None:
+def _fill_tower(tower: PreTrainedModel, encoder: WhisperEncoder) -> None:
     weights = encoder.state_dict()
     positions = weights["embed_positions.weight"]
     weights["embed_positions.weight"] = positions[: tower.config.max_source_positions].clone()

@@ -1,0 +1,29 @@
+"""Training: typed configuration, an accelerate loop over stages, checkpoints, and the proof of freeze."""
+
+from condft.training.checkpoint import Checkpoint, find_checkpoint, prepare_output_dir
+from condft.training.config import RunConfig, TrainingConfig, load_config
+from condft.training.guard import FreezeReport, checksum_tensors, compare, frozen_tensors
+from condft.training.loop import TrainResult, train_stage
+from condft.training.metrics import read_metrics
+from condft.training.run import make_accelerator, train
+from condft.training.stage import Stage, stages_of
+
+__all__ = [
+    "Checkpoint",
+    "FreezeReport",
+    "RunConfig",
+    "Stage",
+    "TrainResult",
+    "TrainingConfig",
+    "checksum_tensors",
+    "compare",
+    "find_checkpoint",
+    "frozen_tensors",
+    "load_config",
+    "make_accelerator",
+    "prepare_output_dir",
+    "read_metrics",
+    "stages_of",
+    "train",
+    "train_stage",
+]

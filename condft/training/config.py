@@ -24,24 +24,26 @@ class ModelConfig(_Section):
 
     language_model: str = Field(min_length=1, description="Folder or hub name of the causal LLM.")
     audio_tower: str = Field(min_length=1, description="Folder or hub name of the speech encoder.")
-    prompt: str = Field("Transcribe the speech.", description="The user's words beside the audio.")
+    prompt: str = Field(default="Transcribe the speech.", description="The user's words beside the audio.")
     system_prompt: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of the frozen weights.")
-    trust_remote_code: bool = Field(False, description="Runs code shipped with a checkpoint. Off unless asked.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="Of the frozen weights.")
+    trust_remote_code: bool = Field(
+        default=False, description="Runs code shipped with a checkpoint. Off unless asked."
+    )
 
 
 class DataConfig(_Section):
     """Where clips come from: a JSONL manifest or a `datasets` dataset, exactly one of them."""
 
     manifest: str | None = None
-    dataset: str | None = Field(None, description="Folder or hub name of a `datasets` dataset.")
+    dataset: str | None = Field(default=None, description="Folder or hub name of a `datasets` dataset.")
     dataset_split_train: str = "train"
     dataset_split_test: str = "test"
     audio_column: str = "audio"
     text_column: str = "text"
     language_column: str | None = None
-    skip_bad: bool = Field(False, description="Count and report unreadable clips instead of stopping.")
-    max_seconds: float | None = Field(None, gt=0, description="Longer clips are errors (or skipped).")
+    skip_bad: bool = Field(default=False, description="Count and report unreadable clips instead of stopping.")
+    max_seconds: float | None = Field(default=None, gt=0, description="Longer clips are errors (or skipped).")
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataConfig":
@@ -54,26 +56,26 @@ class DataConfig(_Section):
 class LearningRates(_Section):
     """One learning rate a component. Full-rank copies want smaller steps than LoRA; large ones forget more."""
 
-    projector: float = Field(1e-3, gt=0)
-    language_model: float = Field(1.5e-4, gt=0)
+    projector: float = Field(default=1e-3, gt=0)
+    language_model: float = Field(default=1.5e-4, gt=0)
 
 
 class TrainingConfig(_Section):
     """The two stages and their optimizer."""
 
-    projector_steps: int = Field(0, ge=0, description="Stage 1: the projector alone. 0 leaves it out.")
+    projector_steps: int = Field(default=0, ge=0, description="Stage 1: the projector alone. 0 leaves it out.")
     steps: int = Field(ge=0, description="Stage 2: projector and the selected tensors. 0 leaves it out.")
-    per_device_batch_size: int = Field(8, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    learning_rate: LearningRates = LearningRates()
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(10, ge=0, description="Optimizer steps of linear warm-up, in each stage.")
+    per_device_batch_size: int = Field(default=8, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    learning_rate: LearningRates = Field(default_factory=LearningRates)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=10, ge=0, description="Optimizer steps of linear warm-up, in each stage.")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    checkpoint_every: int = Field(0, ge=0, description="Optimizer steps; 0 = only at the end of stages.")
-    keep_checkpoints: int = Field(2, ge=1)
-    log_every: int = Field(1, ge=1, description="Steps between TensorBoard points; metrics.jsonl has all.")
+    checkpoint_every: int = Field(default=0, ge=0, description="Optimizer steps; 0 = only at the end of stages.")
+    keep_checkpoints: int = Field(default=2, ge=1)
+    log_every: int = Field(default=1, ge=1, description="Steps between TensorBoard points; metrics.jsonl has all.")
 
     @model_validator(mode="after")
     def _trains_something(self) -> "TrainingConfig":
@@ -91,26 +93,26 @@ class TrainingConfig(_Section):
 class EvaluationConfig(_Section):
     """What was learned (WER) and what was forgotten (text cross-entropy, KL)."""
 
-    per_device_batch_size: int = Field(16, ge=1)
-    max_new_tokens: int = Field(24, ge=1)
-    num_clips: int | None = Field(None, ge=1, description="Of the test split; null = all.")
-    text: str = Field("pydoc", min_length=1, description="pydoc, wikitext, or the path of a text file.")
-    text_tokens: int = Field(12_000, ge=2)
-    context_length: int = Field(512, ge=2)
-    self_generated_sequences: int = Field(16, ge=1)
-    self_generated_tokens: int = Field(96, ge=1)
+    per_device_batch_size: int = Field(default=16, ge=1)
+    max_new_tokens: int = Field(default=24, ge=1)
+    num_clips: int | None = Field(default=None, ge=1, description="Of the test split; null = all.")
+    text: str = Field(default="pydoc", min_length=1, description="pydoc, wikitext, or the path of a text file.")
+    text_tokens: int = Field(default=12_000, ge=2)
+    context_length: int = Field(default=512, ge=2)
+    self_generated_sequences: int = Field(default=16, ge=1)
+    self_generated_tokens: int = Field(default=96, ge=1)
 
 
 class RunConfig(_Section):
     """Everything a run depends on. `tuning` holds the fields of `CondFTConfig`, checked there."""
 
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     output_dir: str = Field(min_length=1)
     model: ModelConfig
     data: DataConfig
     tuning: dict[str, Any] = Field(default_factory=dict)
     training: TrainingConfig
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     @field_validator("tuning", mode="before")
     @classmethod

@@ -77,7 +77,7 @@ def checksum(tensor: Tensor) -> str:
     step = max(1, _CHUNK_BYTES // flat.element_size())
     for start in range(0, flat.numel(), step):
         piece = flat[start : start + step].cpu().contiguous()
-        digest.update(piece.view(torch.uint8).numpy())
+        digest.update(piece.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -18,7 +18,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         return []
-    *lines, tail = path.read_text(encoding="utf-8").split("\n")  # text after the last newline is a torn write
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # text after the last newline is a torn write
     records = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -73,7 +73,6 @@ class MetricsFile:
 
 def _line(record: dict[str, Any]) -> str:
     finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in record.items()
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
     }
     return json.dumps(finite, allow_nan=False) + "\n"

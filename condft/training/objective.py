@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -42,8 +41,3 @@ def answer_loss_sum(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, :-1]
     targets = labels[:, length - keep + 1 :]
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-
-
-def count_tokens_of_step(batches: list[Mapping[str, Any]], device: torch.device) -> Tensor:
-    """The answer tokens of one rank's micro-batches, a long tensor of shape (1,) ready to be summed over ranks."""
-    return torch.stack([count_answer_tokens(batch["labels"]) for batch in batches]).sum().reshape(1).to(device)

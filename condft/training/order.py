@@ -1,6 +1,7 @@
 """The order of the data: a pure function of (seed, epoch), the same however many ranks share the work."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 
@@ -11,9 +12,7 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> list[int]:
     Raises:
         ValueError: There are no examples.
     """
-    if num_examples < 1:
-        raise ValueError("cannot order 0 examples: the training split is empty")
-    return np.random.default_rng([seed, epoch]).permutation(num_examples).tolist()
+    return _permutation(num_examples, seed, epoch).tolist()
 
 
 def step_indices(num_examples: int, seed: int, step: int, batch: int) -> list[int]:
@@ -29,11 +28,20 @@ def step_indices(num_examples: int, seed: int, step: int, batch: int) -> list[in
     Returns:
         `batch` indices into the training split.
     """
-    first, last = step * batch, (step + 1) * batch
-    epochs = range(first // num_examples, (last - 1) // num_examples + 1)
-    positions = [index for epoch in epochs for index in epoch_order(num_examples, seed, epoch)]
-    offset = epochs.start * num_examples
-    return positions[first - offset : last - offset]
+    indices: list[int] = []
+    position, last = step * batch, (step + 1) * batch
+    while position < last:
+        epoch, offset = divmod(position, num_examples)
+        indices += _permutation(num_examples, seed, epoch)[offset : offset + last - position].tolist()
+        position = step * batch + len(indices)
+    return indices
+
+
+@lru_cache(maxsize=2)  # consecutive steps lie in one epoch, or reach into the next
+def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    if num_examples < 1:
+        raise ValueError("cannot order 0 examples: the training split is empty")
+    return np.random.default_rng([seed, epoch]).permutation(num_examples)
 
 
 def iter_micro_batches(

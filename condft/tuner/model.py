@@ -9,6 +9,8 @@ import torch
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
+from peft.utils.constants import EMBEDDING_LAYER_NAMES
+from peft.utils.other import match_target_against_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -115,8 +117,22 @@ def _resolve_selection(config: CondFTConfig, model: nn.Module, units: dict[str, 
             stacklevel=2,
         )
     config.target_units = list(selection.names)
+    if _saves_whole_embeddings(config, model):
+        config.target_modules = None
     config.report_fingerprint = report.fingerprint
     config.report = None
+
+
+def _saves_whole_embeddings(config: CondFTConfig, model: nn.Module) -> bool:
+    """Whether PEFT would write base embeddings into the adapter because `target_modules` matches their names.
+
+    Ours is only the scope that the selection was made from, and `target_units` has taken its place by now.
+    """
+    scope = config.target_modules
+    if isinstance(scope, str):
+        paths = (path for path, _ in model.named_modules() if path.rpartition(".")[2] in EMBEDDING_LAYER_NAMES)
+        return scope != INCLUDE_LINEAR_LAYERS_SHORTHAND and any(match_target_against_key(scope, p) for p in paths)
+    return bool(set(scope or ()).intersection(EMBEDDING_LAYER_NAMES))
 
 
 def _refuse_meta_weights(model: nn.Module) -> None:

@@ -106,6 +106,15 @@ def test_the_file_holds_the_selection_and_nothing_else(trained, tmp_path):
     assert isinstance(PeftConfig.from_pretrained(tmp_path), CondFTConfig)
 
 
+def test_a_scope_that_matches_embeddings_saves_none(tiny_llama, tmp_path):
+    """PEFT writes the whole base embedding when `target_modules` matches one, trained or not."""
+    for options in ({"target_modules": ".*"}, {"target_modules": ["q_proj", "lm_head"], "order": "highest"}):
+        config = CondFTConfig(num_tensors=3, **options)
+        get_peft_model(tiny_llama(tied=False), config).save_pretrained(tmp_path)
+        assert len(config.target_units) == 3
+        assert len(load_file(tmp_path / "adapter_model.safetensors")) == 3, options
+
+
 def test_several_adapters(tiny_llama, trained, token_ids):
     reference, first = logits(tiny_llama(), token_ids), logits(trained, token_ids)
     trained.add_adapter("other", CondFTConfig(num_tensors=5, order="highest"))

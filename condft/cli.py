@@ -1,0 +1,153 @@
+"""The command line: `condft analyze | train | evaluate`. Nothing imports it but scripts/train.py.
+
+Heavy imports stand inside the commands, so that `condft --help` answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from condft.report import SpectralReport
+
+__all__ = ["app", "train_command"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train only the weights of low condition number, and see what was learned and what was forgotten.",
+)
+
+# What a user can mend. Anything else is a bug and keeps its traceback.
+_USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ConnectionError)
+
+
+@app.command()
+def analyze(
+    model: Annotated[Path, typer.Argument(help="Checkpoint folder: config.json and safetensors.")],
+    json: Annotated[Path | None, typer.Option(help="Write the spectral report there.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw κ by depth and module type (.png, .svg, .pdf).")] = None,
+    lowest: Annotated[int, typer.Option(help="How many units of lowest κ to list.", min=0)] = 10,
+    trust_remote_code: Annotated[bool, typer.Option(help="Allow a checkpoint's own code.")] = False,
+) -> None:
+    """Spectral facts of every weight tensor of a checkpoint."""
+    from condft.analysis import analyze as analyze_model
+
+    with _UserErrors():
+        report = analyze_model(model, trust_remote_code=trust_remote_code)
+        _print_report(report, lowest)
+        if json is not None:
+            report.save(json)
+        if plot is not None:
+            from condft.plots import plot_condition_numbers
+
+            plot_condition_numbers(report, plot)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML of the run.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Such as training.steps=10.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in output_dir first.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count and report unusable clips.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
+) -> None:
+    """Run the recipe of a YAML in this process; for several processes: accelerate launch scripts/train.py."""
+    from condft.recipe import run
+    from condft.training import load_config
+
+    assignments = list(overrides or []) + (["data.skip_bad=true"] if skip_bad else [])
+    with _UserErrors():
+        run(load_config(config, assignments), resume=resume, overwrite=overwrite, cpu=cpu)
+
+
+@app.command()
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(help="output_dir of a finished run.")],
+    manifest: Annotated[Path | None, typer.Option(help="Other clips than the run's own test split.")] = None,
+    split: Annotated[str, typer.Option(help="Split of that manifest.")] = "test",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count and report unusable clips.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the figures there.")] = None,
+) -> None:
+    """Measure a finished run again: word error rate by language, and forgetting against its base."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from condft.files import write_json
+    from condft.recipe import evaluate_run
+
+    with _UserErrors():
+        figures = evaluate_run(run_dir, manifest=manifest, split=split, skip_bad=skip_bad)
+        table = Table(title=str(run_dir), title_justify="left", show_header=False)
+        for name, value in figures.items():
+            table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+        Console().print(table)
+        if json is not None:
+            write_json(json, figures)
+
+
+def train_command() -> None:
+    """`scripts/train.py`: the train command with its config as `--config`, as accelerate's users expect."""
+
+    def command(
+        config: Annotated[Path, typer.Option(help="YAML of the run.")],
+        overrides: Annotated[list[str] | None, typer.Argument(help="Such as training.steps=10.")] = None,
+        resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+        overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in output_dir first.")] = False,
+        skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count and report unusable clips.")] = False,
+        cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
+    ) -> None:
+        """One run of the recipe under accelerate."""
+        train(config, overrides, resume=resume, overwrite=overwrite, skip_bad=skip_bad, cpu=cpu)
+
+    typer.run(command)
+
+
+class _UserErrors:
+    """Turns errors that a user can mend into one message on stderr and exit code 1, without a traceback."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, _USER_ERRORS):
+            typer.secho(f"condft: {error}", err=True, fg=typer.colors.RED if sys.stderr.isatty() else None)
+            raise typer.Exit(1) from error
+
+
+def _print_report(report: "SpectralReport", lowest: int) -> None:
+    """κ by module type, the units of lowest κ, and what was skipped."""
+    from collections import Counter
+    from statistics import median
+
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    types = Table(title=f"{report.model}: κ by module type", title_justify="left")
+    for heading in ("module type", "role", "units", "shape", "lowest κ", "median κ", "highest κ"):
+        types.add_column(heading, justify="right" if "κ" in heading or heading == "units" else "left")
+    for module_type in sorted({row.module_type for row in report.rows}):
+        rows = [row for row in report.rows if row.module_type == module_type]
+        values = [row.condition_number for row in rows]
+        shapes = {"x".join(map(str, row.shape)) for row in rows}
+        shape = shapes.pop() if len(shapes) == 1 else "several"
+        figures = (f"{value:.4g}" for value in (min(values), median(values), max(values)))
+        types.add_row(module_type, rows[0].role.value, str(len(rows)), shape, *figures)
+    console.print(types)
+    ranking = sorted(report.rows, key=lambda row: (row.condition_number, row.name))[:lowest]
+    if ranking:
+        table = Table(title=f"the {len(ranking)} of lowest κ", title_justify="left")
+        for heading in ("unit", "κ", "σ max", "σ min", "stable rank", "entropy deficit (nats)"):
+            table.add_column(heading, justify="left" if heading == "unit" else "right")
+        for row in ranking:
+            figures = (row.condition_number, row.sigma_max, row.sigma_min, row.stable_rank, row.entropy_deficit)
+            table.add_row(row.name, *(f"{value:.4g}" for value in figures))
+        console.print(table)
+    reasons = Counter(skip.reason.value for skip in report.skipped)
+    if reasons:
+        console.print("skipped: " + ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())))

@@ -1,0 +1,131 @@
+"""Builds what a run needs from its configuration: clips, the composed audio LLM, and the CondFT config."""
+
+import dataclasses
+import difflib
+import logging
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from condft.multimodal import (
+    Clip,
+    SpeechExample,
+    compose_audio_llm,
+    compute_features,
+    describe_skipped,
+    load_manifest,
+    load_speech_dataset,
+    longest_seconds,
+    make_examples,
+)
+from condft.report import SpectralReport
+from condft.training import RunConfig
+from condft.training.config import DataConfig
+from condft.tuner import CondFTConfig
+
+__all__ = ["Speech", "compose", "load_speech", "speech_examples", "tuning_config"]
+
+logger = logging.getLogger(__name__)
+
+_SPLITS = ("train", "test")
+_LANGUAGE_MODEL_WEIGHTS = r"model\.language_model\.layers\..*"
+_PROJECTOR = "multi_modal_projector"
+# Filled in by the method itself or set by the recipe; a YAML has no say in them.
+_NOT_CONFIGURABLE = {"report", "report_fingerprint", "peft_type", "auto_mapping", "peft_version", "inference_mode"}
+
+
+@dataclass(frozen=True)
+class Speech:
+    """The clips of a run, and how many were left out as unusable (only under `data.skip_bad`)."""
+
+    train: list[Clip]
+    test: list[Clip]
+    num_skipped: int
+
+    @property
+    def longest_seconds(self) -> float:
+        """Length of the longest clip; the tower's window must cover it."""
+        return longest_seconds([*self.train, *self.test])
+
+
+def load_speech(data: DataConfig, *, num_test_clips: int | None = None) -> Speech:
+    """Loads and checks both splits.
+
+    Args:
+        data: Where from.
+        num_test_clips: Keep that many test clips, drawn once and for all; None keeps all.
+
+    Raises:
+        SpeechDataError: A bad clip (unless `data.skip_bad`), or an empty split.
+        FileNotFoundError: No such manifest.
+    """
+    loaded = {split: _load_split(data, split) for split in _SPLITS}
+    for split, speech in loaded.items():
+        if speech.skipped:
+            logger.warning("%s: %s", split, describe_skipped(speech.skipped))
+    test = loaded["test"].clips
+    if num_test_clips is not None and num_test_clips < len(test):
+        # Drawn, not every n-th: manifests alternate languages, and a stride would take one of them only.
+        test = [test[index] for index in sorted(random.Random(0).sample(range(len(test)), num_test_clips))]
+    # A dataset's own split is one file, read once for each of ours: a clip skipped twice still counts once.
+    skipped = {skip.source for speech in loaded.values() for skip in speech.skipped}
+    return Speech(loaded["train"].clips, test, len(skipped))
+
+
+def _load_split(data: DataConfig, split: str) -> Any:
+    if data.manifest is not None:
+        return load_manifest(data.manifest, split=split, max_seconds=data.max_seconds, skip_bad=data.skip_bad)
+    from datasets import load_dataset
+
+    name = data.dataset_split_train if split == "train" else data.dataset_split_test
+    return load_speech_dataset(
+        load_dataset(data.dataset, split=name),
+        audio_column=data.audio_column,
+        text_column=data.text_column,
+        language_column=data.language_column,
+        max_seconds=data.max_seconds,
+        skip_bad=data.skip_bad,
+    )
+
+
+def compose(config: RunConfig, *, max_seconds: float) -> tuple[nn.Module, Any]:
+    """The audio LLM and its processor, with the configured parts, dtype and projector seed."""
+    return compose_audio_llm(
+        config.model.audio_tower,
+        config.model.language_model,
+        max_seconds=max_seconds,
+        seed=config.seed,
+        dtype=getattr(torch, config.model.dtype),
+        trust_remote_code=config.model.trust_remote_code,
+    )
+
+
+def speech_examples(model: nn.Module, processor: Any, clips: list[Clip], config: RunConfig) -> list[SpeechExample]:
+    """Clips with their tower features, computed at most once for each tower and clip."""
+    batch_size = config.evaluation.per_device_batch_size
+    return make_examples(clips, compute_features(model, processor, clips, batch_size=batch_size))
+
+
+def tuning_config(tuning: Mapping[str, Any], *, seed: int, report: SpectralReport | None = None) -> CondFTConfig:
+    """The `tuning` section as a `CondFTConfig`: the language model's weights are candidates, the projector trains.
+
+    Args:
+        tuning: Fields of `CondFTConfig`.
+        seed: Of `order: random`, unless `tuning` has one.
+        report: A spectral report of the composed model, to select from.
+
+    Raises:
+        ValueError: An unknown field (with the closest valid name), or a value that `CondFTConfig` refuses.
+    """
+    names = sorted({field.name for field in dataclasses.fields(CondFTConfig)} - _NOT_CONFIGURABLE)
+    for key in tuning:
+        if key not in names:
+            close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+            hint = f"did you mean 'tuning.{close[0]}'?" if close else f"valid: {', '.join(names)}"
+            raise ValueError(f"unknown key 'tuning.{key}'; {hint}")
+    defaults = {"target_modules": _LANGUAGE_MODEL_WEIGHTS, "modules_to_save": [_PROJECTOR], "seed": seed}
+    return CondFTConfig(**{**defaults, **tuning, "report": report})

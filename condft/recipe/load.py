@@ -1,0 +1,86 @@
+"""A finished run, loaded again: its base composed anew, its adapter on top, ready to transcribe and be measured."""
+
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import AutoProcessor
+
+from condft.multimodal import SpeechCollator, load_manifest, precomputed_features
+from condft.recipe.build import compose, load_speech, speech_examples
+from condft.recipe.measure import kl_on_own_text, measure_hearing, measure_text
+from condft.recipe.run import ADAPTER, CONFIG
+from condft.training import RunConfig, load_config
+
+__all__ = ["evaluate_run", "load_run"]
+
+
+def load_run(run_dir: str | Path) -> tuple[PeftModel, Any, RunConfig]:
+    """Composes a run's base model from the checkpoints that its config names and loads its adapter onto it.
+
+    Args:
+        run_dir: The `output_dir` of a finished run.
+
+    Returns:
+        The adapted model (inference mode), its processor, and the run's config.
+
+    Raises:
+        FileNotFoundError: The folder holds no finished run.
+        ValueError: The adapter does not fit the composed model.
+    """
+    run_dir = Path(run_dir)
+    for name in (CONFIG, ADAPTER):
+        if not (run_dir / name).exists():
+            raise FileNotFoundError(f"{run_dir} holds no finished run: {name} is missing. Train one, or --resume it.")
+    config = load_config(run_dir / CONFIG)
+    processor = AutoProcessor.from_pretrained(run_dir / ADAPTER)
+    model, _ = compose(config, max_seconds=processor.feature_extractor.chunk_length)
+    return PeftModel.from_pretrained(model, run_dir / ADAPTER).eval(), processor, config
+
+
+def evaluate_run(
+    run_dir: str | Path, *, manifest: str | Path | None = None, split: str = "test", skip_bad: bool = False
+) -> dict[str, Any]:
+    """Measures a finished run again, on its own test split or on other clips.
+
+    Args:
+        run_dir: The `output_dir` of a finished run.
+        manifest: Other clips; the run's own test split by default.
+        split: Split of `manifest` to take.
+        skip_bad: Leave unusable clips of `manifest` out and count them.
+
+    Returns:
+        `wer`, `wer_<language>`, `text_ce_base`, `text_ce`, `kl_to_base`, `num_clips`, `num_skipped_clips`.
+
+    Raises:
+        FileNotFoundError: No finished run, or no such manifest.
+        ValueError: Clips that cannot be used, or longer than the run's window.
+    """
+    model, processor, config = load_run(run_dir)
+    if manifest is None:
+        speech = load_speech(config.data, num_test_clips=config.evaluation.num_clips)
+        clips, num_skipped = speech.test, speech.num_skipped
+    else:
+        window = processor.feature_extractor.chunk_length
+        data = load_manifest(manifest, split=split, max_seconds=window, skip_bad=skip_bad)
+        clips, num_skipped = data.clips, len(data.skipped)
+    examples = speech_examples(model, processor, clips, config)
+    collator = SpeechCollator.for_model(
+        model.get_base_model(), processor, prompt=config.model.prompt, system_prompt=config.model.system_prompt
+    )
+    settings, tokenizer = config.evaluation, processor.tokenizer
+    with precomputed_features(model):
+        heard = measure_hearing(model, collator, examples, settings).report
+        after = measure_text(model, tokenizer, settings)
+        with model.disable_adapter():
+            before = measure_text(model, tokenizer, settings)
+        kl = kl_on_own_text(model, tokenizer, settings, seed=config.seed)
+    return {
+        "wer": heard.overall,
+        **{f"wer_{language}": rate for language, rate in heard.by_language.items()},
+        "text_ce_base": before.nats_per_token,
+        "text_ce": after.nats_per_token,
+        "kl_to_base": kl,
+        "num_clips": heard.num_clips,
+        "num_skipped_clips": num_skipped,
+    }

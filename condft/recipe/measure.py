@@ -1,0 +1,78 @@
+"""Measures an audio LLM: what it hears (WER) beside what it still knows (text cross-entropy, KL to the base)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from condft.evaluation import (
+    CrossEntropy,
+    WerReport,
+    held_out_text,
+    kl_to_base,
+    sample_from_base,
+    text_cross_entropy,
+    transcribe,
+    word_error_rate,
+)
+from condft.multimodal import SpeechCollator, SpeechExample
+from condft.training.config import EvaluationConfig
+
+__all__ = ["Hearing", "kl_on_own_text", "measure_hearing", "measure_text"]
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """Word error rates, and the transcriptions behind them."""
+
+    report: WerReport
+    references: list[str]
+    hypotheses: list[str]
+
+
+def measure_hearing(
+    model: Any, collator: SpeechCollator, examples: Sequence[SpeechExample], settings: EvaluationConfig
+) -> Hearing:
+    """WER by language. Call it where the model takes precomputed features."""
+    size = settings.per_device_batch_size
+    # Sorted by length, so that a batch holds little padding; put back in order afterwards.
+    order = sorted(range(len(examples)), key=lambda index: (len(examples[index]["features"]), index))
+    batches = [
+        collator.prompts([examples[i] for i in order[start : start + size]]) for start in range(0, len(order), size)
+    ]
+    heard = transcribe(model, collator.processor.tokenizer, batches, max_new_tokens=settings.max_new_tokens)
+    by_index = dict(zip(order, heard, strict=True))
+    hypotheses = [by_index[index] for index in range(len(examples))]
+    references = [example["text"] for example in examples]
+    languages = [example["language"] for example in examples]
+    return Hearing(word_error_rate(references, hypotheses, languages), references, hypotheses)
+
+
+def measure_text(model: Any, tokenizer: Any, settings: EvaluationConfig) -> CrossEntropy:
+    """Cross entropy on held-out text."""
+    return text_cross_entropy(
+        model,
+        tokenizer,
+        held_out_text(settings.text),
+        max_tokens=settings.text_tokens,
+        context_length=settings.context_length,
+    )
+
+
+def kl_on_own_text(model: Any, tokenizer: Any, settings: EvaluationConfig, *, seed: int) -> float:
+    """KL(base ‖ adapted) in nats per token, on text that the base model itself generates.
+
+    Args:
+        model: A PEFT model; the base is the same model under `disable_adapter`.
+        tokenizer: Its tokenizer.
+        settings: How much text.
+        seed: Of the sampling.
+    """
+    tokens = sample_from_base(
+        model,
+        tokenizer,
+        num_sequences=settings.self_generated_sequences,
+        num_tokens=settings.self_generated_tokens,
+        seed=seed,
+        base_context=model.disable_adapter,
+    )
+    return kl_to_base(model, tokens, model.disable_adapter)

@@ -1,0 +1,186 @@
+"""The recipe: compose, analyze, select, tune, adapt, measure. One call, one folder of results.
+
+accelerate launch scripts/train.py --config configs/quickstart.yaml
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+from peft import get_peft_model
+
+from condft.analysis import analyze
+from condft.files import atomic_directory, write_json, write_text
+from condft.multimodal import SpeechCollator, SpeechExample, precomputed_features
+from condft.plots import plot_condition_numbers, plot_training
+from condft.recipe.build import Speech, compose, load_speech, speech_examples, tuning_config
+from condft.recipe.measure import kl_on_own_text, measure_hearing, measure_text
+from condft.recipe.summary import code_commit, peak_rss_bytes, print_summary, versions
+from condft.training import (
+    FreezeReport,
+    RunConfig,
+    checksum_tensors,
+    compare,
+    frozen_tensors,
+    make_accelerator,
+    prepare_output_dir,
+    read_metrics,
+    train,
+)
+
+__all__ = ["ADAPTER", "CONFIG", "run"]
+
+ADAPTER, CONFIG = "adapter", "config.yaml"
+
+
+@dataclass
+class _Parts:
+    """What a run works on. `model` is the composed audio LLM until `_tune` wraps it."""
+
+    model: Any
+    processor: Any
+    collator: SpeechCollator
+    speech: Speech
+    train: list[SpeechExample]
+    test: list[SpeechExample]
+    checksums: dict[str, str]
+    total_parameters: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run(config: RunConfig, *, resume: bool = False, overwrite: bool = False, cpu: bool = False) -> dict[str, Any]:
+    """Runs the recipe on every rank and leaves its results in `config.output_dir`.
+
+    Args:
+        config: The run.
+        resume: Continue the run in the output folder from its newest checkpoint.
+        overwrite: Delete the run in the output folder first.
+        cpu: Stay on the CPU even where there is a GPU.
+
+    Returns:
+        What `summary.json` holds.
+
+    Raises:
+        FileExistsError: The output folder holds a run and neither flag is given.
+        ValueError: Configuration, data or model do not fit; the message names the thing and the way out.
+        RuntimeError: A frozen tensor changed, against every intention.
+    """
+    began = time.perf_counter()
+    tuning_config(config.tuning, seed=config.seed)  # a slip in the YAML is told before anything is loaded
+    accelerator = make_accelerator(config, cpu=cpu)
+    output_dir = prepare_output_dir(config.output_dir, resume=resume, overwrite=overwrite)
+    parts = _prepare(config, accelerator)
+    _tune(parts, config, accelerator, output_dir)
+    measured = _adapt(parts, config, accelerator, resume)
+    freeze = compare(parts.checksums, checksum_tensors(frozen_tensors(parts.model)))
+    parts.seconds["seconds_total"] = time.perf_counter() - began
+    summary = measured | _facts(parts, config, accelerator, freeze)
+    if accelerator.is_main_process:
+        _leave(parts, config, output_dir, summary)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    if not freeze.unchanged:
+        first = (freeze.changed + freeze.missing)[0]
+        raise RuntimeError(
+            f"{len(freeze.changed)} frozen tensors changed and {len(freeze.missing)} are gone, the first is {first}: "
+            "a bug in condft; the figures of this run do not count"
+        )
+    return summary
+
+
+def _prepare(config: RunConfig, accelerator: Accelerator) -> _Parts:
+    speech = load_speech(config.data, num_test_clips=config.evaluation.num_clips)
+    model, processor = compose(config, max_seconds=speech.longest_seconds)
+    model.to(accelerator.device)
+    return _Parts(
+        model=model,
+        processor=processor,
+        collator=SpeechCollator.for_model(
+            model, processor, prompt=config.model.prompt, system_prompt=config.model.system_prompt
+        ),
+        speech=speech,
+        train=speech_examples(model, processor, speech.train, config),
+        test=speech_examples(model, processor, speech.test, config),
+        checksums=checksum_tensors(frozen_tensors(model)),
+        total_parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def _tune(parts: _Parts, config: RunConfig, accelerator: Accelerator, output_dir: Path) -> None:
+    """Analyses the composed model, wraps it by the selection, and leaves report and picture."""
+    began = time.perf_counter()
+    report = analyze(parts.model, progress=accelerator.is_main_process)
+    parts.seconds["seconds_analyze"] = time.perf_counter() - began
+    parts.model = get_peft_model(parts.model, tuning_config(config.tuning, seed=config.seed, report=report))
+    if accelerator.is_main_process:
+        write_text(output_dir / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+        report.save(output_dir / "spectral_report.json")
+        selected = parts.model.active_peft_config.target_units
+        plot_condition_numbers(report, output_dir / "condition_numbers.png", selected=selected)
+
+
+def _adapt(parts: _Parts, config: RunConfig, accelerator: Accelerator, resume: bool) -> dict[str, Any]:
+    """Measures, trains and measures again, on the tower's stored features."""
+    model, settings, tokenizer = parts.model, config.evaluation, parts.processor.tokenizer
+    with precomputed_features(model):
+        heard_before = measure_hearing(model, parts.collator, parts.test, settings).report
+        text_before = measure_text(model, tokenizer, settings)
+        began = time.perf_counter()
+        results = train(accelerator, model, parts.train, parts.collator, config, resume=resume)
+        parts.seconds["seconds_train"] = time.perf_counter() - began
+        heard = measure_hearing(model, parts.collator, parts.test, settings)
+        text_after = measure_text(model, tokenizer, settings)
+        kl = kl_on_own_text(model, tokenizer, settings, seed=config.seed)
+    rates = {"wer_before": heard_before.overall, "wer_after": heard.report.overall}
+    rates |= {f"wer_before_{name}": rate for name, rate in heard_before.by_language.items()}
+    rates |= {f"wer_after_{name}": rate for name, rate in heard.report.by_language.items()}
+    return {
+        **rates,
+        "text_ce_before": text_before.nats_per_token,
+        "text_ce_after": text_after.nats_per_token,
+        "text_ce_tokens": text_after.num_tokens,
+        "kl_to_base": kl,
+        "final_loss": results[-1].final_loss,
+        "steps": {result.stage: result.steps for result in results},
+        "transcriptions": [
+            {"said": said, "heard": text}
+            for said, text in list(zip(heard.references, heard.hypotheses, strict=True))[:8]
+        ],
+    }
+
+
+def _facts(parts: _Parts, config: RunConfig, accelerator: Accelerator, freeze: FreezeReport) -> dict[str, Any]:
+    tuned = parts.model.active_peft_config
+    return {
+        "num_selected": len(tuned.target_units),
+        "report_fingerprint": tuned.report_fingerprint,
+        "trainable_parameters": sum(p.numel() for p in parts.model.parameters() if p.requires_grad),
+        "total_parameters": parts.total_parameters,
+        "frozen_unchanged": freeze.unchanged,
+        "frozen_checked": freeze.checked,
+        "num_train_clips": len(parts.train),
+        "num_test_clips": len(parts.test),
+        "num_skipped_clips": parts.speech.num_skipped,
+        **{phase: round(seconds, 2) for phase, seconds in parts.seconds.items()},
+        "peak_rss_bytes": peak_rss_bytes(),
+        "num_processes": accelerator.num_processes,
+        "device": str(accelerator.device),
+        "mixed_precision": accelerator.mixed_precision,
+        "seed": config.seed,
+        "config_fingerprint": config.fingerprint(),
+        "commit": code_commit(),
+        "versions": versions(),
+    }
+
+
+def _leave(parts: _Parts, config: RunConfig, output_dir: Path, summary: dict[str, Any]) -> None:
+    """Writes what the run leaves, and shows it."""
+    with atomic_directory(output_dir / ADAPTER) as folder:
+        parts.model.save_pretrained(folder)
+        parts.processor.save_pretrained(folder)
+    plot_training(read_metrics(output_dir / "metrics.jsonl"), output_dir / "training.png", title=str(output_dir))
+    write_json(output_dir / "summary.json", summary)
+    print_summary(summary, output_dir)

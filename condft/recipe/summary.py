@@ -1,0 +1,77 @@
+"""What a run says of itself: the facts of `summary.json`, and a table for people."""
+
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["code_commit", "peak_rss_bytes", "print_summary", "versions"]
+
+_PACKAGES = ("condft", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of every package whose behaviour the figures depend on."""
+    return {"python": ".".join(map(str, sys.version_info[:3])), **{name: version(name) for name in _PACKAGES}}
+
+
+def code_commit() -> str | None:
+    """Commit of the checkout that this package runs from, `-dirty` appended if tracked files differ from it.
+
+    None for an installation outside of a git checkout (or without git).
+    """
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        dirty = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return commit + ("-dirty" if dirty else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB, macOS in bytes
+
+
+def print_summary(summary: Mapping[str, Any], output_dir: str | Path) -> None:
+    """The table at the end of a run: learned beside forgotten."""
+    table = Table(title=f"{output_dir}: what was learned, and what was forgotten", title_justify="left")
+    for heading in ("", "before", "after", "change"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for language in ("", *sorted(key.removeprefix("wer_before_") for key in summary if key.startswith("wer_before_"))):
+        suffix = f"_{language}" if language else ""
+        before, after = summary[f"wer_before{suffix}"], summary[f"wer_after{suffix}"]
+        label = f"word error rate, {language}" if language else "word error rate, unheard voices"
+        table.add_row(label, f"{before:.1%}", f"{after:.1%}", f"{after - before:+.1%}")
+    before, after = summary["text_ce_before"], summary["text_ce_after"]
+    table.add_row("text cross-entropy (nats/token)", f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}")
+    table.add_row("KL(base ‖ adapted) (nats/token)", "0", f"{summary['kl_to_base']:.4f}", "")
+    frozen = "unchanged, bit for bit" if summary["frozen_unchanged"] else "CHANGED"
+    table.add_row(f"{summary['frozen_checked']} base tensors", "", frozen, "")
+    share = summary["trainable_parameters"] / summary["total_parameters"]
+    table.add_row(
+        "trained parameters",
+        "",
+        f"{summary['trainable_parameters']:,}",
+        f"{share:.1%} of {summary['total_parameters']:,}",
+    )
+    table.add_row("selected weights", "", str(summary["num_selected"]), "")
+    minutes = f"{summary['seconds_total'] / 60:.1f} min"
+    table.add_row("time, peak memory", "", minutes, f"{summary['peak_rss_bytes'] / 2**30:.1f} GiB")
+    Console(width=max(100, Console().width)).print(table)  # a log file has no width; 80 columns would wrap the rows

@@ -1,0 +1,260 @@
+"""Checkpoints: what is trained, the optimizer's state and every rank's random state; written whole or not at all.
+
+    OUTPUT/checkpoints/00000120-adapt/     the run's optimizer steps so far, and the stage they ended in
+        trainable.safetensors              the trained parameters by name; nothing frozen is ever written
+        optimizer.pt                       optimizer, schedule, loss scaler and random states
+        state.json                         stage, step, config, fingerprint, versions
+
+The `.pt` file holds tensors and plain values only and is read with `weights_only=True`: loading runs no code.
+"""
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from condft.files import atomic_directory, write_json
+from condft.training.config import RunConfig, flatten
+
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+RUN_CONTENT = (
+    CHECKPOINTS,
+    METRICS,
+    TENSORBOARD,
+    "adapter",
+    "summary.json",
+    "config.yaml",
+    "spectral_report.json",
+    "condition_numbers.png",
+    "training.png",
+)
+"""What a run leaves in its output folder: the marks of a run, and all that `overwrite` removes."""
+
+_FOLDER = re.compile(r"\d{8,}-\w+")
+_WEIGHTS, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.pt", "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk.
+
+    Attributes:
+        path: Its folder.
+        stage: The stage it was taken in.
+        step: Optimizer steps done in that stage.
+        global_step: Optimizer steps done in the whole run.
+    """
+
+    path: Path
+    stage: str
+    step: int
+    global_step: int
+
+
+def prepare_output_dir(output_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Makes the output folder, or refuses one that holds a run. Call it on every rank, after the Accelerator exists.
+
+    Args:
+        output_dir: The folder.
+        resume: A run in there is to be continued: kept, but for the litter of a write that was killed.
+        overwrite: A run in there is to go: `RUN_CONTENT` is removed, anything else in the folder stays.
+
+    Raises:
+        FileExistsError: The folder holds a run and neither is asked for, or the path is no folder.
+        ValueError: Both are asked for.
+    """
+    if resume and overwrite:
+        raise ValueError("resume continues a run and overwrite deletes it: give one of them")
+    output_dir = Path(output_dir)
+    problem = [None]
+    if PartialState().is_main_process:
+        problem = [_prepare(output_dir, resume, overwrite)]
+    if (message := broadcast_object_list(problem)[0]) is not None:  # all ranks stop, or none
+        raise FileExistsError(message)
+    return output_dir
+
+
+def _prepare(output_dir: Path, resume: bool, overwrite: bool) -> Any:
+    if output_dir.exists() and not output_dir.is_dir():
+        return f"output_dir {output_dir} is a file; name a folder"
+    found = [name for name in RUN_CONTENT if (output_dir / name).exists()]
+    if found and not (resume or overwrite):
+        return (
+            f"{output_dir} already holds a run ({', '.join(found)}); continue it with --resume, "
+            "choose another output_dir, or delete it with --overwrite"
+        )
+    if overwrite:
+        for name in found:
+            path = output_dir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if resume:
+        for litter in (output_dir / CHECKPOINTS).glob(".*"):
+            shutil.rmtree(litter)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    return None
+
+
+def save_checkpoint(
+    accelerator: Accelerator,
+    parameters: Mapping[str, Tensor],
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    *,
+    config: RunConfig,
+    stage: str,
+    step: int,
+    global_step: int,
+) -> Path:
+    """Writes a checkpoint below `config.output_dir` and prunes old ones. Call it on every rank: all wait.
+
+    Args:
+        accelerator: Gives the rank, the loss scaler, and the barrier.
+        parameters: All that the run trains, by name (also what the present stage leaves alone).
+        optimizer: The stage's optimizer.
+        scheduler: The stage's schedule.
+        config: Kept inside, and compared on resume.
+        stage: Name of the stage.
+        step: Optimizer steps done in the stage.
+        global_step: Optimizer steps done in the run.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    folder = Path(config.output_dir) / CHECKPOINTS
+    target = folder / f"{global_step:08d}-{stage}"
+    random_states = gather_object([_random_state()])
+    if accelerator.is_main_process:
+        with atomic_directory(target) as temporary:
+            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in parameters.items()}
+            save_file(weights, temporary / _WEIGHTS, metadata={"format": "pt"})
+            training_state = {
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+                "random": random_states,
+            }
+            torch.save(training_state, temporary / _OPTIMIZER)
+            state = {
+                "stage": stage,
+                "step": step,
+                "global_step": global_step,
+                "num_processes": accelerator.num_processes,
+                "fingerprint": config.fingerprint(),
+                "config": config.to_dict(),
+                "versions": {
+                    name: version(name) for name in ("condft", "torch", "transformers", "peft", "accelerate")
+                },
+            }
+            write_json(temporary / _STATE, state)
+        for old in _complete_folders(folder)[: -config.training.keep_checkpoints]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return target
+
+
+def find_checkpoint(config: RunConfig, *, num_processes: int) -> Checkpoint | None:
+    """The newest complete checkpoint below `config.output_dir`; None where there is none yet.
+
+    Raises:
+        ValueError: It was taken with another configuration (each differing key is named with both values) or on
+            another number of processes.
+    """
+    folders = _complete_folders(Path(config.output_dir) / CHECKPOINTS)
+    if not folders:
+        return None
+    path = folders[-1]
+    state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    if state["fingerprint"] != config.fingerprint():
+        theirs, ours = flatten(state["config"]), flatten(config.to_dict())
+        differences = [
+            f"  {key}: {theirs.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} now"
+            for key in config.diff(state["config"])
+        ]
+        raise ValueError(
+            f"{path} was taken with another configuration:\n" + "\n".join(differences) + "\n"
+            "Resume with the values it was taken with, choose another output_dir, or start anew with --overwrite."
+        )
+    if state["num_processes"] != num_processes:
+        raise ValueError(
+            f"{path} was taken on {state['num_processes']} processes, this is {num_processes}: the global batch would "
+            f"differ. Launch with --num_processes {state['num_processes']}, or start anew with --overwrite."
+        )
+    return Checkpoint(path, state["stage"], state["step"], state["global_step"])
+
+
+def load_parameters(checkpoint: Checkpoint, parameters: Mapping[str, Tensor]) -> None:
+    """Copies the checkpoint's values into the model's trained parameters, in place.
+
+    Raises:
+        ValueError: Names, shapes or dtypes differ: the model was built differently.
+    """
+    saved = load_file(checkpoint.path / _WEIGHTS)
+    there = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in saved.items()}
+    here = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in parameters.items()}
+    if there != here:
+        differing = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+        first = differing[0]
+        raise ValueError(
+            f"{checkpoint.path} does not fit the model: {len(differing)} parameters differ, first {first!r}, "
+            f"{there.get(first, 'absent')} there and {here.get(first, 'absent')} here. The base model or the "
+            "selection changed; restore them, or start anew with --overwrite."
+        )
+    with torch.no_grad():
+        for name, tensor in parameters.items():
+            tensor.copy_(saved[name])
+
+
+def load_training_state(
+    checkpoint: Checkpoint, accelerator: Accelerator, optimizer: Optimizer, scheduler: LRScheduler
+) -> None:
+    """Restores optimizer, schedule, loss scaler and this rank's random states; call it last before the next step."""
+    state = torch.load(checkpoint.path / _OPTIMIZER, map_location="cpu", weights_only=True)
+    optimizer.load_state_dict(state["optimizer"])
+    scheduler.load_state_dict(state["scheduler"])
+    if accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    _set_random_state(state["random"][accelerator.process_index])
+
+
+def _complete_folders(folder: Path) -> list[Path]:
+    """Oldest first. Only whole folders bear such names: a write in progress has a hidden one."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _FOLDER.fullmatch(path.name) and (path / _STATE).is_file()]
+    return sorted(found, key=lambda path: int(path.name.split("-")[0]))
+
+
+def _random_state() -> dict[str, Any]:
+    """This rank's random states as tensors and plain values, which `weights_only=True` lets through."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the state others draw from
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    random.setstate(state["python"])
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,246 @@
+"""One stage of training, on accelerate: the same mathematics on one CPU and on many GPUs.
+
+The loss of an optimizer step is the mean over all answer tokens of the global batch, whatever the number of ranks
+and micro-batches it is divided between.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object, send_to_device, set_seed
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.optimizer import Optimizer
+from tqdm.auto import tqdm
+
+from condft.training.checkpoint import Checkpoint, load_training_state
+from condft.training.config import TrainingConfig
+from condft.training.objective import answer_loss_sum, count_answer_tokens
+from condft.training.order import iter_micro_batches
+from condft.training.stage import Stage, build_optimizer, build_schedule, only_components_of
+
+Collate = Callable[[list[Any]], Mapping[str, Any]]
+MicroBatches = list[tuple[list[int], Mapping[str, Any]]]
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a stage did.
+
+    Attributes:
+        stage: Its name.
+        steps: Optimizer steps, those before an interruption included.
+        losses: Nats per answer token, one a step.
+        final_loss: The last of them.
+        seconds: Time spent in the steps.
+    """
+
+    stage: str
+    steps: int
+    losses: list[float]
+    final_loss: float
+    seconds: float
+
+    @classmethod
+    def of(cls, stage: str, records: Sequence[Record]) -> "TrainResult":
+        """The result that the records of a stage's steps add up to."""
+        losses = [record["loss"] for record in records]
+        seconds = math.fsum(record["seconds"] for record in records)
+        return cls(stage, len(records), losses, losses[-1] if losses else math.nan, seconds)
+
+
+def train_stage(
+    accelerator: Accelerator,
+    model: nn.Module,
+    examples: Sequence[Any],
+    collate: Collate,
+    stage: Stage,
+    training: TrainingConfig,
+    *,
+    start_step: int = 0,
+    resume_from: Checkpoint | None = None,
+    on_step: Callable[[Record], None] | None = None,
+    on_checkpoint: Callable[[int, Optimizer, LambdaLR], None] | None = None,
+) -> TrainResult:
+    """Trains one stage from `start_step` on.
+
+    Args:
+        accelerator: The micro-batches of a step are its `gradient_accumulation_steps`.
+        model: Changed in place; unwrapped again, and its `requires_grad` flags restored, at the end.
+        examples: The training split.
+        collate: Makes a batch of a list of examples.
+        stage: What learns, how long, how fast.
+        training: Batch size, schedule, clipping, decay, checkpoint interval.
+        start_step: Steps already done.
+        resume_from: Their checkpoint; its parameters are already in the model.
+        on_step: Gets each step's record.
+        on_checkpoint: Called with the steps done when a checkpoint is due; always at the end of the stage.
+
+    Returns:
+        The result of the steps done here.
+
+    Raises:
+        ValueError: A batch without answers, a loss or gradient that is not finite, an engine not supported.
+    """
+    _check_engine(accelerator)
+    set_seed(stage.seed, device_specific=True)
+    records: list[Record] = []
+    with only_components_of(stage, model) as parameters:
+        optimizer = build_optimizer(stage, parameters, training.weight_decay)
+        with _prepared(accelerator, model, optimizer) as (wrapped, prepared_optimizer):
+            schedule = build_schedule(optimizer, stage, training)
+            if resume_from:
+                load_training_state(resume_from, accelerator, optimizer, schedule)
+            batches = _iter_steps(accelerator, examples, collate, stage, training, start_step)
+            stepper = _Stepper(accelerator, wrapped, prepared_optimizer, schedule, stage, training.max_grad_norm)
+            bar = tqdm(
+                batches,
+                desc=f"stage {stage.name}",
+                initial=start_step,
+                total=stage.steps,
+                unit="step",
+                disable=not accelerator.is_main_process,
+            )
+            for step, batch in enumerate(bar, start=start_step + 1):
+                records.append(stepper.run(step, batch))
+                bar.set_postfix(loss=f"{records[-1]['loss']:.3f}", refresh=False)
+                if on_step:
+                    on_step(records[-1])
+                due = training.checkpoint_every and step % training.checkpoint_every == 0
+                if on_checkpoint and (due or step == stage.steps):
+                    on_checkpoint(step, optimizer, schedule)
+    return TrainResult.of(stage.name, records)
+
+
+class _Stepper:
+    """One optimizer step: micro-batches in, a record out."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: Optimizer,
+        schedule: LambdaLR,
+        stage: Stage,
+        max_grad_norm: float,
+    ) -> None:
+        self.accelerator, self.model, self.optimizer, self.schedule = accelerator, model, optimizer, schedule
+        self.stage, self.max_grad_norm = stage, max_grad_norm
+        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def run(self, step: int, micro_batches: MicroBatches) -> Record:
+        accelerator, began = self.accelerator, time.perf_counter()
+        own_tokens = torch.stack([count_answer_tokens(batch["labels"]) for _, batch in micro_batches]).sum()
+        tokens = int(accelerator.reduce(own_tokens.reshape(1).to(accelerator.device), reduction="sum"))
+        # DDP averages gradients over ranks and accelerate divides by the number of micro-batches; the loss is to be
+        # a sum over all of them divided by all their tokens, so both divisions are undone
+        scale = accelerator.num_processes * accelerator.gradient_accumulation_steps / tokens
+        sums = []
+        for _, batch in micro_batches:
+            with accelerator.accumulate(self.model):
+                loss = answer_loss_sum(self.model, send_to_device(batch, accelerator.device))
+                accelerator.backward(loss * scale)
+                sums.append(loss.detach())
+        own_sums = torch.stack(sums)
+        loss_value = float(accelerator.reduce(own_sums.sum().reshape(1), reduction="sum")) / tokens
+        if not math.isfinite(loss_value):
+            bad = [not math.isfinite(value) for value in own_sums.tolist()]
+            indices = [indices for (indices, _), is_bad in zip(micro_batches, bad, strict=True) if is_bad]
+            self._stop(f"the loss is {loss_value}", step, gather_object(indices))
+        grad_norm = float(accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        if accelerator.scaler is None and not math.isfinite(grad_norm):  # fp16's scaler skips such steps by itself
+            self._stop(f"the gradient norm is {grad_norm}", step, gather_object([i for i, _ in micro_batches]))
+        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        self.optimizer.step()
+        if accelerator.scaler is None or not accelerator.optimizer_step_was_skipped:
+            self.schedule.step()
+        self.optimizer.zero_grad()
+        return {
+            "stage": self.stage.name,
+            "step": step,
+            "loss": loss_value,
+            "learning_rate": rates,
+            "grad_norm": grad_norm,
+            "tokens": tokens,
+            "seconds": time.perf_counter() - began,
+        }
+
+    def _stop(self, problem: str, step: int, indices: list[list[int]]) -> None:
+        raise ValueError(
+            f"{problem} at step {step} of stage {self.stage.name!r}, in the batches of training examples {indices}; "
+            "nothing was updated with it. Lower training.learning_rate, look at these examples, or resume from the "
+            "last checkpoint."
+        )
+
+
+def _iter_steps(
+    accelerator: Accelerator,
+    examples: Sequence[Any],
+    collate: Collate,
+    stage: Stage,
+    training: TrainingConfig,
+    start_step: int,
+) -> Iterator[MicroBatches]:
+    """This rank's micro-batches of each step, with the examples' indices for messages."""
+    micro_batches: MicroBatches = []
+    for indices in iter_micro_batches(
+        len(examples),
+        stage.seed,
+        start_step=start_step,
+        steps=stage.steps,
+        per_device_batch_size=training.per_device_batch_size,
+        micro_batches=accelerator.gradient_accumulation_steps,
+        rank=accelerator.process_index,
+        num_ranks=accelerator.num_processes,
+    ):
+        batch = collate([examples[index] for index in indices])
+        if not count_answer_tokens(batch["labels"]):
+            raise ValueError(f"training examples {indices} have no answer token: are their texts empty?")
+        micro_batches.append((indices, batch))
+        if len(micro_batches) == accelerator.gradient_accumulation_steps:
+            yield micro_batches
+            micro_batches = []
+
+
+@contextmanager
+def _prepared(
+    accelerator: Accelerator, model: nn.Module, optimizer: Optimizer
+) -> Iterator[tuple[nn.Module, Optimizer]]:
+    """The model and optimizer prepared for the launch set-up; afterwards the model is as it was.
+
+    accelerate marks a model as prepared and replaces its `forward` by one under autocast. Its own unwrapping leaves
+    the mark, so the next stage would run without autocast, and strips transformers' decorators from `forward` too;
+    so what it sets on the instance is taken back here.
+    """
+    touched = ("forward", "_original_forward", "_is_accelerate_prepared")
+    before = {name: model.__dict__[name] for name in touched if name in model.__dict__}
+    was_training = {module: module.training for module in model.modules()}
+    try:
+        wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
+        wrapped.train()
+        yield wrapped, prepared_optimizer
+    finally:
+        for name in touched:
+            model.__dict__.pop(name, None)
+        model.__dict__.update(before)
+        for module, training in was_training.items():
+            module.training = training
+        for parameter in model.parameters():
+            parameter.grad = None
+        accelerator.free_memory()
+
+
+def _check_engine(accelerator: Accelerator) -> None:
+    sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA)
+    if accelerator.distributed_type in sharded:
+        raise ValueError(
+            f"training runs on one process or data parallel (DDP); {accelerator.distributed_type.value} shards "
+            "parameters, which its checkpoints do not know yet. Launch with --multi_gpu, or without a sharding engine."
+        )

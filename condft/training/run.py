@@ -1,0 +1,132 @@
+"""A whole run: every stage, with its metrics, TensorBoard events and checkpoints, from the start or resumed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.optimizer import Optimizer
+
+from condft.training.checkpoint import METRICS, TENSORBOARD, find_checkpoint, load_parameters, save_checkpoint
+from condft.training.config import RunConfig
+from condft.training.loop import Collate, Record, TrainResult, train_stage
+from condft.training.metrics import MetricsFile, read_metrics, truncate_metrics
+from condft.training.stage import stages_of, trainable_parameters
+
+
+def make_accelerator(config: RunConfig, *, cpu: bool = False) -> Accelerator:
+    """The Accelerator that a run of `config` needs; `accelerate launch` decides about ranks and devices."""
+    # A plugin, not a number: `accelerate launch` exports its own default of 1, which would silently win. And no
+    # coupling to the end of a data loader: every step has its full number of micro-batches.
+    accumulation = GradientAccumulationPlugin(
+        num_steps=config.training.gradient_accumulation_steps, sync_with_dataloader=False
+    )
+    return Accelerator(
+        mixed_precision=config.training.resolve_mixed_precision(),
+        gradient_accumulation_plugin=accumulation,
+        log_with="tensorboard",
+        project_dir=config.output_dir,
+        cpu=cpu,
+    )
+
+
+def train(
+    accelerator: Accelerator,
+    model: nn.Module,
+    examples: Sequence[Any],
+    collate: Collate,
+    config: RunConfig,
+    *,
+    resume: bool = False,
+) -> list[TrainResult]:
+    """Runs all stages; writes metrics, TensorBoard events and checkpoints below `config.output_dir`.
+
+    Call it on every rank, after `prepare_output_dir`. The model is changed in place.
+
+    Args:
+        accelerator: From `make_accelerator`.
+        model: The built model; what may train has `requires_grad`.
+        examples: The training split.
+        collate: Makes a batch (see `answer_loss_sum`) of a list of examples.
+        config: The run.
+        resume: Go on from the newest checkpoint, or start where there is none.
+
+    Returns:
+        One result a stage; for stages done before an interruption, as their metrics tell.
+
+    Raises:
+        ValueError: The checkpoint is of another run or model, or a loss is not finite.
+    """
+    parameters = trainable_parameters(model)
+    checkpoint = find_checkpoint(config, num_processes=accelerator.num_processes) if resume else None
+    done = checkpoint.global_step if checkpoint else 0
+    metrics_path = Path(config.output_dir) / METRICS
+    if accelerator.is_main_process:
+        truncate_metrics(metrics_path, done)
+    accelerator.wait_for_everyone()
+    history = read_metrics(metrics_path)
+    if checkpoint:
+        load_parameters(checkpoint, parameters)
+    if not accelerator.trackers:
+        accelerator.init_trackers(TENSORBOARD, init_kwargs={"tensorboard": {"purge_step": done + 1}})
+    results: list[TrainResult] = []
+    offset = 0
+    with MetricsFile(metrics_path, enabled=accelerator.is_main_process) as metrics:
+        for stage in stages_of(config):
+            start = min(max(done - offset, 0), stage.steps)
+            records = history[offset : offset + start]
+            if start < stage.steps:
+                recorder = _Recorder(accelerator, config, metrics, parameters, stage.name, offset, records)
+                train_stage(
+                    accelerator,
+                    model,
+                    examples,
+                    collate,
+                    stage,
+                    config.training,
+                    start_step=start,
+                    resume_from=checkpoint if start else None,
+                    on_step=recorder.record,
+                    on_checkpoint=recorder.save,
+                )
+            results.append(TrainResult.of(stage.name, records))
+            offset += stage.steps
+    return results
+
+
+@dataclass(frozen=True)
+class _Recorder:
+    """Puts a stage's records into the run's files, counting steps over the whole run."""
+
+    accelerator: Accelerator
+    config: RunConfig
+    metrics: MetricsFile
+    parameters: Mapping[str, nn.Parameter]
+    stage: str
+    offset: int
+    records: list[Record]
+
+    def record(self, record: Record) -> None:
+        self.records.append(record)
+        step = self.offset + record["step"]
+        self.metrics.append({"global_step": step, **record})
+        if record["step"] % self.config.training.log_every == 0:
+            values = {key: record[key] for key in ("loss", "grad_norm", "tokens", "seconds")}
+            values |= {f"learning_rate/{name}": rate for name, rate in record["learning_rate"].items()}
+            self.accelerator.log({f"{self.stage}/{key}": value for key, value in values.items()}, step=step)
+
+    def save(self, step: int, optimizer: Optimizer, schedule: LambdaLR) -> None:
+        save_checkpoint(
+            self.accelerator,
+            self.parameters,
+            optimizer,
+            schedule,
+            config=self.config,
+            stage=self.stage,
+            step=step,
+            global_step=self.offset + step,
+        )
