@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# From a fresh clone to a text LLM that hears: real checkpoints, real speech, one adaptation, one table.
+#   bash scripts/quickstart.sh [--resume | --overwrite] [training.steps=60 ...]
+# Needs python3 (3.11 or newer), pip and git. No GPU, no hub, no root.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/environment.sh
+install_condft quickstart
+
+echo "== Checkpoints: a text LLM and a speech encoder =="
+python scripts/get_models.py
+echo "== Speech: spoken digits, English and German =="
+python scripts/make_speech.py
+echo "== Adaptation =="
+accelerate launch --config_file configs/accelerate/one_process.yaml \
+  scripts/train.py --config configs/quickstart.yaml "$@"
+echo "== Left in runs/quickstart: summary.json, condition_numbers.png, training.png, adapter/ =="
