@@ -136,8 +136,8 @@ def _print_report(report: "SpectralReport", lowest: int) -> None:
         values = [row.condition_number for row in rows]
         shapes = {"x".join(map(str, row.shape)) for row in rows}
         shape = shapes.pop() if len(shapes) == 1 else "several"
-        figures = (f"{value:.4g}" for value in (min(values), median(values), max(values)))
-        types.add_row(module_type, rows[0].role.value, str(len(rows)), shape, *figures)
+        summary = [f"{value:.4g}" for value in (min(values), median(values), max(values))]
+        types.add_row(module_type, rows[0].role.value, str(len(rows)), shape, *summary)
     console.print(types)
     ranking = sorted(report.rows, key=lambda row: (row.condition_number, row.name))[:lowest]
     if ranking:

@@ -16,6 +16,7 @@ __all__ = ["Unit", "canonical_name", "iter_units", "load_checkpoint", "module_ty
 
 # Wrappers that PEFT and torch.compile put around a module; a unit keeps the name it has without them.
 _WRAPPER_PARTS = frozenset({"base_layer", "original_module", "_orig_mod"})
+_DIGEST_BYTES = 64 * 2**20
 _ADAPTER_PREFIX = "base_model.model."
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _HEAD_NAMES = frozenset({"lm_head", "score", "classifier", "qa_outputs", "embed_out"})
@@ -61,11 +62,19 @@ def module_type_of(module_name: str) -> str:
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """SHA-256 (64 hex digits) over dtype, shape and raw bytes of a tensor of any dtype or device."""
-    plain = tensor.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{plain.dtype} {tuple(plain.shape)}".encode())
-    if plain.numel():
-        digest.update(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
+    """SHA-256 (64 hex digits) over dtype, shape and raw bytes of a tensor of any dtype or device.
+
+    Read in pieces, so that a large tensor on a GPU is never copied whole.
+
+    Raises:
+        ValueError: A tensor on the meta device: it has no bytes.
+    """
+    if tensor.is_meta:
+        raise ValueError("a tensor on the meta device has no values to hash; load the weights first")
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    flat = tensor.detach().reshape(-1)
+    for piece in flat.split(max(1, _DIGEST_BYTES // flat.element_size())):
+        digest.update(piece.cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -8,17 +8,13 @@
     report = compare(before, checksum_tensors(frozen_tensors(model)))
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-_CHUNK_BYTES = 64 * 2**20
-_WRAPPERS = {"base_layer", "original_module"}  # what PEFT puts between a name and the tensor it used to mean
-_PREFIX = "base_model.model."
+from condft.weights import canonical_name, tensor_digest
 
 
 @dataclass(frozen=True)
@@ -36,12 +32,6 @@ class FreezeReport:
     checked: int
     changed: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-
-
-def canonical_name(name: str) -> str:
-    """A tensor's name in the plain model: without PEFT's `base_model.model.`, `base_layer`, `original_module`."""
-    parts = name.removeprefix(_PREFIX).split(".")
-    return ".".join(part for part in parts if part not in _WRAPPERS)
 
 
 def frozen_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -64,23 +54,6 @@ def frozen_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield canonical_name(name), tensor
 
 
-def checksum(tensor: Tensor) -> str:
-    """SHA-256 over dtype, shape and raw bytes, read in pieces so that a large tensor on a GPU is never copied whole.
-
-    Raises:
-        ValueError: A meta tensor: it has no bytes.
-    """
-    if tensor.is_meta:
-        raise ValueError("a tensor on the meta device has no values to check; load the weights first")
-    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    flat = tensor.detach().reshape(-1)
-    step = max(1, _CHUNK_BYTES // flat.element_size())
-    for start in range(0, flat.numel(), step):
-        piece = flat[start : start + step].cpu().contiguous()
-        digest.update(piece.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def checksum_tensors(named_tensors: Iterable[tuple[str, Tensor]], *, progress: bool = True) -> dict[str, str]:
     """The checksum of each tensor by name.
 
@@ -93,7 +66,7 @@ def checksum_tensors(named_tensors: Iterable[tuple[str, Tensor]], *, progress: b
             raise ValueError(f"two tensors have the name {name!r}: the comparison would not see one of them")
         if tensor.is_meta:
             raise ValueError(f"{name} is on the meta device and has no values to check; load the weights first")
-        checksums[name] = checksum(tensor)
+        checksums[name] = tensor_digest(tensor)
     return checksums
 
 

@@ -52,9 +52,14 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         self._unmerged_weight: Tensor | None = None  # the base weight's own memory while an adapter is merged
         self.update_layer(adapter_name, init_weights=init_weights, inference_mode=inference_mode)
 
+    @property
+    def _base(self) -> Any:
+        """The base layer; Any, since its kind is known at run time only."""
+        return self.get_base_layer()
+
     def update_layer(self, adapter_name: str, *, init_weights: bool = True, inference_mode: bool = False) -> None:
         """Adds an adapter: a copy of the base weight, in its dtype (PEFT then casts half precision to fp32)."""
-        base = self._unmerged_weight if self._unmerged_weight is not None else self.get_base_layer().weight
+        base = self._unmerged_weight if self._unmerged_weight is not None else self._base.weight
         copy = base.detach().clone()
         if not init_weights:
             copy += _PERTURBATION * copy.float().std().to(copy.dtype) * torch.randn_like(copy)
@@ -80,7 +85,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
 
     def _functional(self, x: Tensor, weight: Tensor) -> Tensor:
         """The base layer's function with another weight, computed in the base layer's dtype."""
-        base = self.get_base_layer()
+        base = self._base
         if isinstance(base, nn.Embedding):
             return self._embed(x, weight.to(base.weight.dtype))
         x = self._cast_input_dtype(x, base.weight.dtype)
@@ -95,7 +100,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         return base._conv_forward(x, weight, base.bias)
 
     def _embed(self, ids: Tensor, weight: Tensor) -> Tensor:
-        base = self.get_base_layer()
+        base = self._base
         embedded = F.embedding(
             ids, weight, base.padding_idx, base.max_norm, base.norm_type, base.scale_grad_by_freq, base.sparse
         )
@@ -120,7 +125,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
                 f"cannot merge {names} into a layer that holds {self.merged_adapters or 'no'} merged adapters: "
                 "CondFT weights replace the base weight, so one can be merged at a time. Unmerge first."
             )
-        base = self.get_base_layer()
+        base = self._base
         merged = self.condft_weight[names[0]].detach().to(base.weight.dtype, copy=True)
         if safe_merge and not torch.isfinite(merged).all():
             raise ValueError(f"NaN or infinity in the merged weights: the adapter {names[0]} seems to be broken")
@@ -133,7 +138,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         if not self.merged or self._unmerged_weight is None:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        base = self.get_base_layer()
+        base = self._base
         base.weight.data = self._unmerged_weight.to(base.weight.device)
         self._unmerged_weight = None
         self.merged_adapters.clear()
@@ -141,7 +146,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Moves to the device only. PEFT's own also casts to the base's dtype: fp32 copies would lose their bits."""
         if adapter_name in self.condft_weight:
-            target = device if device is not None else self.get_base_layer().weight.device
+            target = device if device is not None else self._base.weight.device
             copy = self.condft_weight[adapter_name]
             if not copy.is_meta and target.type != "meta":
                 copy.data = copy.data.to(target)

@@ -1,0 +1,40 @@
+"""The loss agrees with the model's own over full logits, and asks for no more logits than answers need."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from condft.training.objective import answer_loss_sum, count_answer_tokens
+
+
+def test_equals_the_models_own_loss(trainee: Any, data: Any) -> None:
+    model, (examples, collate) = trainee().eval(), data
+    batch = collate(examples)
+    own = model(**batch).loss
+    tokens = count_answer_tokens(batch["labels"])
+    assert tokens == sum(len(example["answer"]) for example in examples)
+    torch.testing.assert_close(answer_loss_sum(model, batch) / tokens, own, rtol=1e-5, atol=0)
+
+
+def test_only_answer_positions_get_logits(trainee: Any, data: Any) -> None:
+    model, (examples, collate) = trainee(), data
+    widths = []
+    model.get_output_embeddings().register_forward_hook(lambda m, i, output: widths.append(output.shape[1]))
+    answer_loss_sum(model, collate(examples))
+    assert widths == [1 + max(len(example["answer"]) for example in examples)]
+
+
+def test_answers_from_the_first_column_on(trainee: Any) -> None:
+    """No left context for the first token: it does not count, the rest does."""
+    tokens = torch.randint(1, 60, (2, 6), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
+    model = trainee().eval()
+    assert count_answer_tokens(tokens) == 10
+    torch.testing.assert_close(answer_loss_sum(model, batch) / 10, model(**batch).loss, rtol=1e-5, atol=0)
+
+
+def test_no_answer_is_an_error(trainee: Any) -> None:
+    tokens = torch.ones(2, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match="batch of 2 examples has no answer token"):
+        answer_loss_sum(trainee(), {"input_ids": tokens, "labels": torch.full_like(tokens, -100)})
