@@ -12,6 +12,6 @@ python scripts/get_models.py
 echo "== Speech: spoken digits, English and German =="
 python scripts/make_speech.py
 echo "== Adaptation =="
-accelerate launch --config_file configs/accelerate/one_process.yaml \
+accelerate launch --config_file configs/accelerate/one_process.yaml --num_cpu_threads_per_process "$(nproc)" \
   scripts/train.py --config configs/quickstart.yaml "$@"
 echo "== Left in runs/quickstart: summary.json, condition_numbers.png, training.png, adapter/ =="

@@ -67,6 +67,7 @@ class TrainingConfig(_Section):
     steps: int = Field(ge=0, description="Stage 2: projector and the selected tensors. 0 leaves it out.")
     per_device_batch_size: int = Field(default=8, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
+    group_by_length: bool = Field(default=True, description="Clips of like length share a batch: less padding.")
     learning_rate: LearningRates = Field(default_factory=LearningRates)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=10, ge=0, description="Optimizer steps of linear warm-up, in each stage.")

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from condft.training.checkpoint import Checkpoint, load_training_state
 from condft.training.config import TrainingConfig
 from condft.training.objective import answer_loss_sum, count_answer_tokens
-from condft.training.order import iter_micro_batches
+from condft.training.order import DataOrder, iter_micro_batches
 from condft.training.stage import Stage, build_optimizer, build_schedule, only_components_of
 
 Collate = Callable[[list[Any]], Mapping[str, Any]]
@@ -74,7 +74,7 @@ def train_stage(
     Args:
         accelerator: The micro-batches of a step are its `gradient_accumulation_steps`.
         model: Changed in place; unwrapped again, and its `requires_grad` flags restored, at the end.
-        examples: The training split.
+        examples: The training split: mappings with `features`, whose lengths group them (`group_by_length`).
         collate: Makes a batch of a list of examples.
         stage: What learns, how long, how fast.
         training: Batch size, schedule, clipping, decay, checkpoint interval.
@@ -190,13 +190,13 @@ def _iter_steps(
 ) -> Iterator[MicroBatches]:
     """This rank's micro-batches of each step, with the examples' indices for messages."""
     micro_batches: MicroBatches = []
+    global_batch = accelerator.num_processes * accelerator.gradient_accumulation_steps * training.per_device_batch_size
+    lengths = [len(example["features"]) for example in examples] if training.group_by_length else None
     for indices in iter_micro_batches(
-        len(examples),
-        stage.seed,
+        DataOrder(len(examples), stage.seed, global_batch, lengths),
         start_step=start_step,
         steps=stage.steps,
         per_device_batch_size=training.per_device_batch_size,
-        micro_batches=accelerator.gradient_accumulation_steps,
         rank=accelerator.process_index,
         num_ranks=accelerator.num_processes,
     ):

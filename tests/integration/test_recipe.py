@@ -1,0 +1,277 @@
+"""The whole recipe on tiny real parts: a Whisper and a Llama of some thousand parameters, synthetic clips."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from condft.cli import app
+from condft.multimodal import SpeechCollator, load_manifest, precomputed_features
+from condft.recipe import evaluate_run, load_run, run
+from condft.recipe.build import compose, speech_examples
+from condft.report import SpectralReport
+from condft.training import RunConfig, load_config
+from tests.tiny_speech import save_language_model, save_whisper, write_manifest
+
+ROOT = Path(__file__).parents[2]
+SUMMARY_KEYS = {
+    "wer_before wer_after wer_after_en wer_after_de text_ce_before text_ce_after kl_to_base num_selected",
+    "trainable_parameters total_parameters frozen_unchanged seconds_analyze seconds_train seconds_total",
+    "peak_rss_bytes seed commit versions",
+}
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> None:
+    """accelerate's state is one a process; layers this small only wait for a second thread."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("parts")
+    manifest = write_manifest(folder / "speech", [0.3 + 0.05 * i for i in range(12)], num_test=4)
+    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 20)
+    return {
+        "audio_tower": save_whisper(folder / "whisper"),
+        "language_model": save_language_model(folder / "llama"),
+        "manifest": str(manifest),
+        "text": str(folder / "text.txt"),
+    }
+
+
+@pytest.fixture
+def configure(
+    parts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Path, RunConfig]]:
+    monkeypatch.setenv("CONDFT_CACHE", str(tmp_path / "cache"))
+
+    def make(*overrides: str) -> tuple[Path, RunConfig]:
+        content = {
+            "output_dir": str(tmp_path / "run"),
+            "model": {"audio_tower": parts["audio_tower"], "language_model": parts["language_model"]},
+            "data": {"manifest": parts["manifest"]},
+            "tuning": {"trainable_fraction": 0.3},
+            "training": {
+                "projector_steps": 2,
+                "steps": 4,
+                "per_device_batch_size": 4,
+                "warmup_steps": 1,
+                "checkpoint_every": 2,
+                "learning_rate": {"projector": 1e-2, "language_model": 1e-2},
+            },
+            "evaluation": {
+                "max_new_tokens": 4,
+                "text": parts["text"],
+                "text_tokens": 200,
+                "context_length": 50,
+                "self_generated_sequences": 2,
+                "self_generated_tokens": 12,
+            },
+        }
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path, load_config(path, overrides)
+
+    return make
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def answer_logits(model: Any, processor: Any, config: RunConfig) -> torch.Tensor:
+    """Logits of a training batch, through the stored features of the model's own tower."""
+    clips = load_manifest(config.data.manifest or "", split="test").clips
+    batch = SpeechCollator(processor)(speech_examples(model, processor, clips, config))
+    with precomputed_features(model), torch.no_grad():
+        return model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+
+
+def test_a_run_leaves_everything_it_promises(configure: Callable[..., Any], tmp_path: Path) -> None:
+    _, config = configure()
+    summary = run(config, cpu=True)
+    folder = tmp_path / "run"
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert set(" ".join(SUMMARY_KEYS).split()) <= summary.keys()
+    assert summary["frozen_unchanged"] is True
+    assert summary["kl_to_base"] > 0
+    assert summary["steps"] == {"projector": 2, "adapt": 4}
+    for name in ("condition_numbers.png", "training.png", "tensorboard", "config.yaml"):
+        assert (folder / name).exists(), name
+    report = SpectralReport.load(folder / "spectral_report.json")
+    adapter = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert adapter["report_fingerprint"] == report.fingerprint == summary["report_fingerprint"]
+    assert len(adapter["target_units"]) == summary["num_selected"]
+    assert all(name.startswith("model.language_model.layers.") for name in adapter["target_units"])
+    tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert len(tensors) == summary["num_selected"] + 4  # and the projector's two layers with their biases
+    assert sum(tensor.numel() for tensor in tensors.values()) == summary["trainable_parameters"]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(configure: Callable[..., Any], tmp_path: Path) -> None:
+    runs = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        _, config = configure(f"output_dir={tmp_path / name}", f"seed={seed}")
+        runs[name] = run(config, cpu=True)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b") != losses(tmp_path / "c")
+    changing = {"seconds_analyze", "seconds_train", "seconds_total", "peak_rss_bytes"}
+    a, b = ({key: value for key, value in runs[name].items() if key not in changing} for name in "ab")
+    assert a == b
+
+
+def test_a_saved_adapter_gives_the_same_logits_in_a_fresh_process(
+    configure: Callable[..., Any], tmp_path: Path
+) -> None:
+    """And the base's own under disable_adapter, bit for bit."""
+    _, config = configure()
+    run(config, cpu=True)
+    model, processor, _ = load_run(tmp_path / "run")
+    adapted = answer_logits(model, processor, config)
+    base, _ = compose(config, max_seconds=1.0)
+    with model.disable_adapter():
+        assert torch.equal(answer_logits(model, processor, config), answer_logits(base, processor, config))
+    torch.save(adapted, tmp_path / "logits.pt")
+    code = (
+        "import sys, torch; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.integration.test_recipe import answer_logits\n"
+        "from condft.recipe import load_run\n"
+        "torch.set_num_threads(1)\n"
+        "model, processor, config = load_run(sys.argv[2] + '/run')\n"
+        "logits = answer_logits(model, processor, config)\n"
+        "assert torch.equal(logits, torch.load(sys.argv[2] + '/logits.pt', weights_only=True))\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(ROOT), str(tmp_path)], check=True)
+
+
+def test_evaluate_agrees_with_the_run(configure: Callable[..., Any], tmp_path: Path, parts: dict[str, str]) -> None:
+    _, config = configure()
+    summary = run(config, cpu=True)
+    figures = evaluate_run(tmp_path / "run")
+    assert figures["wer"] == summary["wer_after"]
+    assert figures["text_ce"] == pytest.approx(summary["text_ce_after"], rel=1e-12)
+    assert figures["text_ce_base"] == pytest.approx(summary["text_ce_before"], rel=1e-12)
+    assert figures["kl_to_base"] == pytest.approx(summary["kl_to_base"], rel=1e-12)
+    assert evaluate_run(tmp_path / "run", manifest=parts["manifest"], split="train")["num_clips"] == 8
+    with pytest.raises(FileNotFoundError, match="holds no finished run"):
+        evaluate_run(tmp_path)
+
+
+def test_resume_is_the_uninterrupted_run(
+    configure: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in stage 2 by an interrupt, as Ctrl-C does it, and continued."""
+    _, config = configure(f"output_dir={tmp_path / 'whole'}")
+    whole = run(config, cpu=True)
+    _, config = configure(f"output_dir={tmp_path / 'parts'}")
+
+    from condft.training import metrics
+
+    append = metrics.MetricsFile.append
+
+    def interrupted(self: Any, record: Any) -> None:
+        if record["global_step"] == 6:
+            raise KeyboardInterrupt
+        append(self, record)
+
+    monkeypatch.setattr(metrics.MetricsFile, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, cpu=True)
+    monkeypatch.undo()
+    monkeypatch.setenv("CONDFT_CACHE", str(tmp_path / "cache"))
+    assert not (tmp_path / "parts" / "summary.json").exists()
+    AcceleratorState._reset_state(True)
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        run(config, cpu=True)
+    resumed = run(config, resume=True, cpu=True)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert resumed["text_ce_after"] == whole["text_ce_after"]
+    assert resumed["wer_after"] == whole["wer_after"]
+
+
+def test_a_checkpoint_of_another_config_is_refused(configure: Callable[..., Any]) -> None:
+    _, config = configure()
+    run(config, cpu=True)
+    _, other = configure("tuning.trainable_fraction=0.5")
+    with pytest.raises(ValueError, match=r"tuning.trainable_fraction: 0.3 there, 0.5 now"):
+        run(other, resume=True, cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "tuning.trainable_fracton=0.1",
+            "unknown key 'tuning.trainable_fracton'; did you mean 'tuning.trainable_fract",
+        ),
+        ("tuning.num_tensors=3", "at most one budget"),
+        ("tuning.trainable_fraction=1e-6", "trains nothing"),
+        ("data.manifest=nowhere.jsonl", "nowhere.jsonl is no file"),
+        ("data.max_seconds=0.4", r"manifest.jsonl:4: .* more than the 0.4 s allowed"),
+        ("model.language_model=nowhere/llm", "nowhere/llm"),
+    ],
+)
+def test_bad_input_is_told_and_leaves_no_summary(
+    configure: Callable[..., Any], tmp_path: Path, override: str, message: str
+) -> None:
+    _, config = configure(override)
+    with pytest.raises((ValueError, OSError), match=message):
+        run(config, cpu=True)
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_command_line(configure: Callable[..., Any], tmp_path: Path, parts: dict[str, str]) -> None:
+    path, _ = configure()
+    runner = CliRunner()
+    done = runner.invoke(app, ["train", str(path), "training.steps=1", "--cpu"])
+    assert done.exit_code == 0, done.output
+    assert "what was learned, and what was forgotten" in done.output
+    again = runner.invoke(app, ["train", str(path), "--cpu"])
+    assert again.exit_code == 1
+    assert "already holds a run" in again.output
+    assert "Traceback" not in again.output
+    figures = tmp_path / "figures.json"
+    evaluated = runner.invoke(app, ["evaluate", str(tmp_path / "run"), "--json", str(figures)])
+    assert evaluated.exit_code == 0, evaluated.output
+    assert json.loads(figures.read_text())["num_clips"] == 4
+    bad = runner.invoke(app, ["train", str(path), "training.stepz=1"])
+    assert "did you mean 'training.steps'" in bad.output
+    outputs = ["--json", str(tmp_path / "report.json"), "--plot", str(tmp_path / "kappa.png")]
+    analysed = runner.invoke(app, ["analyze", parts["language_model"], *outputs])
+    assert analysed.exit_code == 0, analysed.output
+    assert "self_attn.q_proj" in analysed.output
+    assert (tmp_path / "kappa.png").stat().st_size > 10_000
+    assert SpectralReport.load(tmp_path / "report.json").rows
+    nowhere = runner.invoke(app, ["analyze", str(tmp_path / "nowhere")])
+    assert (nowhere.exit_code, "is no checkpoint folder" in nowhere.output) == (1, True)
+
+
+@pytest.mark.multiprocess
+def test_two_processes_agree_with_one(configure: Callable[..., Any], tmp_path: Path) -> None:
+    """Launched as a user would, on gloo: the same selection, and the same losses at the same global batch."""
+    path, config = configure("training.per_device_batch_size=4", f"output_dir={tmp_path / 'one'}")
+    single = run(config, cpu=True)
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", str(ROOT / "configs" / "accelerate" / "ddp_cpu.yaml"), "--main_process_port", "0"]
+    command += [str(ROOT / "scripts" / "train.py"), "--config", str(path)]
+    command += ["training.per_device_batch_size=2", f"output_dir={tmp_path / 'two'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    double = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert double["num_processes"] == 2
+    assert double["report_fingerprint"] == single["report_fingerprint"]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert double["text_ce_after"] == pytest.approx(single["text_ce_after"], rel=1e-4)
+    assert double["frozen_unchanged"] is True
