@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from condft.console import console
+
 if TYPE_CHECKING:
     from condft.report import SpectralReport
 
@@ -74,7 +76,6 @@ def evaluate(
     json: Annotated[Path | None, typer.Option(help="Write the figures there.")] = None,
 ) -> None:
     """Measure a finished run again: word error rate by language, and forgetting against its base."""
-    from rich.console import Console
     from rich.table import Table
 
     from condft.files import write_json
@@ -85,7 +86,7 @@ def evaluate(
         table = Table(title=str(run_dir), title_justify="left", show_header=False)
         for name, value in figures.items():
             table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-        Console().print(table)
+        console().print(table)
         if json is not None:
             write_json(json, figures)
 
@@ -124,10 +125,9 @@ def _print_report(report: "SpectralReport", lowest: int) -> None:
     from collections import Counter
     from statistics import median
 
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    output = console()
     types = Table(title=f"{report.model}: κ by module type", title_justify="left")
     for heading in ("module type", "role", "units", "shape", "lowest κ", "median κ", "highest κ"):
         types.add_column(heading, justify="right" if "κ" in heading or heading == "units" else "left")
@@ -138,7 +138,7 @@ def _print_report(report: "SpectralReport", lowest: int) -> None:
         shape = shapes.pop() if len(shapes) == 1 else "several"
         summary = [f"{value:.4g}" for value in (min(values), median(values), max(values))]
         types.add_row(module_type, rows[0].role.value, str(len(rows)), shape, *summary)
-    console.print(types)
+    output.print(types)
     ranking = sorted(report.rows, key=lambda row: (row.condition_number, row.name))[:lowest]
     if ranking:
         table = Table(title=f"the {len(ranking)} of lowest κ", title_justify="left")
@@ -147,7 +147,7 @@ def _print_report(report: "SpectralReport", lowest: int) -> None:
         for row in ranking:
             figures = (row.condition_number, row.sigma_max, row.sigma_min, row.stable_rank, row.entropy_deficit)
             table.add_row(row.name, *(f"{value:.4g}" for value in figures))
-        console.print(table)
+        output.print(table)
     reasons = Counter(skip.reason.value for skip in report.skipped)
     if reasons:
-        console.print("skipped: " + ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())))
+        output.print("skipped: " + ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())))

@@ -12,6 +12,7 @@ matplotlib.use("Agg", force=False)  # figures are written to files; no display i
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from condft.files import atomic_path
 from condft.report import SpectralReport, SpectralRow
@@ -114,6 +115,7 @@ def _draw_part(axes: Axes, rows: Sequence[SpectralRow], selected: set[str]) -> N
         axes.plot([x[i] for i in ringed], [y[i] for i in ringed], "o", mfc="none", mec=colour, ms=9, mew=1.6)
     axes.set_yscale("log")
     axes.set_xlabel("layer")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("condition number κ")
     axes.grid(True, which="major", alpha=0.25)
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from condft.multimodal import (
     Clip,
@@ -93,7 +94,14 @@ def _load_split(data: DataConfig, split: str) -> Any:
 
 
 def compose(config: RunConfig, *, max_seconds: float) -> tuple[nn.Module, Any]:
-    """The audio LLM and its processor, with the configured parts, dtype and projector seed."""
+    """The audio LLM and its processor, with the configured parts, dtype and projector seed.
+
+    Raises:
+        FileNotFoundError: A checkpoint is neither a folder nor to be had from the hub.
+        ValueError: The parts do not go together.
+    """
+    for key in ("audio_tower", "language_model"):
+        _check_checkpoint(f"model.{key}", getattr(config.model, key), config.model.trust_remote_code)
     return compose_audio_llm(
         config.model.audio_tower,
         config.model.language_model,
@@ -102,6 +110,17 @@ def compose(config: RunConfig, *, max_seconds: float) -> tuple[nn.Module, Any]:
         dtype=getattr(torch, config.model.dtype),
         trust_remote_code=config.model.trust_remote_code,
     )
+
+
+def _check_checkpoint(key: str, name: str, trust_remote_code: bool) -> None:
+    """Names the setting: offline, the loading libraries only say that some hub did not answer."""
+    try:
+        AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{key}={name!r} is neither a checkpoint folder here nor to be had from the hub. "
+            "scripts/get_models.py puts the quickstart's two checkpoints into models/."
+        ) from error
 
 
 def speech_examples(model: nn.Module, processor: Any, clips: list[Clip], config: RunConfig) -> list[SpeechExample]:

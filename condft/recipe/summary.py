@@ -8,8 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from condft.console import console
 
 __all__ = ["code_commit", "peak_rss_bytes", "print_summary", "versions"]
 
@@ -51,7 +52,7 @@ def peak_rss_bytes() -> int:
 
 def print_summary(summary: Mapping[str, Any], output_dir: str | Path) -> None:
     """The table at the end of a run: learned beside forgotten."""
-    table = Table(title=f"{output_dir}: what was learned, and what was forgotten", title_justify="left")
+    table = Table(title="what was learned, and what was forgotten", caption=str(output_dir), title_justify="left")
     for heading in ("", "before", "after", "change"):
         table.add_column(heading, justify="left" if not heading else "right")
     for language in ("", *sorted(key.removeprefix("wer_before_") for key in summary if key.startswith("wer_before_"))):
@@ -74,4 +75,4 @@ def print_summary(summary: Mapping[str, Any], output_dir: str | Path) -> None:
     table.add_row("selected weights", "", str(summary["num_selected"]), "")
     minutes = f"{summary['seconds_total'] / 60:.1f} min"
     table.add_row("time, peak memory", "", minutes, f"{summary['peak_rss_bytes'] / 2**30:.1f} GiB")
-    Console(width=max(100, Console().width)).print(table)  # a log file has no width; 80 columns would wrap the rows
+    console().print(table)
