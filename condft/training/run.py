@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
@@ -30,7 +31,8 @@ def make_accelerator(config: RunConfig, *, cpu: bool = False) -> Accelerator:
         gradient_accumulation_plugin=accumulation,
         log_with="tensorboard",
         project_dir=config.output_dir,
-        cpu=cpu,
+        # Without an accelerator, accelerate takes ranks started by torchrun for single processes unless told so.
+        cpu=cpu or not torch.accelerator.is_available(),
     )
 
 
