@@ -1,0 +1,19 @@
+"""Numerics: one matrix in, spectral facts out. torch only; see `condft.spectra.facts` for the routes."""
+
+from condft.spectra.facts import (
+    Measures,
+    SpectralFacts,
+    condition_number,
+    condition_number_bound,
+    spectral_facts,
+)
+from condft.spectra.reference import singular_values
+
+__all__ = [
+    "Measures",
+    "SpectralFacts",
+    "condition_number",
+    "condition_number_bound",
+    "singular_values",
+    "spectral_facts",
+]
