@@ -184,9 +184,9 @@ def entropy_deficit_bounds(
     At least $\log\frac{\kappa + 1/\kappa}2$, whatever n: the two ends lose that much, and the loss is smallest
     where all the others equal $\sqrt{(\sigma_1^2 + \sigma_n^2)/2}$, which attains it (set the derivative in each of
     them to zero). At most $\frac n2 \log S(\kappa^2)$ with Specht's ratio, the largest quotient of arithmetic and
-    geometric mean of numbers between 1 and $\kappa^2$ (Specht 1960). The upper bound is
-    approached for large n, the lower one attained for every n >= 2: the two ends leave the whole spectrum's loss
-    open by a factor that grows with n, and a large condition number can cost next to nothing per dimension.
+    geometric mean of numbers between 1 and $\kappa^2$ (Specht 1960). The lower bound is attained for every n >= 2,
+    the upper one approached for large n: the two ends leave the whole spectrum's loss open by a factor that grows
+    with n, and a large condition number can cost next to nothing per dimension.
 
     Args:
         condition_number: In `[1, inf]`; exactly 1 if n = 1.
@@ -230,7 +230,7 @@ def log_specht_ratio(condition_number: float) -> float:
     if not condition_number >= 1.0:
         raise ValueError(f"a condition number is at least 1, got {condition_number}")
     u = math.log(condition_number)
-    if u < 0.05:  # the next term is under 1e-15 of the first
+    if u < 0.05:  # the next term is under 2e-15 of the first
         square = u * u
         return square * (1.0 / 2.0 - square * (1.0 / 36.0 - square * (1.0 / 405.0 - square / 4200.0)))
     if math.isinf(u):

@@ -24,6 +24,7 @@ from condft.information import (
     output_covariance,
     output_entropy,
 )
+from condft.spectra import spectral_facts
 
 SQUARE, WIDE, TALL = (5, 5), (3, 7), (8, 4)
 
@@ -139,6 +140,14 @@ def test_deficit_ignores_scale_and_order(spectrum, factor, random):
 def test_equal_values_lose_nothing_and_a_zero_everything():
     assert entropy_deficit(torch.full((9,), 0.3)) == 0.0
     assert entropy_deficit(torch.tensor([1.0, 0.0])) == math.inf
+
+
+@pytest.mark.parametrize("shape", [SQUARE, WIDE, TALL])
+def test_the_analyzer_and_the_mathematics_agree(shape):
+    weight = weight_of(shape)
+    facts = spectral_facts(weight)
+    assert entropy_deficit(torch.linalg.svdvals(weight)) == pytest.approx(facts.entropy_deficit, rel=1e-9)
+    assert log_volume(weight) == pytest.approx(facts.log_volume, abs=1e-9)
 
 
 @given(spectra)
