@@ -100,6 +100,7 @@ def _row(unit: Unit) -> SpectralRow:
     return SpectralRow(
         name=unit.name,
         shape=tuple(unit.tensor.shape),
+        matrix_shape=(unit.matrix.shape[0], unit.matrix.shape[1]),
         dtype=str(unit.tensor.dtype).removeprefix("torch."),
         num_parameters=unit.tensor.numel(),
         module_type=unit.module_type,

@@ -14,7 +14,7 @@ from condft.files import write_json
 
 __all__ = ["REPORT_VERSION", "Role", "SkipReason", "SkippedWeight", "SpectralReport", "SpectralRow"]
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 
 class Role(StrEnum):
@@ -48,6 +48,7 @@ class SpectralRow:
     Attributes:
         name: Parameter name in the live model, with `[i]` appended for slice i of a stack.
         shape: The unit's own shape (a slice's, not the stack's).
+        matrix_shape: Rows and columns of the matrix that was analysed: `(out, in * kernel)` for a convolution.
         dtype: Storage dtype, such as `bfloat16`.
         num_parameters: Number of entries.
         module_type: The module's path with every layer index replaced by `*`; units are compared within it.
@@ -58,12 +59,14 @@ class SpectralRow:
         condition_number: Their ratio, in `[1, inf]`.
         frobenius_norm: Root of the sum of squared entries.
         stable_rank: `frobenius_norm**2 / sigma_max**2`.
-        log_volume: Sum of log singular values, nats.
-        entropy_deficit: Nats lost against equal singular values of the same Frobenius norm.
+        log_volume: Sum of log singular values, nats; None if it was not measured.
+        entropy_deficit: Nats lost against equal singular values of the same Frobenius norm; None if it was not
+            measured.
     """
 
     name: str
     shape: tuple[int, ...]
+    matrix_shape: tuple[int, int]
     dtype: str
     num_parameters: int
     module_type: str
@@ -74,8 +77,8 @@ class SpectralRow:
     condition_number: float
     frobenius_norm: float
     stable_rank: float
-    log_volume: float
-    entropy_deficit: float
+    log_volume: float | None
+    entropy_deficit: float | None
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ class SpectralReport:
             )
             report = cls(rows, skipped, value["model"], value["versions"])
             claimed = value["fingerprint"]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the report is damaged: {error!r}") from error
         if report.fingerprint != claimed:
             raise ValueError("the report is damaged: its fingerprint does not belong to its rows")
@@ -200,7 +203,7 @@ class SpectralReport:
 
 
 def _to_json(item: SpectralRow | SkippedWeight) -> dict[str, Any]:
-    """Strict JSON has no infinity, and `null` would say "unknown": the infinities become strings."""
+    """Strict JSON has no infinity, and `null` says "not measured": the infinities become strings."""
     return {
         key: str(value) if isinstance(value, float) and math.isinf(value) else value
         for key, value in dataclasses.asdict(item).items()
@@ -208,8 +211,16 @@ def _to_json(item: SpectralRow | SkippedWeight) -> dict[str, Any]:
 
 
 _FLOATS = tuple(f.name for f in dataclasses.fields(SpectralRow) if f.type is float)
+_MAYBE_FLOATS = tuple(f.name for f in dataclasses.fields(SpectralRow) if f.type == float | None)
 
 
 def _row_from_json(value: dict[str, Any]) -> SpectralRow:
-    converted = {key: float(value[key]) for key in _FLOATS}
-    return SpectralRow(**{**value, **converted, "shape": tuple(value["shape"]), "role": Role(value["role"])})
+    rows, columns = value["matrix_shape"]
+    converted = {
+        **{key: float(value[key]) for key in _FLOATS},
+        **{key: None if value[key] is None else float(value[key]) for key in _MAYBE_FLOATS},
+        "shape": tuple(value["shape"]),
+        "matrix_shape": (int(rows), int(columns)),
+        "role": Role(value["role"]),
+    }
+    return SpectralRow(**{**value, **converted})

@@ -20,6 +20,7 @@ def test_every_row_agrees_with_numpy(tiny_llama):
         reference = np.linalg.svd(parameters[row.name].detach().double().numpy(), compute_uv=False)
         assert row.condition_number == pytest.approx(reference[0] / reference[-1], rel=1e-6)
         assert row.num_parameters == math.prod(row.shape)
+        assert row.matrix_shape == row.shape
 
 
 def test_folder_and_live_model_give_the_same_report(tiny_llama, tmp_path):
@@ -28,6 +29,11 @@ def test_folder_and_live_model_give_the_same_report(tiny_llama, tmp_path):
     live, stored = analyze(model, progress=False), analyze(tmp_path, progress=False)
     assert stored.rows == live.rows
     assert stored.fingerprint == live.fingerprint
+
+
+def test_a_convolution_is_analysed_as_one_matrix():
+    (row,) = analyze(nn.Conv1d(6, 4, 3, bias=False), progress=False).rows
+    assert (row.shape, row.matrix_shape) == ((4, 6, 3), (4, 18))
 
 
 def test_only_the_names_asked_for(tiny_llama):

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from condft.analysis import DIGEST_DIGITS, analyze
 from condft.report import Role, SkippedWeight, SkipReason, SpectralReport
-from condft.selection import select_units
+from condft.selection import select_units, shape_warning
 from condft.tuner.config import CondFTConfig
 from condft.tuner.layer import SUPPORTED_LAYERS, CondFTLayer
 from condft.tuner.registration import PREFIX
@@ -116,6 +116,9 @@ def _resolve_selection(config: CondFTConfig, model: nn.Module, units: dict[str, 
             "condition number: this is full fine-tuning of the layers. Lower the budget to select.",
             stacklevel=2,
         )
+    warning = shape_warning(selection)
+    if warning is not None:
+        warnings.warn(warning, stacklevel=2)
     config.target_units = list(selection.names)
     if _saves_whole_embeddings(config, model):
         config.target_modules = None
