@@ -32,6 +32,7 @@ def analyze(
     model: Annotated[Path, typer.Argument(help="Checkpoint folder: config.json and safetensors.")],
     json: Annotated[Path | None, typer.Option(help="Write the spectral report there.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw κ by depth and module type (.png, .svg, .pdf).")] = None,
+    measures: Annotated[str, typer.Option(help="basic, or all: log-volume and entropy deficit too.")] = "basic",
     lowest: Annotated[int, typer.Option(help="How many units of lowest κ to list.", min=0)] = 10,
     trust_remote_code: Annotated[bool, typer.Option(help="Allow a checkpoint's own code.")] = False,
 ) -> None:
@@ -39,7 +40,11 @@ def analyze(
     from condft.analysis import analyze as analyze_model
 
     with _UserErrors():
-        report = analyze_model(model, trust_remote_code=trust_remote_code)
+        if measures not in ("basic", "all"):
+            raise ValueError(f"--measures is {measures!r}: choose basic or all")
+        report = analyze_model(
+            model, measures="all" if measures == "all" else "basic", trust_remote_code=trust_remote_code
+        )
         _print_report(report, lowest)
         if json is not None:
             report.save(json)

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from condft.files import write_json
 
-__all__ = ["REPORT_VERSION", "Role", "SkipReason", "SkippedWeight", "SpectralReport", "SpectralRow"]
+__all__ = ["REPORT_VERSION", "Role", "ScreenedUnit", "SkipReason", "SkippedWeight", "SpectralReport", "SpectralRow"]
 
 REPORT_VERSION = 2
 
@@ -62,6 +62,9 @@ class SpectralRow:
         log_volume: Sum of log singular values, nats; None if it was not measured.
         entropy_deficit: Nats lost against equal singular values of the same Frobenius norm; None if it was not
             measured.
+        noise_floor: Spectral norm that rounding to the storage dtype alone would have.
+        resolved: Whether `sigma_min` lies above it; if not, the condition number may be the rounding's.
+        method: The route that found the figures (see `condft.spectra.facts`).
     """
 
     name: str
@@ -79,6 +82,9 @@ class SpectralRow:
     stable_rank: float
     log_volume: float | None
     entropy_deficit: float | None
+    noise_floor: float
+    resolved: bool
+    method: str
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,18 @@ class SkippedWeight:
 
 
 @dataclass(frozen=True)
+class ScreenedUnit:
+    """A unit ruled out without exact figures: its condition number is at least `condition_number_bound`."""
+
+    name: str
+    shape: tuple[int, ...]
+    num_parameters: int
+    module_type: str
+    role: Role
+    condition_number_bound: float
+
+
+@dataclass(frozen=True)
 class SpectralReport:
     """Rows sorted by name, and everything that was left out with its reason.
 
@@ -100,16 +118,21 @@ class SpectralReport:
         skipped: One `SkippedWeight` a tensor without a row, sorted by name.
         model: Where the weights came from, for people (a path, a hub id or a class name).
         versions: Versions of what computed it.
+        measures: "basic", or "all" if the rows hold log-volume and entropy deficit.
+        screened: Units that `keep_lowest` ruled out, sorted by name; empty for a whole analysis.
     """
 
     rows: tuple[SpectralRow, ...]
     skipped: tuple[SkippedWeight, ...] = ()
     model: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    measures: str = "all"
+    screened: tuple[ScreenedUnit, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row.name)))
         object.__setattr__(self, "skipped", tuple(sorted(self.skipped, key=lambda skip: skip.name)))
+        object.__setattr__(self, "screened", tuple(sorted(self.screened, key=lambda unit: unit.name)))
         names = [row.name for row in self.rows]
         if len(set(names)) != len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
@@ -145,8 +168,10 @@ class SpectralReport:
             "model": self.model,
             "fingerprint": self.fingerprint,
             "versions": self.versions,
+            "measures": self.measures,
             "rows": [_to_json(row) for row in self.rows],
             "skipped": [_to_json(skip) for skip in self.skipped],
+            "screened": [_to_json(unit) for unit in self.screened],
         }
 
     @classmethod
@@ -170,7 +195,11 @@ class SpectralReport:
                 SkippedWeight(s["name"], tuple(s["shape"]), SkipReason(s["reason"]), s.get("detail", ""))
                 for s in value["skipped"]
             )
-            report = cls(rows, skipped, value["model"], value["versions"])
+            screened = tuple(
+                ScreenedUnit(**{**unit, "shape": tuple(unit["shape"]), "role": Role(unit["role"])})
+                for unit in value["screened"]
+            )
+            report = cls(rows, skipped, value["model"], value["versions"], value["measures"], screened)
             claimed = value["fingerprint"]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the report is damaged: {error!r}") from error
@@ -202,7 +231,7 @@ class SpectralReport:
             raise ValueError(f"{path}: {error}") from error
 
 
-def _to_json(item: SpectralRow | SkippedWeight) -> dict[str, Any]:
+def _to_json(item: SpectralRow | SkippedWeight | ScreenedUnit) -> dict[str, Any]:
     """Strict JSON has no infinity, and `null` says "not measured": the infinities become strings."""
     return {
         key: str(value) if isinstance(value, float) and math.isinf(value) else value

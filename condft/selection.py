@@ -100,12 +100,18 @@ def select_units(
         stratify = None  # the threshold is the same in every stratum
     ranked = sorted(rows, key=_ranking_key(score, order, seed))
     strata = _strata(ranked, stratify)
+    if report.screened and not (num_tensors and score == "condition_number" and order == "lowest" and not stratify):
+        raise ValueError(
+            f"the report was made with keep_lowest and lacks {len(report.screened)} units: it serves num_tensors with "
+            "score='condition_number', order='lowest' and stratify=None only. Analyze without keep_lowest."
+        )
     if max_condition_number is not None:
         chosen = _below(ranked, max_condition_number, score, order)
     elif trainable_fraction is not None:
         chosen = _within_fraction(strata, trainable_fraction)
     else:
         chosen = _by_count(strata, DEFAULT_NUM_TENSORS if num_tensors is None else num_tensors)
+    _check_screened(report, chosen)
     share = 0.0 if order == "random" else shape_share(strata.values(), {row.name for row in chosen}, score)
     return _describe(chosen, rows, score, stratify, share)
 
@@ -162,6 +168,18 @@ def _check_measured(rows: Sequence[SpectralRow], score: Score) -> None:
         raise ValueError(
             f"score={score!r} needs the whole spectrum, which was not measured for {len(missing)} of {len(rows)} "
             f'candidates, the first is {missing[0]!r}: analyze with measures="all"'
+        )
+
+
+def _check_screened(report: SpectralReport, chosen: Sequence[SpectralRow]) -> None:
+    """The chosen units must lie under every bound by which others were ruled out."""
+    worst = max(row.condition_number for row in chosen)
+    nearest = min(report.screened, key=lambda unit: (unit.condition_number_bound, unit.name), default=None)
+    if nearest is not None and nearest.condition_number_bound < worst:
+        bound = f"{nearest.condition_number_bound:.4g}"
+        raise ValueError(
+            f"the report was made with keep_lowest and ruled {nearest.name} out at {bound}, below "
+            f"the {worst:.4g} that this budget reaches: analyze with a larger keep_lowest"
         )
 
 

@@ -111,7 +111,9 @@ def race(name: str, repeats: int) -> dict[str, Any]:
         "speedup": medians["selector"] / medians["basic"],
         "speedup_all": medians["selector"] / medians["all"],
         "target": TARGETS[name],
-        "same_order": sorted(shared, key=ours.__getitem__) == sorted(shared, key=theirs.__getitem__) if shared else None,
+        "same_order": sorted(shared, key=ours.__getitem__) == sorted(shared, key=theirs.__getitem__)
+        if shared
+        else None,
         "methods": sorted({row.method for row in report.rows}),
     }
 
@@ -154,7 +156,8 @@ def show(results: dict[str, Any]) -> None:
         table.add_row(row["work"], *figures, *ratios, ", ".join(row["methods"]))
     console().print(table)
     for row in results["errors"]:
-        print(f"{row['shape']!s:>14} {row['dtype']} κ {row['planted_kappa']:.0e} error {row['error']:.1e} {row['methods']}")
+        routes = ", ".join(row["methods"])
+        print(f"{row['shape']!s:>14} {row['dtype']} κ {row['planted_kappa']:.0e} error {row['error']:.1e} by {routes}")
 
 
 def main() -> None:

@@ -26,6 +26,9 @@ def make_row(name: str, kappa: float = 5.0, *, module_type: str = "layers.*.q", 
         stable_rank=1.5,
         log_volume=-math.inf if math.isinf(kappa) else math.log(kappa),
         entropy_deficit=kappa,
+        noise_floor=1e-6,
+        resolved=True,
+        method="svd",
     )
     return dataclasses.replace(row, **changes)
 

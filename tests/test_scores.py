@@ -20,7 +20,7 @@ SHAPES = {"v": (192, 576), "up": (1536, 576), "q": (576, 576)}
 
 
 def row_of(name: str, matrix: torch.Tensor):
-    return make_row(name, matrix_shape=tuple(matrix.shape), **vars(spectral_facts(matrix)))
+    return make_row(name, matrix_shape=tuple(matrix.shape), **vars(spectral_facts(matrix, measures="all")))
 
 
 def random_rows(shape: tuple[int, int], count: int) -> list:

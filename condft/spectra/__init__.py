@@ -7,6 +7,7 @@ from condft.spectra.facts import (
     condition_number_bound,
     spectral_facts,
 )
+from condft.spectra.noise import rounding_noise
 from condft.spectra.reference import singular_values
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "SpectralFacts",
     "condition_number",
     "condition_number_bound",
+    "rounding_noise",
     "singular_values",
     "spectral_facts",
 ]

@@ -94,7 +94,8 @@ def spectral_facts(matrix: Tensor, *, measures: Measures = "basic", rtol: float 
     largest_entry = _checked(matrix)
     tall = matrix.detach() if matrix.shape[0] >= matrix.shape[1] else matrix.detach().mT
     if largest_entry == 0.0:
-        return SpectralFacts(0.0, 0.0, math.inf, 0.0, 0.0, *_if_all(measures, -math.inf, math.inf), method="zero")
+        no_volume, all_lost = (-math.inf, math.inf) if measures == "all" else (None, None)
+        return SpectralFacts(0.0, 0.0, math.inf, 0.0, 0.0, no_volume, all_lost, method="zero")
     tall, exponent = _scaled(tall, largest_entry)
     answer = _solve(tall, measures, rtol)
     return _facts(tall, answer, exponent, measures)
@@ -325,7 +326,3 @@ def _norm_blocks(tall: Tensor) -> list[Tensor]:
     dtype = torch.promote_types(tall.dtype, torch.float32)
     rows = max(1, 2**22 // tall.shape[1])
     return [block.to(dtype) for block in tall.split(rows)]
-
-
-def _if_all(measures: Measures, *values: float) -> tuple[float | None, ...]:
-    return values if measures == "all" else tuple(None for _ in values)

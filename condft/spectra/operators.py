@@ -32,7 +32,7 @@ class Products(Protocol):
 
 
 def iter_row_blocks(matrix: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-    """The matrix in `dtype`, a `(first row, block of rows)` at a time: one block of extra memory, however tall it is."""
+    """The matrix in `dtype`, a `(first row, block of rows)` at a time: one block of extra memory at any height."""
     rows = max(1, _BLOCK_BYTES // (matrix.shape[1] * dtype.itemsize))
     for start in range(0, matrix.shape[0], rows):
         yield start, matrix[start : start + rows].to(dtype)

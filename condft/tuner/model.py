@@ -16,7 +16,9 @@ from transformers.pytorch_utils import Conv1D
 
 from condft.analysis import DIGEST_DIGITS, analyze
 from condft.report import Role, SkippedWeight, SkipReason, SpectralReport
+from condft.scores import WHOLE_SPECTRUM_SCORES
 from condft.selection import select_units, shape_warning
+from condft.spectra import Measures
 from condft.tuner.config import CondFTConfig
 from condft.tuner.layer import SUPPORTED_LAYERS, CondFTLayer
 from condft.tuner.registration import PREFIX
@@ -96,7 +98,8 @@ def _resolve_selection(config: CondFTConfig, model: nn.Module, units: dict[str, 
     candidates = _candidate_names(config, model, units)
     report = config.load_report()
     if report is None:
-        report = analyze(model, names=candidates)
+        measures: Measures = "all" if config.score in WHOLE_SPECTRUM_SCORES else "basic"
+        report = analyze(model, names=candidates, measures=measures)
     else:
         _check_report(report, units, candidates)
     selection = select_units(

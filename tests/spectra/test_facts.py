@@ -102,7 +102,7 @@ def test_entropy_deficit_is_never_negative_and_bounded_below_by_kappa(spectrum, 
     assert facts.entropy_deficit >= math.log((kappa + 1 / kappa) / 2) - 1e-9
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(-40, 40),
     st.sampled_from([*SMALL, (150, 150), (64, 200), (200, 64), (130, 120)]),
@@ -193,7 +193,7 @@ def test_the_same_matrix_gives_the_same_facts():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from([(8, 8), (60, 20), (150, 150), (64, 200)]),
     st.floats(0.0, 9.0),

@@ -12,7 +12,7 @@ from condft.spectra.operators import Inverse, MatrixProducts, TriangularInverse
 from tests.spectra.planted import planted, random_matrix, reference
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 60), st.integers(0, 40), st.integers(1, 80), st.integers(0, 100))
 def test_ritz_values_lie_within_the_spectrum(n, more, steps, seed):
     matrix = random_matrix((n + more, n), seed)

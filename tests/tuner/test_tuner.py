@@ -319,7 +319,7 @@ def test_a_choice_of_shapes_warns_and_the_default_does_not(tiny_llama):
 @pytest.mark.parametrize("score", get_args(Score))
 def test_every_score_can_choose(tiny_llama, score):
     model = tiny_llama()
-    expected = select_units(analyze(model, progress=False), num_tensors=9, score=score)
+    expected = select_units(analyze(model, measures="all", progress=False), num_tensors=9, score=score)
     config = CondFTConfig(num_tensors=9, score=score)
     get_peft_model(model, config)
     assert config.target_units == list(expected.names)
