@@ -18,7 +18,7 @@ from condft.multimodal import SpeechCollator, SpeechExample, precomputed_feature
 from condft.plots import plot_condition_numbers, plot_training
 from condft.recipe.build import Speech, compose, load_speech, speech_examples, tuning_config
 from condft.recipe.measure import kl_on_own_text, measure_hearing, measure_text
-from condft.recipe.summary import code_commit, peak_rss_bytes, print_summary, versions
+from condft.recipe.summary import code_commit, machine, peak_rss_bytes, print_summary, versions
 from condft.training import (
     FreezeReport,
     RunConfig,
@@ -171,6 +171,7 @@ def _facts(parts: _Parts, config: RunConfig, accelerator: Accelerator, freeze: F
         "mixed_precision": accelerator.mixed_precision,
         "seed": config.seed,
         "config_fingerprint": config.fingerprint(),
+        "machine": machine(),
         "commit": code_commit(),
         "versions": versions(),
     }

@@ -1,5 +1,7 @@
 """What a run says of itself: the facts of `summary.json`, and a table for people."""
 
+import os
+import platform
 import resource
 import subprocess
 import sys
@@ -8,11 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from condft.console import console
 
-__all__ = ["code_commit", "peak_rss_bytes", "print_summary", "versions"]
+__all__ = ["code_commit", "machine", "peak_rss_bytes", "print_summary", "versions"]
 
 _PACKAGES = ("condft", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
 
@@ -42,6 +45,30 @@ def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(
         ["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True
     ).stdout.strip()
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were made on: processor, cores, memory and accelerator."""
+    found: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+    }
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if torch.cuda.is_available():
+        found["accelerator"] = torch.cuda.get_device_name()
+    return found
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")  # platform.processor() is empty on Linux
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def peak_rss_bytes() -> int:

@@ -120,11 +120,7 @@ class CondFTConfig(PeftConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """As PEFT's, without the report: the selection made from it is in `target_units`."""
-        without_report = dataclasses.replace(self) if self.report is None else self._without_report()
-        return dataclasses.asdict(without_report)
-
-    def _without_report(self) -> "CondFTConfig":
-        return dataclasses.replace(self, report=None)
+        return dataclasses.asdict(dataclasses.replace(self, report=None))
 
     def is_target(self, module_name: str) -> bool:
         """Whether the module's weight is in the resolved selection; exact names, never suffixes."""
