@@ -1,8 +1,10 @@
 """`analyze`: weights -> spectra -> report, for a live model or a checkpoint folder."""
 
+import math
 import platform
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +13,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from condft.report import ScreenedUnit, SkippedWeight, SkipReason, SpectralReport, SpectralRow
-from condft.spectra import Measures, condition_number_bound, rounding_noise, spectral_facts
+from condft.spectra import Measures, NonFiniteError, condition_number_bound, rounding_noise, spectral_facts
 from condft.weights import Unit, iter_units, load_checkpoint, tensor_digest
 
 __all__ = ["NonFiniteWeightError", "analyze"]
@@ -82,21 +84,19 @@ def analyze(
     units, skipped = _collect(model, names)
     if not units:
         raise ValueError(_nothing_to_analyze(label, skipped))
-    non_finite = [unit for unit in units if not torch.isfinite(unit.tensor).all()]
-    skipped += [SkippedWeight(u.name, tuple(u.tensor.shape), SkipReason.NON_FINITE) for u in non_finite]
-    bad = {unit.name for unit in non_finite}
-    sound = [unit for unit in units if unit.name not in bad]
     # Counted by cost, not by tensors: the time left is then right though sizes differ by orders of magnitude.
-    total = sum(map(_cost, sound))
+    total = sum(map(_cost, units))
     with tqdm(total=total, desc="analyze", unit="flop", unit_scale=True, delay=1, disable=not progress) as bar:
-        screened: list[ScreenedUnit] = []
+        found = _Found(measures, bar)
         if keep_lowest is None:
-            rows = [_row(unit, measures, bar) for unit in sound]
+            for unit in units:
+                found.measure(unit)
         else:
-            rows, screened = _keep_lowest(sound, keep_lowest, stratify, measures, bar)
-    report = SpectralReport(tuple(rows), tuple(skipped), label, _versions(), measures, tuple(screened))
-    if non_finite:
-        raise NonFiniteWeightError([unit.name for unit in non_finite], report)
+            _keep_lowest(found, units, keep_lowest, stratify)
+    skipped += [SkippedWeight(u.name, tuple(u.tensor.shape), SkipReason.NON_FINITE) for u in found.non_finite]
+    report = SpectralReport(tuple(found.rows), tuple(skipped), label, _versions(), measures, tuple(found.screened))
+    if found.non_finite:
+        raise NonFiniteWeightError([unit.name for unit in found.non_finite], report)
     return report
 
 
@@ -113,41 +113,66 @@ def _collect(model: nn.Module, names: Collection[str] | None) -> tuple[list[Unit
     return units, skipped
 
 
-def _keep_lowest(
-    units: Sequence[Unit], keep: int, stratify: str | None, measures: Measures, bar: tqdm
-) -> tuple[list[SpectralRow], list[ScreenedUnit]]:
+@dataclass
+class _Found:
+    """What an analysis has found so far; every unit ends in one of the three lists."""
+
+    measures: Measures
+    bar: tqdm
+    rows: list[SpectralRow] = field(default_factory=list)
+    screened: list[ScreenedUnit] = field(default_factory=list)
+    non_finite: list[Unit] = field(default_factory=list)
+
+    def measure(self, unit: Unit) -> float | None:
+        """Adds the unit's row and returns its condition number; None if it holds NaN or infinity."""
+        self.bar.update(_cost(unit))
+        try:
+            row = _row(unit, self.measures)
+        except NonFiniteError:
+            self.non_finite.append(unit)
+            return None
+        self.rows.append(row)
+        return row.condition_number
+
+    def bound(self, unit: Unit, *, steps: int, above: float = math.inf) -> float | None:
+        """A certified lower bound of the unit's condition number; None if it holds NaN or infinity."""
+        try:
+            return condition_number_bound(unit.matrix, max_steps=steps, above=above)
+        except NonFiniteError:
+            self.bar.update(_cost(unit))
+            self.non_finite.append(unit)
+            return None
+
+    def rule_out(self, unit: Unit, bound: float) -> None:
+        self.bar.update(_cost(unit))
+        shape = tuple(unit.tensor.shape)
+        self.screened.append(ScreenedUnit(unit.name, shape, unit.tensor.numel(), unit.module_type, unit.role, bound))
+
+
+def _keep_lowest(found: _Found, units: Sequence[Unit], keep: int, stratify: str | None) -> None:
     """Exact figures in the order of cheap bounds, until the next bound exceeds the keep-th lowest exact figure."""
     strata: dict[str, list[tuple[float, str, Unit]]] = defaultdict(list)
     for unit in units:
-        bound = condition_number_bound(unit.matrix, max_steps=_FIRST_STEPS)
-        strata[unit.module_type if stratify else ""].append((bound, unit.name, unit))
-    rows: list[SpectralRow] = []
-    screened: list[ScreenedUnit] = []
+        bound = found.bound(unit, steps=_FIRST_STEPS)
+        if bound is not None:
+            strata[unit.module_type if stratify else ""].append((bound, unit.name, unit))
     for members in strata.values():
         kept: list[float] = []
-        for bound, _, unit in sorted(members, key=lambda entry: entry[:2]):
-            limit = sorted(kept)[keep - 1] * _MARGIN if len(kept) >= keep else float("inf")
-            if bound <= limit < float("inf"):
+        for first, _, unit in sorted(members, key=lambda entry: entry[:2]):
+            limit = sorted(kept)[keep - 1] * _MARGIN if len(kept) >= keep else math.inf
+            bound = first
+            if bound <= limit < math.inf:
                 bound = max(bound, condition_number_bound(unit.matrix, above=limit, max_steps=_LAST_STEPS))
             if bound > limit:
-                screened.append(_screened(unit, bound))
-                bar.update(_cost(unit))
-            else:
-                rows.append(_row(unit, measures, bar))
-                kept.append(rows[-1].condition_number)
-    return rows, screened
+                found.rule_out(unit, bound)
+            elif (exact := found.measure(unit)) is not None:
+                kept.append(exact)
 
 
-def _screened(unit: Unit, bound: float) -> ScreenedUnit:
-    shape = tuple(unit.tensor.shape)
-    return ScreenedUnit(unit.name, shape, unit.tensor.numel(), unit.module_type, unit.role, bound)
-
-
-def _row(unit: Unit, measures: Measures, bar: tqdm) -> SpectralRow:
+def _row(unit: Unit, measures: Measures) -> SpectralRow:
     facts = spectral_facts(unit.matrix, measures=measures, rtol=_RTOL)
     matrix_shape = (unit.matrix.shape[0], unit.matrix.shape[1])
     noise_floor = rounding_noise(matrix_shape, unit.tensor.dtype, facts.frobenius_norm)
-    bar.update(_cost(unit))
     return SpectralRow(
         name=unit.name,
         shape=tuple(unit.tensor.shape),

@@ -2,6 +2,7 @@
 
 from condft.spectra.facts import (
     Measures,
+    NonFiniteError,
     SpectralFacts,
     condition_number,
     condition_number_bound,
@@ -12,6 +13,7 @@ from condft.spectra.reference import singular_values
 
 __all__ = [
     "Measures",
+    "NonFiniteError",
     "SpectralFacts",
     "condition_number",
     "condition_number_bound",

@@ -3,8 +3,8 @@ r"""Spectral facts of one matrix without its full SVD: which route, and whether 
 Routes, cheapest first; each states the error that it vouches for, and the next one takes over where that is too much:
 
 - `lanczos`: Golub-Kahan-Lanczos on W itself, for rectangles. Both ends of the spectrum lie open there.
-- `lu`: for squares, whose smallest singular value hides at the hard edge of the spectrum: LU of W, then the same
-  process on the inverse. For large ones in fp32 first, with the answer corrected by a Rayleigh quotient against W.
+- `lu`: for squares, whose smallest singular value hides at the hard edge of the spectrum: LU of W in fp64, then
+  the same process on the inverse.
 - `cholesky`, `qr`: the triangular factor of a tall matrix in fp64, then the same process on its inverse.
 - `svd`: all singular values in fp64: small matrices, and condition numbers past 1e12.
 """
@@ -21,15 +21,25 @@ from condft.spectra.lanczos import Ends, golub_kahan
 from condft.spectra.operators import Inverse, MatrixProducts, TriangularInverse
 from condft.spectra.reference import singular_values
 
-__all__ = ["Measures", "SpectralFacts", "condition_number", "condition_number_bound", "spectral_facts"]
+__all__ = [
+    "Measures",
+    "NonFiniteError",
+    "SpectralFacts",
+    "condition_number",
+    "condition_number_bound",
+    "spectral_facts",
+]
 
 Measures = Literal["basic", "all"]
 
 _SMALL = 48  # up to here an SVD costs less than the overhead of anything else
 _NEARLY_SQUARE = 0.8  # aspect n / m above which the lower edge closes in and Lanczos on W is slow
-_SINGLE_LU = 1024  # from this size on, an fp32 LU with a correction beats an fp64 one
 _MAX_STEPS = 160
 _EPS64 = torch.finfo(torch.float64).eps
+
+
+class NonFiniteError(ValueError):
+    """A matrix holds NaN or infinity, so it has no spectrum."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +168,7 @@ def _checked(matrix: Tensor) -> float:
     largest = max(abs(float(lowest)), abs(float(highest)))
     if not math.isfinite(largest):
         count = int((~torch.isfinite(entries)).sum())
-        raise ValueError(f"the matrix holds NaN or infinity in {count:,} of {matrix.numel():,} entries")
+        raise NonFiniteError(f"the matrix holds NaN or infinity in {count:,} of {matrix.numel():,} entries")
     return largest
 
 
@@ -213,48 +223,17 @@ def _by_lanczos(tall: Tensor, rtol: float) -> _Answer | None:
 
 
 def _by_lu(square: Tensor, rtol: float, measures: Measures) -> _Answer | None:
-    single = square.shape[0] >= _SINGLE_LU and square.dtype != torch.float64 and measures == "basic"
     largest = golub_kahan(
         MatrixProducts(square, _lanczos_dtype(square)), wanted="largest", rtol=rtol / 2, max_steps=_MAX_STEPS
     )
     if not largest.settled:
         return None
-    if single:
-        answer = _by_single_lu(square, largest, rtol)
-        if answer is not None:
-            return answer
     factors, pivots, info = torch.linalg.lu_factor_ex(square.to(torch.float64))
     if int(info):
         return None
     inverse = golub_kahan(Inverse(factors, pivots), wanted="largest", rtol=rtol / 2, max_steps=_MAX_STEPS)
     log_volume = float(factors.diagonal().abs().log().sum())
     return _from_inverse(largest, inverse, log_volume, square.shape[0], "lu")
-
-
-def _by_single_lu(square: Tensor, largest: Ends, rtol: float) -> _Answer | None:
-    r"""LU in fp32, and the smallest singular value from the vector that it gives, measured against W itself.
-
-    With the factors of $W + E$ the process finds that matrix's singular vector, off by $\|E\|$ over the gap. The
-    quotient $\|Wv\| / \|v\|$ in W's own entries is then off by the square of that only (Parlett 1998, §4.6), and from
-    above. Accepted by its residual against the gap to the next singular value.
-    """
-    factors, pivots, info = torch.linalg.lu_factor_ex(square.to(torch.float32))
-    if int(info):
-        return None
-    inverse = golub_kahan(Inverse(factors, pivots), wanted="largest", rtol=rtol / 2, max_steps=_MAX_STEPS)
-    if not inverse.settled or inverse.vector is None:
-        return None
-    products = MatrixProducts(square, torch.float64)
-    vector = inverse.vector.double()  # a right singular vector of the inverse is a left one of W
-    vector /= vector.norm()
-    image = products.apply_transposed(vector)
-    smallest = float(image.norm())
-    residual = float((products.apply(image / smallest) - smallest * vector).norm())
-    gap = inverse.second**-2 - smallest**2 if inverse.second else 0.0
-    error = residual**2 / (2 * gap) if gap > 0 else math.inf
-    if error > rtol / 2:
-        return None
-    return _Answer(largest.largest, smallest, None, largest.largest_error + error, "lu32")
 
 
 def _by_cholesky(tall: Tensor, rtol: float, measures: Measures) -> _Answer | None:

@@ -20,7 +20,8 @@ __all__ = ["Ends", "golub_kahan"]
 
 Wanted = Literal["both", "largest"]
 
-_CHECK_EVERY = 4
+_CHECK_EVERY = 8  # a check costs an SVD of the bidiagonal, as much as some steps on a small matrix
+_EARLY_CHECKS = (1, 2, 4)  # well-conditioned matrices end at once
 _SEED = 0x5EED
 
 
@@ -86,8 +87,7 @@ def golub_kahan(
         for _ in range(2):
             right -= basis[:step].mT @ (basis[:step] @ right)
         betas.append(right.norm())
-        due = step % _CHECK_EVERY == 0 or step == max_steps or step <= 2
-        if due:
+        if step % _CHECK_EVERY == 0 or step == max_steps or step in _EARLY_CHECKS:
             ends = _ends(alphas, betas, basis[:step], wanted)
             history.append(ends)
             if ends.settled or step == max_steps or ends.largest > stop_above * ends.smallest:
@@ -141,13 +141,17 @@ def _relative_error(values: Tensor, residuals: Tensor, index: int, neighbour: in
 
 
 def _settled(history: list[Ends], wanted: Wanted, rtol: float) -> bool:
-    """Estimated errors and the movement since the check before last are both well under the tolerance."""
-    if len(history) < 3:
+    """Both the estimated errors and the movement since the last check are within the tolerance.
+
+    Either alone can be fooled: the estimate by a Ritz value on its way to another singular value, the movement by a
+    slow stretch. On random and trained weights the true error is then 3 to 20 times smaller (tests/spectra).
+    """
+    if len(history) < 2:
         return False
-    now, before = history[-1], history[-3]
+    now, before = history[-1], history[-2]
     moved = abs(now.largest - before.largest) / now.largest
     error = now.largest_error
     if wanted == "both":
         moved += abs(now.smallest - before.smallest) / now.smallest if now.smallest else math.inf
         error += now.smallest_error
-    return moved <= rtol / 2 and error <= rtol / 4
+    return moved <= rtol and error <= 2 * rtol
