@@ -9,17 +9,12 @@ from collections.abc import Callable
 import hypothesis
 import pytest
 import torch
-from hypothesis import settings
 from transformers import LlamaConfig, LlamaForCausalLM
 
 torch.set_num_threads(2)
 # A busy machine is no failure: how long an example takes is not what the properties are about.
 hypothesis.settings.register_profile("condft", deadline=None)
 hypothesis.settings.load_profile("condft")
-
-# Wall-clock limits of single examples fail on busy machines and say nothing of the code.
-settings.register_profile("condft", deadline=None)
-settings.load_profile("condft")
 
 VOCABULARY = 96
 
