@@ -1,4 +1,4 @@
-"""`analyze`: weights -> spectra -> report, for a live model or a checkpoint folder."""
+"""`analyze`: weights -> spectra -> report, for a live model or a checkpoint that is never instantiated."""
 
 import platform
 from collections.abc import Collection
@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from condft.report import SkippedWeight, SkipReason, SpectralReport, SpectralRow
 from condft.spectra import spectral_facts
-from condft.weights import Unit, iter_units, load_checkpoint, tensor_digest
+from condft.weights import Granularity, Unit, iter_checkpoint_units, iter_units, load_ahead, tensor_digest
 
 __all__ = ["NonFiniteWeightError", "analyze"]
 
@@ -39,14 +39,17 @@ def analyze(
     model: nn.Module | str | Path,
     *,
     names: Collection[str] | None = None,
+    granularity: Granularity = "tensor",
     progress: bool = True,
     trust_remote_code: bool = False,
 ) -> SpectralReport:
     """Spectral facts of every weight tensor of two or more dimensions.
 
     Args:
-        model: A live model (also one with PEFT adapters: its base weights are analysed), or a checkpoint folder.
+        model: A live model (also one with PEFT adapters: its base weights are analysed), or a checkpoint folder or
+            hub id, whose weights are read one at a time without ever building the model.
         names: Only these units; all others are listed as not requested.
+        granularity: "tensor", or "head": attention weights head by head (`condft.heads` says which and how named).
         progress: Show a progress bar on stderr.
         trust_remote_code: For a checkpoint folder whose architecture is not transformers' own.
 
@@ -54,16 +57,18 @@ def analyze(
         The report; rows in fp64 whatever the storage dtype. The model is not modified.
 
     Raises:
-        FileNotFoundError: A folder that is no checkpoint.
+        FileNotFoundError: A folder that is no checkpoint, or one whose files are missing.
         NonFiniteWeightError: Weights with NaN or infinity; the error carries the report of the rest.
-        ValueError: Nothing to analyze; says what was skipped and why.
+        ValueError: Nothing to analyze (says what was skipped and why), or a damaged checkpoint (names the file).
     """
     label = str(model) if isinstance(model, str | Path) else type(model).__name__
-    if not isinstance(model, nn.Module):
-        model = load_checkpoint(model, trust_remote_code=trust_remote_code)
+    if isinstance(model, nn.Module):
+        items = iter_units(model, granularity=granularity)
+    else:
+        items = iter_checkpoint_units(model, granularity=granularity, trust_remote_code=trust_remote_code)
     units: list[Unit] = []
     skipped: list[SkippedWeight] = []
-    for item in iter_units(model):
+    for item in items:
         if isinstance(item, SkippedWeight):
             skipped.append(item)
         elif names is not None and item.name not in names:
@@ -73,24 +78,23 @@ def analyze(
     if not units:
         raise ValueError(_nothing_to_analyze(label, skipped))
     rows, non_finite = _rows(units, progress)
-    skipped += [SkippedWeight(u.name, tuple(u.tensor.shape), SkipReason.NON_FINITE) for u in non_finite]
-    report = SpectralReport(tuple(rows), tuple(skipped), label, _versions())
+    report = SpectralReport(tuple(rows), (*skipped, *non_finite), label, _versions())
     if non_finite:
-        raise NonFiniteWeightError([unit.name for unit in non_finite], report)
+        raise NonFiniteWeightError([skip.name for skip in non_finite], report)
     return report
 
 
-def _rows(units: list[Unit], progress: bool) -> tuple[list[SpectralRow], list[Unit]]:
+def _rows(units: list[Unit], progress: bool) -> tuple[list[SpectralRow], list[SkippedWeight]]:
     rows: list[SpectralRow] = []
-    non_finite: list[Unit] = []
+    non_finite: list[SkippedWeight] = []
     total = sum(map(_cost, units))
     # Counted by cost, not by tensors: the time left is then right though sizes differ by orders of magnitude.
     with tqdm(total=total, desc="analyze", unit="flop", unit_scale=True, delay=1, disable=not progress) as bar:
-        for unit in units:
+        for unit in load_ahead(units):
             if torch.isfinite(unit.tensor).all():
                 rows.append(_row(unit))
             else:
-                non_finite.append(unit)
+                non_finite.append(SkippedWeight(unit.name, tuple(unit.tensor.shape), SkipReason.NON_FINITE))
             bar.update(_cost(unit))
     return rows, non_finite
 

@@ -12,7 +12,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from condft.report import Role, SkippedWeight, SkipReason
-from condft.weights import Unit, canonical_name, iter_units, load_checkpoint, module_type_of, tensor_digest
+from condft.weights import Unit, canonical_name, iter_units, module_type_of, tensor_digest
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn, torch.int8, torch.bool]
 
@@ -155,24 +155,3 @@ def test_reading_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     whole = tensor_digest(tensor)
     monkeypatch.setattr("condft.weights._DIGEST_BYTES", 24)
     assert tensor_digest(tensor) == whole
-
-
-def test_checkpoint_folder_has_the_live_models_names(tiny_llama, tmp_path):
-    model = tiny_llama()
-    model.to(torch.bfloat16).save_pretrained(tmp_path)
-    loaded = load_checkpoint(tmp_path)
-    assert walk(loaded)[0].keys() == walk(model)[0].keys()
-    assert loaded.dtype == torch.bfloat16
-
-
-def test_a_folder_without_config_is_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no checkpoint folder"):
-        load_checkpoint(tmp_path)
-
-
-def test_an_unknown_architecture_is_told(tiny_llama, tmp_path):
-    tiny_llama().save_pretrained(tmp_path)
-    config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace("LlamaForCausalLM", "NoSuchModel"))
-    with pytest.raises(ValueError, match="NoSuchModel"):
-        load_checkpoint(tmp_path)

@@ -212,7 +212,7 @@ def _check_report(report: SpectralReport, units: dict[str, Unit], candidates: se
     changed = [
         name
         for name in sorted(candidates & rows.keys())
-        if tensor_digest(units[name].tensor)[:DIGEST_DIGITS] != rows[name].digest
+        if tensor_digest(units[name].load().tensor)[:DIGEST_DIGITS] != rows[name].digest
     ]
     if missing or changed:
         raise ValueError(
