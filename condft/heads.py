@@ -63,14 +63,18 @@ class HeadSlice:
 @dataclass(frozen=True)
 class _Geometry:
     head_dim: int
+    value_head_dim: int  # latent attention has values of another size than queries
     num_heads: int
     num_key_value_heads: int
 
     def count(self, part: str) -> int:
         return self.num_key_value_heads if part in "kv" else self.num_heads
 
+    def width(self, part: str) -> int:
+        return self.value_head_dim if part in "vo" else self.head_dim
+
     def size(self, part: str) -> int:
-        return self.count(part) * self.head_dim
+        return self.count(part) * self.width(part)
 
 
 def heads_of(model: nn.Module, path: str, module: nn.Module, shape: tuple[int, ...]) -> list[HeadSlice] | str | None:
@@ -105,13 +109,10 @@ def heads_of(model: nn.Module, path: str, module: nn.Module, shape: tuple[int, .
         return f"{parts[-1]} of {type(attention).__name__} is not known to hold heads one after another"
     dim = 1 - out_dim if part == "o" else out_dim
     if shape[dim] != geometry.size(part):
-        return (
-            f"{shape[dim]} {'columns' if dim else 'rows'} are not {geometry.count(part)} heads of {geometry.head_dim}"
-        )
-    return [
-        HeadSlice(f"h{head}", "", dim, head * geometry.head_dim, (head + 1) * geometry.head_dim)
-        for head in range(geometry.count(part))
-    ]
+        side = "columns" if dim else "rows"
+        return f"{shape[dim]} {side} are not {geometry.count(part)} heads of {geometry.width(part)}"
+    width = geometry.width(part)
+    return [HeadSlice(f"h{i}", "", dim, i * width, (i + 1) * width) for i in range(geometry.count(part))]
 
 
 def _fused(geometry: _Geometry, shape: tuple[int, ...], dim: int) -> list[HeadSlice] | str:
@@ -123,8 +124,8 @@ def _fused(geometry: _Geometry, shape: tuple[int, ...], dim: int) -> list[HeadSl
     start = 0
     for part in parts:
         for head in range(geometry.count(part)):
-            slices.append(HeadSlice(f"{part}{head}", part, dim, start, start + geometry.head_dim))
-            start += geometry.head_dim
+            slices.append(HeadSlice(f"{part}{head}", part, dim, start, start + geometry.width(part)))
+            start += geometry.width(part)
     return slices
 
 
@@ -169,7 +170,8 @@ def _geometry(attention: nn.Module, config: Any) -> _Geometry | str:
         or _first(config, "num_key_value_heads")
         or num_heads
     )
-    return _Geometry(head_dim, num_heads, num_key_value_heads)
+    value_head_dim = _first(attention, "v_head_dim") or head_dim
+    return _Geometry(head_dim, value_head_dim, num_heads, num_key_value_heads)
 
 
 def _first(holder: Any, *names: str) -> int | None:

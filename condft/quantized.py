@@ -14,6 +14,7 @@ torchao int4 (needs `mslk`), a model that transformers itself left packed, and r
 A GGUF file loaded without `kernels` is dequantised by transformers as it is loaded: nothing here concerns it.
 """
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
@@ -93,8 +94,11 @@ def _bitsandbytes_4bit(weight: Any) -> QuantizedWeight:
     def read() -> Tensor:
         from bitsandbytes.functional import dequantize_4bit
 
-        values: Tensor = dequantize_4bit(weight.data, state)
-        return values
+        # Flat: bitsandbytes 0.50 on CPU mistakes the scales of rows whose length is no multiple of the block size.
+        flat = copy.copy(state)
+        flat.shape = torch.Size([state.shape.numel()])
+        values: Tensor = dequantize_4bit(weight.data, flat)
+        return values.reshape(state.shape)
 
     return QuantizedWeight(kind, DeferredWeight(tuple(state.shape), state.dtype, read))
 
@@ -110,8 +114,10 @@ def _bitsandbytes_8bit(module: Any, weight: Any) -> QuantizedWeight | None:
         return QuantizedWeight("bitsandbytes 8-bit without its scales (SCB)")
 
     def read() -> Tensor:
-        # bitsandbytes.functional.int8_vectorwise_dequant, whose absmax is 127 steps of a row
-        return weight.data.float() * (scale.to(weight.device, torch.float32).view(-1, 1) / 127)
+        from bitsandbytes.functional import int8_vectorwise_dequant
+
+        values: Tensor = int8_vectorwise_dequant(weight.data, scale.to(weight.device))
+        return values
 
     return QuantizedWeight("bitsandbytes 8-bit", DeferredWeight(tuple(weight.shape), torch.float32, read))
 

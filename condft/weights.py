@@ -100,10 +100,10 @@ def iter_checkpoint_units(
     stored = checkpoint.weights_for(model)
     if stored.absent:
         name, found = min(stored.absent.items())
-        unused = f" {len(stored.unused)} of their tensors have no place in it: {stored.unused[:3]}." if stored.unused else ""
         raise ValueError(
             f"the files in {checkpoint.folder} lack {len(stored.absent)} of the weights of a {type(model).__name__}, "
-            f"the first is {name}: {found}.{unused} from_pretrained would fill them with random values."
+            f"the first is {name}: {found}. Unused are {len(stored.unused)} tensors {stored.unused[:3]}. "
+            "from_pretrained would put random values in their place."
         )
     return iter_units(model, granularity=granularity, stored=stored)
 

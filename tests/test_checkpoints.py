@@ -23,7 +23,6 @@ from transformers import (
 )
 
 from condft import analyze
-from condft.checkpoints import open_checkpoint
 from condft.report import SkippedWeight, SkipReason
 from condft.shards import SINGLE_FILE, StoredTensor
 from condft.units import Unit, load_ahead
@@ -152,7 +151,12 @@ def test_names_values_roles_and_skips_are_the_loaded_models(name: str, dtype: to
 def test_a_composed_audio_llm(tmp_path: Path) -> None:
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(
-            hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=8,
+            patch_size=4,
         ),
         text_config=LlamaConfig(**SMALL),
     )
@@ -400,7 +404,7 @@ def test_meta_weights_without_a_checkpoint_say_so(tmp_path: Path) -> None:
     _, skipped = split(iter_units(on_meta(tmp_path)))
     details = {skip.name: skip.detail for skip in skipped if skip.reason is SkipReason.META_DEVICE}
     assert "has neither model.safetensors" in details["model.layers.0.mlp.up_proj.weight"]
-    with pytest.raises(ValueError, match="nothing to analyze in LlamaForCausalLM: .* meta_device"):
+    with pytest.raises(ValueError, match=r"nothing to analyze in LlamaForCausalLM: .* meta_device"):
         analyze(on_meta(tmp_path))
 
 

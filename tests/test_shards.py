@@ -51,7 +51,7 @@ def test_every_tensor_and_every_slice_come_back(specs: list[tuple[torch.dtype, l
 
 
 def test_a_slice_that_is_not_there(two_shards: Path) -> None:
-    with pytest.raises(IndexError, match="a of shape .3, 2. has no entry 3"):
+    with pytest.raises(IndexError, match=r"a of shape .3, 2. has no entry 3"):
         open_shards(two_shards)["a"].read_slice(3)
 
 
@@ -71,7 +71,7 @@ def test_the_single_file_goes_before_the_index(two_shards: Path) -> None:
 
 def test_a_missing_shard(two_shards: Path) -> None:
     (two_shards / "two.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="1 of the 2 shards .* are missing, the first is two.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"1 of the 2 shards .* are missing, the first is two.safetensors"):
         open_shards(two_shards)
 
 
@@ -135,7 +135,7 @@ def test_one_key_in_two_shards(two_shards: Path) -> None:
 
 def test_pickles_are_refused_with_the_way_out(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match="pytorch_model.bin.*save_pretrained"):
+    with pytest.raises(FileNotFoundError, match=r"pytorch_model.bin.*save_pretrained"):
         open_shards(tmp_path)
 
 
