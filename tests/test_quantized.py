@@ -212,3 +212,17 @@ def test_position_ids_and_masks_are_no_weights() -> None:
     model.register_buffer("position_ids", torch.arange(6).reshape(2, 3))
     model.register_buffer("mask", torch.ones(3, 3, dtype=torch.bool))
     assert walk(model) == ({}, {})
+
+
+def test_a_quantised_weight_is_no_candidate_for_training(tiny_llama: Any) -> None:
+    """CondFTLayer copies the stored tensor: of a quantised weight that would be codes."""
+    from peft import get_peft_model
+
+    from condft import CondFTConfig
+
+    model = tiny_llama(layers=2)
+    for layer in model.model.layers:
+        layer.mlp.up_proj.weight = nn.Parameter(layer.mlp.up_proj.weight.to(torch.float8_e4m3fn), requires_grad=False)
+        layer.mlp.up_proj.weight_scale = nn.Parameter(torch.ones(1))
+    with pytest.raises(ValueError, match="matches none of"):
+        get_peft_model(model, CondFTConfig(target_modules=["up_proj"], num_tensors=1))

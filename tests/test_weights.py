@@ -1,5 +1,8 @@
 """What the walk yields and skips, and under which names and roles."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from condft import SpectralReport, analyze
 from condft.report import Role, SkippedWeight, SkipReason
 from condft.weights import Unit, canonical_name, iter_units, module_type_of, tensor_digest
 
@@ -155,3 +159,31 @@ def test_reading_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     whole = tensor_digest(tensor)
     monkeypatch.setattr("condft.weights._DIGEST_BYTES", 24)
     assert tensor_digest(tensor) == whole
+
+
+def test_parametrised_weights_do_not_tie_by_chance() -> None:
+    """Effective weights are made anew at each look, so that two may get the same id one after the other."""
+    model = nn.Sequential(*(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)) for _ in range(20)))
+    names = []
+    for item in iter_units(model):  # nothing keeps the units alive here
+        names.append(item.name if isinstance(item, Unit) else "")
+    assert [name for name in names if name] == [f"{i}.weight" for i in range(20)]
+
+
+@pytest.mark.multiprocess
+def test_sharded_weights_are_gathered_one_at_a_time(tiny_llama: Any, tmp_path: Path) -> None:
+    """Two gloo ranks under FSDP2 find what one process finds, on every rank."""
+    model = tiny_llama(layers=2)
+    model.save_pretrained(tmp_path)
+    script = Path(__file__).with_name("units_on_rank.py")
+    ranks = [subprocess.Popen([sys.executable, str(script), str(rank), str(tmp_path)]) for rank in range(2)]
+    try:
+        assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    finally:
+        for process in ranks:
+            process.kill()
+    for granularity in ("tensor", "head"):
+        expected = analyze(model, granularity=granularity, progress=False)
+        first, second = (SpectralReport.load(tmp_path / f"{granularity}-{rank}.json") for rank in range(2))
+        assert first == second
+        assert first.fingerprint == expected.fingerprint  # the same names and bytes

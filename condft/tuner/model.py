@@ -157,6 +157,8 @@ def _candidate_names(config: CondFTConfig, model: nn.Module, units: dict[str, Un
         base = getattr(module, "base_layer", module)
         if key != "weight" or not isinstance(base, SUPPORTED_LAYERS):
             continue
+        if unit.quantization:  # the layer would copy the codes, not the values that they stand for
+            continue
         if linear_only and not isinstance(base, nn.Linear | Conv1D):
             continue
         # A list that names an embedding or a head asks for it; a pattern or None that happens to match does not.
