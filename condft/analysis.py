@@ -1,9 +1,9 @@
-"""`analyze`: weights -> spectra -> report, for a live model or a checkpoint folder."""
+"""`analyze`: weights -> spectra -> report, for a live model or a checkpoint that is never instantiated."""
 
 import math
 import platform
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from condft.report import ScreenedUnit, SkippedWeight, SkipReason, SpectralReport, SpectralRow
 from condft.spectra import Measures, NonFiniteError, condition_number_bound, rounding_noise, spectral_facts
-from condft.weights import Unit, iter_units, load_checkpoint, tensor_digest
+from condft.weights import Granularity, Unit, iter_checkpoint_units, iter_units, load_ahead, tensor_digest
 
 __all__ = ["NonFiniteWeightError", "analyze"]
 
@@ -48,6 +48,7 @@ def analyze(
     model: nn.Module | str | Path,
     *,
     names: Collection[str] | None = None,
+    granularity: Granularity = "tensor",
     measures: Measures = "basic",
     keep_lowest: int | None = None,
     stratify: Literal["module_type"] | None = None,
@@ -57,8 +58,10 @@ def analyze(
     """Spectral facts of every weight tensor of two or more dimensions.
 
     Args:
-        model: A live model (also one with PEFT adapters: its base weights are analysed), or a checkpoint folder.
+        model: A live model (also one with PEFT adapters: its base weights are analysed), or a checkpoint folder or
+            hub id, whose weights are read one at a time without ever building the model.
         names: Only these units; all others are listed as not requested.
+        granularity: "tensor", or "head": attention weights head by head (`condft.heads` says which and how named).
         measures: "basic": condition number, its two ends, Frobenius norm and stable rank. "all" adds log-volume and
             entropy deficit, which need a factorisation of every weight.
         keep_lowest: Figures for the units of lowest condition number only, at least that many (in each module type
@@ -72,16 +75,19 @@ def analyze(
         The report. The model is not modified, nor any random state.
 
     Raises:
-        FileNotFoundError: A folder that is no checkpoint.
+        FileNotFoundError: A folder that is no checkpoint, or one whose files are missing.
         NonFiniteWeightError: Weights with NaN or infinity; the error carries the report of the rest.
-        ValueError: Nothing to analyze (says what was skipped and why), or `keep_lowest` under 1.
+        ValueError: Nothing to analyze (says what was skipped and why), a damaged checkpoint (names the file), or
+            `keep_lowest` under 1.
     """
     if keep_lowest is not None and keep_lowest < 1:
         raise ValueError(f"keep_lowest={keep_lowest} keeps nothing: it must be at least 1")
     label = str(model) if isinstance(model, str | Path) else type(model).__name__
-    if not isinstance(model, nn.Module):
-        model = load_checkpoint(model, trust_remote_code=trust_remote_code)
-    units, skipped = _collect(model, names)
+    if isinstance(model, nn.Module):
+        items = iter_units(model, granularity=granularity)
+    else:
+        items = iter_checkpoint_units(model, granularity=granularity, trust_remote_code=trust_remote_code)
+    units, skipped = _collect(items, names)
     if not units:
         raise ValueError(_nothing_to_analyze(label, skipped))
     # Counted by cost, not by tensors: the time left is then right though sizes differ by orders of magnitude.
@@ -89,21 +95,23 @@ def analyze(
     with tqdm(total=total, desc="analyze", unit="flop", unit_scale=True, delay=1, disable=not progress) as bar:
         found = _Found(measures, bar)
         if keep_lowest is None:
-            for unit in units:
+            for unit in load_ahead(units):
                 found.measure(unit)
         else:
             _keep_lowest(found, units, keep_lowest, stratify)
-    skipped += [SkippedWeight(u.name, tuple(u.tensor.shape), SkipReason.NON_FINITE) for u in found.non_finite]
+    skipped += found.non_finite
     report = SpectralReport(tuple(found.rows), tuple(skipped), label, _versions(), measures, tuple(found.screened))
     if found.non_finite:
-        raise NonFiniteWeightError([unit.name for unit in found.non_finite], report)
+        raise NonFiniteWeightError([skip.name for skip in found.non_finite], report)
     return report
 
 
-def _collect(model: nn.Module, names: Collection[str] | None) -> tuple[list[Unit], list[SkippedWeight]]:
+def _collect(
+    items: Iterable[Unit | SkippedWeight], names: Collection[str] | None
+) -> tuple[list[Unit], list[SkippedWeight]]:
     units: list[Unit] = []
     skipped: list[SkippedWeight] = []
-    for item in iter_units(model):
+    for item in items:
         if isinstance(item, SkippedWeight):
             skipped.append(item)
         elif names is not None and item.name not in names:
@@ -121,7 +129,7 @@ class _Found:
     bar: tqdm
     rows: list[SpectralRow] = field(default_factory=list)
     screened: list[ScreenedUnit] = field(default_factory=list)
-    non_finite: list[Unit] = field(default_factory=list)
+    non_finite: list[SkippedWeight] = field(default_factory=list)
 
     def measure(self, unit: Unit) -> float | None:
         """Adds the unit's row and returns its condition number; None if it holds NaN or infinity."""
@@ -129,7 +137,7 @@ class _Found:
         try:
             row = _row(unit, self.measures)
         except NonFiniteError:
-            self.non_finite.append(unit)
+            self.non_finite.append(SkippedWeight(unit.name, tuple(unit.tensor.shape), SkipReason.NON_FINITE))
             return None
         self.rows.append(row)
         return row.condition_number
@@ -140,7 +148,7 @@ class _Found:
             return condition_number_bound(unit.matrix, max_steps=steps, above=above)
         except NonFiniteError:
             self.bar.update(_cost(unit))
-            self.non_finite.append(unit)
+            self.non_finite.append(SkippedWeight(unit.name, tuple(unit.tensor.shape), SkipReason.NON_FINITE))
             return None
 
     def rule_out(self, unit: Unit, bound: float) -> None:
@@ -152,20 +160,25 @@ class _Found:
 def _keep_lowest(found: _Found, units: Sequence[Unit], keep: int, stratify: str | None) -> None:
     """Exact figures in the order of cheap bounds, until the next bound exceeds the keep-th lowest exact figure."""
     strata: dict[str, list[tuple[float, str, Unit]]] = defaultdict(list)
-    for unit in units:
-        bound = found.bound(unit, steps=_FIRST_STEPS)
+    for unit, loaded in zip(units, load_ahead(units), strict=True):
+        bound = found.bound(loaded, steps=_FIRST_STEPS)
         if bound is not None:
+            # Without its values, where those were read for this: they are read again for the few that need it.
             strata[unit.module_type if stratify else ""].append((bound, unit.name, unit))
     for members in strata.values():
         kept: list[float] = []
         for first, _, unit in sorted(members, key=lambda entry: entry[:2]):
             limit = sorted(kept)[keep - 1] * _MARGIN if len(kept) >= keep else math.inf
+            if first > limit:
+                found.rule_out(unit, first)
+                continue
+            loaded = unit.load()
             bound = first
-            if bound <= limit < math.inf:
-                bound = max(bound, condition_number_bound(unit.matrix, above=limit, max_steps=_LAST_STEPS))
+            if limit < math.inf:
+                bound = max(first, condition_number_bound(loaded.matrix, above=limit, max_steps=_LAST_STEPS))
             if bound > limit:
                 found.rule_out(unit, bound)
-            elif (exact := found.measure(unit)) is not None:
+            elif (exact := found.measure(loaded)) is not None:
                 kept.append(exact)
 
 

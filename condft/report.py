@@ -39,6 +39,8 @@ class SkipReason(StrEnum):
     ADAPTER = "adapter"
     NOT_REQUESTED = "not_requested"
     NON_FINITE = "non_finite"
+    QUANTISED = "quantised"
+    NOT_SPLIT = "not_split"  # an attention weight that stays one unit though heads were asked for
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ import torch
 from peft.helpers import KappaTuneSelector
 from rich.table import Table
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from condft.analysis import analyze
 from condft.console import console
 from condft.files import write_json
 from condft.recipe.summary import code_commit, machine, versions
 from condft.spectra import spectral_facts
-from condft.weights import load_checkpoint
 
 LLAMA_8B_LAYER = {
     "q_proj": (4096, 4096),
@@ -63,7 +63,8 @@ def linears(shapes: dict[str, tuple[int, int]]) -> nn.Module:
 
 
 def smollm2() -> nn.Module:
-    return load_checkpoint(Path("models/smollm2-135m-instruct")).get_submodule("model.layers")
+    model = AutoModelForCausalLM.from_pretrained("models/smollm2-135m-instruct", use_safetensors=True)
+    return model.get_submodule("model.layers")
 
 
 WORK: dict[str, Callable[[], nn.Module]] = {

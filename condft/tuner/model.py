@@ -163,6 +163,8 @@ def _candidate_names(config: CondFTConfig, model: nn.Module, units: dict[str, Un
         base = getattr(module, "base_layer", module)
         if key != "weight" or not isinstance(base, SUPPORTED_LAYERS):
             continue
+        if unit.quantization:  # the layer would copy the codes, not the values that they stand for
+            continue
         if linear_only and not isinstance(base, nn.Linear | Conv1D):
             continue
         # A list that names an embedding or a head asks for it; a pattern or None that happens to match does not.
@@ -218,7 +220,7 @@ def _check_report(report: SpectralReport, units: dict[str, Unit], candidates: se
     changed = [
         name
         for name in sorted(candidates & rows.keys())
-        if tensor_digest(units[name].tensor)[:DIGEST_DIGITS] != rows[name].digest
+        if tensor_digest(units[name].load().tensor)[:DIGEST_DIGITS] != rows[name].digest
     ]
     if missing or changed:
         raise ValueError(
