@@ -294,7 +294,7 @@ def test_experts_that_do_not_fit_together_name_their_file(tmp_path: Path) -> Non
 def test_a_folder_without_config_and_a_path_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint folder"):
         analyze(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no folder, and no hub id either"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint folder, and no hub id either"):
         analyze(tmp_path / "not" / "there")
     with pytest.raises(FileNotFoundError, match="as a hub id it cannot be had"):
         analyze("nobody/nothing")
@@ -379,6 +379,19 @@ def test_a_wrapped_model_on_meta_too(tmp_path: Path) -> None:
     wrapped = get_peft_model(on_meta(tmp_path), LoraConfig(target_modules=["q_proj"]))
     assert analyze(wrapped, progress=False).rows == analyze(model, progress=False).rows
     assert analyze(torch.compile(on_meta(tmp_path)), progress=False).rows == analyze(model, progress=False).rows
+
+
+def test_a_rank_that_holds_only_meta_tensors_selects_the_same(tmp_path: Path) -> None:
+    from peft import get_peft_model
+
+    from condft import CondFTConfig
+
+    model = build("LlamaForCausalLM")
+    model.save_pretrained(tmp_path)
+    here = get_peft_model(model, CondFTConfig(num_tensors=3))
+    there = get_peft_model(on_meta(tmp_path), CondFTConfig(num_tensors=3))
+    assert there.peft_config["default"].target_units == here.peft_config["default"].target_units
+    assert all(parameter.is_meta for parameter in there.parameters())
 
 
 def test_only_the_meta_part_is_read(tmp_path: Path) -> None:
