@@ -1,4 +1,4 @@
-"""A checkpoint that is never instantiated: folders, hub ids, own code, live models on meta, and the memory it takes."""
+"""A checkpoint that is never instantiated: folders, hub ids, own code, live models on meta, and its memory."""
 
 import json
 import struct
