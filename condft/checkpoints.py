@@ -186,7 +186,9 @@ def _resolve(path: str | Path, trust_remote_code: bool, download: bool) -> Path:
             # Only the shards that the index names: a repository may hold the weights twice, in another layout.
             fetch(shard_names(folder), revision=folder.name)
     except HFValidationError as error:
-        raise FileNotFoundError(f"{path} is no folder, and no hub id either: {error}") from error
+        raise FileNotFoundError(f"{path} is no checkpoint folder, and no hub id either: {error}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(f"{path} is no folder, and as a hub id it cannot be had: {error}") from error
+        raise FileNotFoundError(
+            f"{path} is no checkpoint folder, and as a hub id it cannot be had: {error}"
+        ) from error
     return folder

@@ -54,14 +54,9 @@ class DeferredWeight:
         """The same weight, cast as it is read."""
         if dtype == self.dtype:
             return self
-        read_slice = self.read_slice
-        return DeferredWeight(
-            self.shape,
-            dtype,
-            lambda: self.read().to(dtype),
-            None if read_slice is None else lambda index: read_slice(index).to(dtype),
-            self.collective,
-        )
+        part = self.read_slice
+        read_slice = None if part is None else lambda index: part(index).to(dtype)
+        return DeferredWeight(self.shape, dtype, lambda: self.read().to(dtype), read_slice, self.collective)
 
 
 @dataclass(frozen=True, eq=False)
