@@ -10,6 +10,7 @@ Needs models/smollm2-135m-instruct (scripts/get_models.py) for the first row.
 
 import argparse
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -72,7 +73,7 @@ WORK: dict[str, Callable[[], nn.Module]] = {
     "4096x4096": lambda: linears({"square": (4096, 4096)}),
     "14336x4096": lambda: linears({"tall": (14336, 4096)}),
     "llama-8b layer": lambda: linears(LLAMA_8B_LAYER),
-    "128 experts": Experts,
+    "128 experts": lambda: nn.ModuleDict({"experts": Experts()}),
 }
 
 
@@ -103,7 +104,7 @@ def race(name: str, repeats: int) -> dict[str, Any]:
         taken, _ = timed(lambda: analyze(model, measures="all", progress=False))
         seconds["all"].append(taken)
     medians = {key: statistics.median(values) for key, values in seconds.items()}
-    ours = {row.name: row.condition_number for row in report.rows}
+    ours = {row.name: row.condition_number for row in report.rows}  # a stack's mean has no counterpart here
     shared = sorted(ours.keys() & theirs.keys())
     return {
         "work": name,
@@ -130,11 +131,13 @@ def error_grid() -> list[dict[str, Any]]:
                     matrix = planted(shape, spacing(10.0**decade, 1.0, min(shape)), seed).to(dtype)
                     values = np.linalg.svd(matrix.double().numpy(), compute_uv=False)
                     facts = spectral_facts(matrix)
-                    errors.append(abs(facts.condition_number * values[-1] / values[0] - 1))
+                    if math.isfinite(facts.condition_number):
+                        errors.append(abs(facts.condition_number * values[-1] / values[0] - 1))
                     methods.add(facts.method)
                 name = str(dtype).removeprefix("torch.")
                 row = {"shape": shape, "planted_kappa": 10.0**decade, "dtype": name}
-                rows.append(row | {"error": float(max(errors)), "methods": sorted(methods)})
+                # None: both numerically rank-deficient by the analyzer's definition, κ past 1 / (max(m, n) eps).
+                rows.append(row | {"error": float(max(errors)) if errors else None, "methods": sorted(methods)})
     return rows
 
 
@@ -158,7 +161,8 @@ def show(results: dict[str, Any]) -> None:
     console().print(table)
     for row in results["errors"]:
         routes = ", ".join(row["methods"])
-        print(f"{row['shape']!s:>14} {row['dtype']} κ {row['planted_kappa']:.0e} error {row['error']:.1e} by {routes}")
+        error = "inf by definition" if row["error"] is None else f"error {row['error']:.1e}"
+        print(f"{row['shape']!s:>14} {row['dtype']} κ {row['planted_kappa']:.0e} {error} by {routes}")
 
 
 def main() -> None:
