@@ -32,6 +32,7 @@ def analyze(
     model: Annotated[Path, typer.Argument(help="Checkpoint folder: config.json and safetensors.")],
     json: Annotated[Path | None, typer.Option(help="Write the spectral report there.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw κ by depth and module type (.png, .svg, .pdf).")] = None,
+    measures: Annotated[str, typer.Option(help="basic, or all: log-volume and entropy deficit too.")] = "basic",
     lowest: Annotated[int, typer.Option(help="How many units of lowest κ to list.", min=0)] = 10,
     trust_remote_code: Annotated[bool, typer.Option(help="Allow a checkpoint's own code.")] = False,
 ) -> None:
@@ -39,7 +40,11 @@ def analyze(
     from condft.analysis import analyze as analyze_model
 
     with _UserErrors():
-        report = analyze_model(model, trust_remote_code=trust_remote_code)
+        if measures not in ("basic", "all"):
+            raise ValueError(f"--measures is {measures!r}: choose basic or all")
+        report = analyze_model(
+            model, measures="all" if measures == "all" else "basic", trust_remote_code=trust_remote_code
+        )
         _print_report(report, lowest)
         if json is not None:
             report.save(json)
@@ -139,15 +144,30 @@ def _print_report(report: "SpectralReport", lowest: int) -> None:
         summary = [f"{value:.4g}" for value in (min(values), median(values), max(values))]
         types.add_row(module_type, rows[0].role.value, str(len(rows)), shape, *summary)
     output.print(types)
-    ranking = sorted(report.rows, key=lambda row: (row.condition_number, row.name))[:lowest]
-    if ranking:
-        table = Table(title=f"the {len(ranking)} of lowest κ", title_justify="left")
-        for heading in ("unit", "κ", "σ max", "σ min", "stable rank", "entropy deficit (nats)"):
-            table.add_column(heading, justify="left" if heading == "unit" else "right")
-        for row in ranking:
-            figures = (row.condition_number, row.sigma_max, row.sigma_min, row.stable_rank, row.entropy_deficit)
-            table.add_row(row.name, *(f"{value:.4g}" for value in figures))
-        output.print(table)
+    _print_ranking(report, lowest)
     reasons = Counter(skip.reason.value for skip in report.skipped)
     if reasons:
         output.print("skipped: " + ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())))
+
+
+def _print_ranking(report: "SpectralReport", lowest: int) -> None:
+    """The units of lowest κ across all types, and a warning where that is a ranking of shapes."""
+    from rich.table import Table
+
+    from condft.selection import select_units, shape_warning
+
+    output = console()
+    ranking = sorted(report.rows, key=lambda row: (row.condition_number, row.name))[:lowest]
+    if not ranking:
+        return
+    table = Table(title=f"the {len(ranking)} of lowest κ", title_justify="left")
+    for heading in ("unit", "κ", "σ max", "σ min", "stable rank", "entropy deficit (nats)"):
+        table.add_column(heading, justify="left" if heading == "unit" else "right")
+    for row in ranking:
+        figures = (row.condition_number, row.sigma_max, row.sigma_min, row.stable_rank, row.entropy_deficit)
+        table.add_row(row.name, *("not measured" if value is None else f"{value:.4g}" for value in figures))
+    output.print(table)
+    names = [row.name for row in report.rows]
+    warning = shape_warning(select_units(report, num_tensors=len(ranking), stratify=None, candidates=names))
+    if warning is not None:
+        output.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)

@@ -12,9 +12,9 @@ from typing import Any, Self
 
 from condft.files import write_json
 
-__all__ = ["REPORT_VERSION", "Role", "SkipReason", "SkippedWeight", "SpectralReport", "SpectralRow"]
+__all__ = ["REPORT_VERSION", "Role", "ScreenedUnit", "SkipReason", "SkippedWeight", "SpectralReport", "SpectralRow"]
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 
 class Role(StrEnum):
@@ -39,6 +39,8 @@ class SkipReason(StrEnum):
     ADAPTER = "adapter"
     NOT_REQUESTED = "not_requested"
     NON_FINITE = "non_finite"
+    QUANTISED = "quantised"
+    NOT_SPLIT = "not_split"  # an attention weight that stays one unit though heads were asked for
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class SpectralRow:
     Attributes:
         name: Parameter name in the live model, with `[i]` appended for slice i of a stack.
         shape: The unit's own shape (a slice's, not the stack's).
+        matrix_shape: Rows and columns of the matrix that was analysed: `(out, in * kernel)` for a convolution.
         dtype: Storage dtype, such as `bfloat16`.
         num_parameters: Number of entries.
         module_type: The module's path with every layer index replaced by `*`; units are compared within it.
@@ -58,12 +61,17 @@ class SpectralRow:
         condition_number: Their ratio, in `[1, inf]`.
         frobenius_norm: Root of the sum of squared entries.
         stable_rank: `frobenius_norm**2 / sigma_max**2`.
-        log_volume: Sum of log singular values, nats.
-        entropy_deficit: Nats lost against equal singular values of the same Frobenius norm.
+        log_volume: Sum of log singular values, nats; None if it was not measured.
+        entropy_deficit: Nats lost against equal singular values of the same Frobenius norm; None if it was not
+            measured.
+        noise_floor: Spectral norm that rounding to the storage dtype alone would have.
+        resolved: Whether `sigma_min` lies above it; if not, the condition number may be the rounding's.
+        method: The route that found the figures (see `condft.spectra.facts`).
     """
 
     name: str
     shape: tuple[int, ...]
+    matrix_shape: tuple[int, int]
     dtype: str
     num_parameters: int
     module_type: str
@@ -74,8 +82,11 @@ class SpectralRow:
     condition_number: float
     frobenius_norm: float
     stable_rank: float
-    log_volume: float
-    entropy_deficit: float
+    log_volume: float | None
+    entropy_deficit: float | None
+    noise_floor: float
+    resolved: bool
+    method: str
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,18 @@ class SkippedWeight:
 
 
 @dataclass(frozen=True)
+class ScreenedUnit:
+    """A unit ruled out without exact figures: its condition number is at least `condition_number_bound`."""
+
+    name: str
+    shape: tuple[int, ...]
+    num_parameters: int
+    module_type: str
+    role: Role
+    condition_number_bound: float
+
+
+@dataclass(frozen=True)
 class SpectralReport:
     """Rows sorted by name, and everything that was left out with its reason.
 
@@ -97,16 +120,21 @@ class SpectralReport:
         skipped: One `SkippedWeight` a tensor without a row, sorted by name.
         model: Where the weights came from, for people (a path, a hub id or a class name).
         versions: Versions of what computed it.
+        measures: "basic", or "all" if the rows hold log-volume and entropy deficit.
+        screened: Units that `keep_lowest` ruled out, sorted by name; empty for a whole analysis.
     """
 
     rows: tuple[SpectralRow, ...]
     skipped: tuple[SkippedWeight, ...] = ()
     model: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    measures: str = "all"
+    screened: tuple[ScreenedUnit, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row.name)))
         object.__setattr__(self, "skipped", tuple(sorted(self.skipped, key=lambda skip: skip.name)))
+        object.__setattr__(self, "screened", tuple(sorted(self.screened, key=lambda unit: unit.name)))
         names = [row.name for row in self.rows]
         if len(set(names)) != len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
@@ -142,8 +170,10 @@ class SpectralReport:
             "model": self.model,
             "fingerprint": self.fingerprint,
             "versions": self.versions,
+            "measures": self.measures,
             "rows": [_to_json(row) for row in self.rows],
             "skipped": [_to_json(skip) for skip in self.skipped],
+            "screened": [_to_json(unit) for unit in self.screened],
         }
 
     @classmethod
@@ -167,9 +197,13 @@ class SpectralReport:
                 SkippedWeight(s["name"], tuple(s["shape"]), SkipReason(s["reason"]), s.get("detail", ""))
                 for s in value["skipped"]
             )
-            report = cls(rows, skipped, value["model"], value["versions"])
+            screened = tuple(
+                ScreenedUnit(**{**unit, "shape": tuple(unit["shape"]), "role": Role(unit["role"])})
+                for unit in value["screened"]
+            )
+            report = cls(rows, skipped, value["model"], value["versions"], value["measures"], screened)
             claimed = value["fingerprint"]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the report is damaged: {error!r}") from error
         if report.fingerprint != claimed:
             raise ValueError("the report is damaged: its fingerprint does not belong to its rows")
@@ -199,8 +233,8 @@ class SpectralReport:
             raise ValueError(f"{path}: {error}") from error
 
 
-def _to_json(item: SpectralRow | SkippedWeight) -> dict[str, Any]:
-    """Strict JSON has no infinity, and `null` would say "unknown": the infinities become strings."""
+def _to_json(item: SpectralRow | SkippedWeight | ScreenedUnit) -> dict[str, Any]:
+    """Strict JSON has no infinity, and `null` says "not measured": the infinities become strings."""
     return {
         key: str(value) if isinstance(value, float) and math.isinf(value) else value
         for key, value in dataclasses.asdict(item).items()
@@ -208,8 +242,16 @@ def _to_json(item: SpectralRow | SkippedWeight) -> dict[str, Any]:
 
 
 _FLOATS = tuple(f.name for f in dataclasses.fields(SpectralRow) if f.type is float)
+_MAYBE_FLOATS = tuple(f.name for f in dataclasses.fields(SpectralRow) if f.type == float | None)
 
 
 def _row_from_json(value: dict[str, Any]) -> SpectralRow:
-    converted = {key: float(value[key]) for key in _FLOATS}
-    return SpectralRow(**{**value, **converted, "shape": tuple(value["shape"]), "role": Role(value["role"])})
+    rows, columns = value["matrix_shape"]
+    converted = {
+        **{key: float(value[key]) for key in _FLOATS},
+        **{key: None if value[key] is None else float(value[key]) for key in _MAYBE_FLOATS},
+        "shape": tuple(value["shape"]),
+        "matrix_shape": (int(rows), int(columns)),
+        "role": Role(value["role"]),
+    }
+    return SpectralRow(**{**value, **converted})

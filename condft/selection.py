@@ -1,7 +1,8 @@
 """Which units may learn: a pure function of a report and a budget. Pure Python, no torch.
 
 Low condition numbers train, high ones stay frozen. Condition numbers are compared within a module type by
-default, because across types they mostly tell shape and role (DESIGN.md, section 3).
+default, because across types they mostly tell shape and role (DESIGN.md, section 3). A selection carries the share
+of it that shape explains, and `shape_warning` says so where that is most of it.
 """
 
 import hashlib
@@ -12,10 +13,10 @@ from fractions import Fraction
 from typing import Literal, get_args
 
 from condft.report import Role, SpectralReport, SpectralRow
+from condft.scores import WHOLE_SPECTRUM_SCORES, Score, score_of, shape_share
 
-__all__ = ["DEFAULT_NUM_TENSORS", "Order", "Score", "Selection", "Stratify", "select_units"]
+__all__ = ["DEFAULT_NUM_TENSORS", "Order", "Score", "Selection", "Stratify", "select_units", "shape_warning"]
 
-Score = Literal["condition_number", "entropy_deficit", "stable_rank", "log_volume"]
 Order = Literal["lowest", "highest", "random"]
 Stratify = Literal["module_type"]
 
@@ -32,6 +33,10 @@ class Selection:
         num_candidates: How many units could have been chosen.
         candidate_parameters: Entries of all those.
         by_module_type: Module type -> (chosen, candidates), counts of units.
+        score: What ranked them.
+        stratify: What they were ranked within; None if all candidates stood in one ranking.
+        shape_share: Share of the selection, in [0, 1], that shape alone explains, see `condft.scores.shape_share`;
+            0 for a random order, which looks at no score.
     """
 
     names: tuple[str, ...]
@@ -39,6 +44,9 @@ class Selection:
     num_candidates: int
     candidate_parameters: int
     by_module_type: dict[str, tuple[int, int]]
+    score: Score
+    stratify: Stratify | None
+    shape_share: float
 
 
 def select_units(
@@ -62,7 +70,7 @@ def select_units(
             parameters.
         max_condition_number: Choose every candidate whose condition number is at most this. Only with
             `order="lowest"` and `score="condition_number"`; `stratify` then changes nothing.
-        score: The row's field that ranks.
+        score: What ranks, see `condft.scores.score_of`. A zero matrix comes last by any score in either order.
         order: `"lowest"` scores first (the method), or the controls `"highest"` and `"random"`.
         stratify: `"module_type"` shares the budget between module types in proportion to their candidates and
             ranks within each; `None` ranks across all of them, the paper's literal rule.
@@ -73,11 +81,13 @@ def select_units(
         The selection. Ties are broken by name, so neither module order nor hash seed matters.
 
     Raises:
-        ValueError: Several budgets, one out of range, an unknown score, order or stratum, no candidates, or a
-            budget that selects nothing.
+        ValueError: Several budgets, one out of range, an unknown score, order or stratum, no candidates, a score
+            that was not measured, or a budget that selects nothing.
     """
     _check_choices(score, order, stratify)
     rows = _candidate_rows(report, candidates)
+    if order != "random":
+        _check_measured(rows, score)
     budgets = {
         "num_tensors": num_tensors,
         "trainable_fraction": trainable_fraction,
@@ -86,15 +96,44 @@ def select_units(
     given = [name for name, value in budgets.items() if value is not None]
     if len(given) > 1:
         raise ValueError(f"at most one budget, got {' and '.join(given)}: keep one of them")
+    if max_condition_number is not None:
+        stratify = None  # the threshold is the same in every stratum
     ranked = sorted(rows, key=_ranking_key(score, order, seed))
     strata = _strata(ranked, stratify)
+    if report.screened and not (num_tensors and score == "condition_number" and order == "lowest" and not stratify):
+        raise ValueError(
+            f"the report was made with keep_lowest and lacks {len(report.screened)} units: it serves num_tensors with "
+            "score='condition_number', order='lowest' and stratify=None only. Analyze without keep_lowest."
+        )
     if max_condition_number is not None:
         chosen = _below(ranked, max_condition_number, score, order)
     elif trainable_fraction is not None:
         chosen = _within_fraction(strata, trainable_fraction)
     else:
         chosen = _by_count(strata, DEFAULT_NUM_TENSORS if num_tensors is None else num_tensors)
-    return _describe(chosen, rows)
+    _check_screened(report, chosen)
+    share = 0.0 if order == "random" else shape_share(strata.values(), {row.name for row in chosen}, score)
+    return _describe(chosen, rows, score, stratify, share)
+
+
+def shape_warning(selection: Selection) -> str | None:
+    """One sentence for people where shape explains more than half of a selection, with the alternative.
+
+    Args:
+        selection: As `select_units` returns it.
+
+    Returns:
+        The warning, or None where `selection.shape_share` is at most 1/2.
+    """
+    if selection.shape_share <= 0.5:
+        return None
+    within = 'stratify="module_type" (the default) or ' if selection.stratify is None else ""
+    return (
+        f"shape, not learning, explains {selection.shape_share:.0%} of this selection: random matrices of the same "
+        f"shapes would show that much of the gap in {selection.score} between the {len(selection.names)} chosen of "
+        f"{selection.num_candidates} weights and the average candidate. The alternative is num_tensors or "
+        f'trainable_fraction with {within}score="relative_condition_number".'
+    )
 
 
 def _check_choices(score: str, order: str, stratify: str | None) -> None:
@@ -123,12 +162,34 @@ def _candidate_rows(report: SpectralReport, candidates: Collection[str] | None) 
     return rows
 
 
-def _ranking_key(score: str, order: str, seed: int) -> Callable[[SpectralRow], tuple]:
+def _check_measured(rows: Sequence[SpectralRow], score: Score) -> None:
+    missing = [row.name for row in rows if score in WHOLE_SPECTRUM_SCORES and getattr(row, score) is None]
+    if missing:
+        raise ValueError(
+            f"score={score!r} needs the whole spectrum, which was not measured for {len(missing)} of {len(rows)} "
+            f'candidates, the first is {missing[0]!r}: analyze with measures="all"'
+        )
+
+
+def _check_screened(report: SpectralReport, chosen: Sequence[SpectralRow]) -> None:
+    """The chosen units must lie under every bound by which others were ruled out."""
+    worst = max(row.condition_number for row in chosen)
+    nearest = min(report.screened, key=lambda unit: (unit.condition_number_bound, unit.name), default=None)
+    if nearest is not None and nearest.condition_number_bound < worst:
+        bound = f"{nearest.condition_number_bound:.4g}"
+        raise ValueError(
+            f"the report was made with keep_lowest and ruled {nearest.name} out at {bound}, below "
+            f"the {worst:.4g} that this budget reaches: analyze with a larger keep_lowest"
+        )
+
+
+def _ranking_key(score: Score, order: str, seed: int) -> Callable[[SpectralRow], tuple]:
     if order == "random":
         # A hash of seed and name, not a generator: adding or reordering modules leaves the other draws alone.
         return lambda row: (hashlib.sha256(f"{seed}:{row.name}".encode()).digest(), row.name)
     sign = 1.0 if order == "lowest" else -1.0
-    return lambda row: (sign * getattr(row, score), row.name)
+    # A zero matrix has nothing to say, whatever figure it gets: stable rank 0 must not make it the best.
+    return lambda row: (row.sigma_max == 0.0, sign * score_of(row, score), row.name)
 
 
 def _strata(ranked: Sequence[SpectralRow], stratify: str | None) -> dict[str, list[SpectralRow]]:
@@ -206,7 +267,9 @@ def _within_fraction(strata: dict[str, list[SpectralRow]], fraction: float) -> l
     return chosen
 
 
-def _describe(chosen: Sequence[SpectralRow], rows: Sequence[SpectralRow]) -> Selection:
+def _describe(
+    chosen: Sequence[SpectralRow], rows: Sequence[SpectralRow], score: Score, stratify: Stratify | None, share: float
+) -> Selection:
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for row in rows:
         counts[row.module_type][1] += 1
@@ -218,4 +281,7 @@ def _describe(chosen: Sequence[SpectralRow], rows: Sequence[SpectralRow]) -> Sel
         num_candidates=len(rows),
         candidate_parameters=sum(row.num_parameters for row in rows),
         by_module_type={name: (count[0], count[1]) for name, count in sorted(counts.items())},
+        score=score,
+        stratify=stratify,
+        shape_share=share,
     )

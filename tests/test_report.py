@@ -13,6 +13,7 @@ def make_row(name: str, kappa: float = 5.0, *, module_type: str = "layers.*.q", 
     row = SpectralRow(
         name=name,
         shape=(4, 2),
+        matrix_shape=(4, 2),
         dtype="float32",
         num_parameters=8,
         module_type=module_type,
@@ -25,6 +26,9 @@ def make_row(name: str, kappa: float = 5.0, *, module_type: str = "layers.*.q", 
         stable_rank=1.5,
         log_volume=-math.inf if math.isinf(kappa) else math.log(kappa),
         entropy_deficit=kappa,
+        noise_floor=1e-6,
+        resolved=True,
+        method="svd",
     )
     return dataclasses.replace(row, **changes)
 
@@ -43,6 +47,17 @@ def test_round_trip_is_exact_and_strict_json(report, tmp_path):
     assert SpectralReport.load(path) == report
     json.loads(path.read_text(), parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
     assert [p.name for p in path.parent.iterdir()] == ["report.json"]
+
+
+def test_measures_that_were_not_taken_stay_unknown(tmp_path):
+    partial = SpectralReport(
+        (make_row("a", log_volume=None, entropy_deficit=None), make_row("b", matrix_shape=(2, 4)))
+    )
+    partial.save(tmp_path / "r.json")
+    loaded = SpectralReport.load(tmp_path / "r.json")
+    assert loaded == partial
+    assert loaded.row("a").log_volume is None
+    assert loaded.row("b").matrix_shape == (2, 4)
 
 
 def test_rows_are_sorted_and_the_fingerprint_ignores_their_order(report):
@@ -69,9 +84,11 @@ def test_a_name_stands_once():
     ("change", "message"),
     [
         ({"version": 99}, "analyze the model again"),
+        ({"version": 1}, "has version 1, this condft reads version 2: analyze the model again"),
         ({"format": "other"}, "not a spectral report"),
         ({"fingerprint": "0" * 64}, "fingerprint does not belong"),
         ({"rows": [{"name": "a"}]}, "damaged"),
+        ({"rows": [{**make_row("a").__dict__, "matrix_shape": [4]}]}, "damaged"),
     ],
 )
 def test_foreign_and_damaged_files_are_told(report, tmp_path, change, message):

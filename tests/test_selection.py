@@ -1,13 +1,15 @@
 """Selection is a pure function: budgets, orders, strata, ties."""
 
 import math
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from condft.report import Role, SpectralReport
-from condft.selection import DEFAULT_NUM_TENSORS, select_units
+from condft.scores import Score
+from condft.selection import DEFAULT_NUM_TENSORS, select_units, shape_warning
 
 from .test_report import make_row
 
@@ -130,6 +132,104 @@ def test_random_depends_on_seed_and_names_only():
     few, many = grid(10), grid(11)
     kept = set(select_units(few, num_tensors=30, order="random").names)
     assert kept < set(select_units(many, num_tensors=33, order="random").names)
+
+
+def smollm2(scale: float = 1.0) -> SpectralReport:
+    """The seven shapes of SmolLM2-135M, 30 layers each, at the condition numbers its weights have."""
+    shapes = {
+        "q": ((576, 576), 11250.0),
+        "k": ((192, 576), 29.0),
+        "v": ((192, 576), 5.9),
+        "o": ((576, 576), 5136.0),
+        "gate": ((1536, 576), 21.7),
+        "up": ((1536, 576), 16.2),
+        "down": ((576, 1536), 17.6),
+    }
+    rows = [
+        make_row(
+            f"layers.{i}.{name}.weight",
+            median * (1.0 + scale * (i - 15) / 40),
+            module_type=f"layers.*.{name}",
+            matrix_shape=shape,
+            num_parameters=math.prod(shape),
+        )
+        for name, (shape, median) in shapes.items()
+        for i in range(30)
+    ]
+    return SpectralReport(tuple(rows))
+
+
+@pytest.mark.parametrize("budget", [{"num_tensors": n} for n in (1, 21, 30, 100)] + [{"trainable_fraction": 0.1}])
+def test_the_literal_rule_on_real_shapes_is_a_choice_of_shape_and_says_so(budget):
+    literal = select_units(smollm2(), stratify=None, **budget)
+    assert literal.shape_share > 0.5
+    warning = shape_warning(literal)
+    assert f"explains {literal.shape_share:.0%} of this selection" in warning
+    assert f"the {len(literal.names)} chosen of 210 weights" in warning
+    assert 'stratify="module_type" (the default) or score="relative_condition_number"' in warning
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"order": "highest"}, {"stratify": None, "score": "relative_condition_number"}]
+    + [{"stratify": None, "order": "random", "seed": seed} for seed in range(3)],
+)
+def test_within_types_relative_and_random_selections_are_not_explained_by_shape(options):
+    selection = select_units(smollm2(), num_tensors=21, **options)
+    assert selection.shape_share == 0.0
+    assert shape_warning(selection) is None
+
+
+def test_a_threshold_knows_no_strata():
+    """Every v lies under 12 and nothing else does, stratified or not."""
+    selection = select_units(smollm2(), max_condition_number=10.0)
+    assert {name.split(".")[2] for name in selection.names} == {"v"}
+    assert selection.stratify is None
+    assert selection.shape_share == select_units(smollm2(), num_tensors=30, stratify=None).shape_share > 0.5
+
+
+def test_several_shapes_in_one_type_are_told_with_the_alternative_that_helps():
+    shapes = [(8, 8), (8, 32)]
+    rows = [
+        make_row(
+            f"blocks.{i}.conv", 4.0 if i % 2 else 40.0 + i, module_type="blocks.*.conv", matrix_shape=shapes[i % 2]
+        )
+        for i in range(10)
+    ]
+    warning = shape_warning(select_units(SpectralReport(tuple(rows)), num_tensors=5))
+    assert 'trainable_fraction with score="relative_condition_number"' in warning
+    assert "stratify" not in warning
+
+
+def test_scores_rank_per_dimension_and_relative_to_shape():
+    large = make_row("large", 50.0, matrix_shape=(100, 300), entropy_deficit=10.0, log_volume=-100.0)
+    small = make_row("small", 40.0, matrix_shape=(10, 10), entropy_deficit=2.0, log_volume=-20.0)
+    report = SpectralReport((large, small))
+    chosen = {score: select_units(report, num_tensors=1, score=score).names[0] for score in get_args(Score)}
+    assert chosen == {
+        "condition_number": "small",
+        "relative_condition_number": "small",  # a random 10 x 10 has 34, a random 100 x 300 has 3.5
+        "entropy_deficit": "large",  # 0.1 nats a dimension against 0.2
+        "stable_rank": "large",  # equal: by name
+        "log_volume": "small",  # -2 nats a dimension against -1
+    }
+
+
+@pytest.mark.parametrize("score", ["entropy_deficit", "log_volume"])
+def test_scores_that_were_not_measured_name_the_way_out(score):
+    rows = (make_row("a"), make_row("b", **{score: None}), make_row("c", **{score: None}))
+    with pytest.raises(ValueError, match=r"not measured for 2 of 3 candidates, the first is 'b'.*measures=\"all\""):
+        select_units(SpectralReport(rows), score=score, num_tensors=1)
+    assert select_units(SpectralReport(rows), score=score, num_tensors=1, candidates=["a"]).names == ("a",)
+    assert len(select_units(SpectralReport(rows), score=score, num_tensors=2, order="random").names) == 2
+
+
+@pytest.mark.parametrize("order", ["lowest", "highest"])
+@pytest.mark.parametrize("score", get_args(Score))
+def test_a_zero_matrix_is_never_the_best(score, order):
+    zero = make_row("a", math.inf, sigma_max=0.0, sigma_min=0.0, stable_rank=0.0, entropy_deficit=math.inf)
+    report = SpectralReport((zero, make_row("b"), make_row("c", 9.0)))
+    assert select_units(report, num_tensors=2, score=score, order=order).names == ("b", "c")
 
 
 def test_ties_break_by_name():

@@ -1,5 +1,8 @@
 """What the walk yields and skips, and under which names and roles."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +14,9 @@ from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from condft import SpectralReport, analyze
 from condft.report import Role, SkippedWeight, SkipReason
-from condft.weights import Unit, canonical_name, iter_units, load_checkpoint, module_type_of, tensor_digest
+from condft.weights import Unit, canonical_name, iter_units, module_type_of, tensor_digest
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn, torch.int8, torch.bool]
 
@@ -157,22 +161,29 @@ def test_reading_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert tensor_digest(tensor) == whole
 
 
-def test_checkpoint_folder_has_the_live_models_names(tiny_llama, tmp_path):
-    model = tiny_llama()
-    model.to(torch.bfloat16).save_pretrained(tmp_path)
-    loaded = load_checkpoint(tmp_path)
-    assert walk(loaded)[0].keys() == walk(model)[0].keys()
-    assert loaded.dtype == torch.bfloat16
+def test_parametrised_weights_do_not_tie_by_chance() -> None:
+    """Effective weights are made anew at each look, so that two may get the same id one after the other."""
+    model = nn.Sequential(*(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)) for _ in range(20)))
+    names = []
+    for item in iter_units(model):  # nothing keeps the units alive here
+        names.append(item.name if isinstance(item, Unit) else "")
+    assert [name for name in names if name] == [f"{i}.weight" for i in range(20)]
 
 
-def test_a_folder_without_config_is_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no checkpoint folder"):
-        load_checkpoint(tmp_path)
-
-
-def test_an_unknown_architecture_is_told(tiny_llama, tmp_path):
-    tiny_llama().save_pretrained(tmp_path)
-    config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace("LlamaForCausalLM", "NoSuchModel"))
-    with pytest.raises(ValueError, match="NoSuchModel"):
-        load_checkpoint(tmp_path)
+@pytest.mark.multiprocess
+def test_sharded_weights_are_gathered_one_at_a_time(tiny_llama: Any, tmp_path: Path) -> None:
+    """Two gloo ranks under FSDP2 find what one process finds, on every rank."""
+    model = tiny_llama(layers=2)
+    model.save_pretrained(tmp_path)
+    script = Path(__file__).with_name("units_on_rank.py")
+    ranks = [subprocess.Popen([sys.executable, str(script), str(rank), str(tmp_path)]) for rank in range(2)]
+    try:
+        assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    finally:
+        for process in ranks:
+            process.kill()
+    for granularity in ("tensor", "head"):
+        expected = analyze(model, granularity=granularity, progress=False)
+        first, second = (SpectralReport.load(tmp_path / f"{granularity}-{rank}.json") for rank in range(2))
+        assert first == second
+        assert first.fingerprint == expected.fingerprint  # the same names and bytes

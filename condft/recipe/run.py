@@ -112,7 +112,7 @@ def _prepare(config: RunConfig, accelerator: Accelerator) -> _Parts:
 def _tune(parts: _Parts, config: RunConfig, accelerator: Accelerator, output_dir: Path) -> None:
     """Analyses the composed model, wraps it by the selection, and leaves report and picture."""
     began = time.perf_counter()
-    report = analyze(parts.model, progress=accelerator.is_main_process)
+    report = analyze(parts.model, measures="all", progress=accelerator.is_main_process)
     parts.seconds["seconds_analyze"] = time.perf_counter() - began
     parts.model = get_peft_model(parts.model, tuning_config(config.tuning, seed=config.seed, report=report))
     if accelerator.is_main_process:

@@ -31,7 +31,8 @@ class CondFTConfig(PeftConfig):
         num_tensors: Budget: that many weights. Without any budget, 100 (the paper's).
         trainable_fraction: Budget: at most this fraction of the parameters that may be chosen.
         max_condition_number: Budget: every weight whose condition number is at most this.
-        score: Field of the spectral report that ranks.
+        score: What ranks: "condition_number" (the paper's), "relative_condition_number" (against a random matrix
+            of the same shape), "entropy_deficit", "stable_rank" or "log_volume"; see `condft.scores.score_of`.
         order: "lowest" (the method), or the controls "highest" and "random".
         stratify: "module_type" ranks within q, k, v, ... and shares the budget between them; None ranks across.
         seed: Of the random order.
@@ -71,7 +72,13 @@ class CondFTConfig(PeftConfig):
     max_condition_number: float | None = field(
         default=None, metadata={"help": "Budget: every weight whose condition number is at most this."}
     )
-    score: str = field(default="condition_number", metadata={"help": "Field of the spectral report that ranks."})
+    score: str = field(
+        default="condition_number",
+        metadata={
+            "help": "What ranks: 'condition_number', 'relative_condition_number', 'entropy_deficit', 'stable_rank' or "
+            "'log_volume'."
+        },
+    )
     order: str = field(default="lowest", metadata={"help": "'lowest' (the method), 'highest' or 'random'."})
     stratify: str | None = field(
         default="module_type", metadata={"help": "'module_type' ranks within each type, None across all."}

@@ -16,7 +16,9 @@ from transformers.pytorch_utils import Conv1D
 
 from condft.analysis import DIGEST_DIGITS, analyze
 from condft.report import Role, SkippedWeight, SkipReason, SpectralReport
-from condft.selection import select_units
+from condft.scores import WHOLE_SPECTRUM_SCORES
+from condft.selection import select_units, shape_warning
+from condft.spectra import Measures
 from condft.tuner.config import CondFTConfig
 from condft.tuner.layer import SUPPORTED_LAYERS, CondFTLayer
 from condft.tuner.registration import PREFIX
@@ -96,7 +98,8 @@ def _resolve_selection(config: CondFTConfig, model: nn.Module, units: dict[str, 
     candidates = _candidate_names(config, model, units)
     report = config.load_report()
     if report is None:
-        report = analyze(model, names=candidates)
+        measures: Measures = "all" if config.score in WHOLE_SPECTRUM_SCORES else "basic"
+        report = analyze(model, names=candidates, measures=measures)
     else:
         _check_report(report, units, candidates)
     selection = select_units(
@@ -116,6 +119,9 @@ def _resolve_selection(config: CondFTConfig, model: nn.Module, units: dict[str, 
             "condition number: this is full fine-tuning of the layers. Lower the budget to select.",
             stacklevel=2,
         )
+    warning = shape_warning(selection)
+    if warning is not None:
+        warnings.warn(warning, stacklevel=2)
     config.target_units = list(selection.names)
     if _saves_whole_embeddings(config, model):
         config.target_modules = None
@@ -156,6 +162,8 @@ def _candidate_names(config: CondFTConfig, model: nn.Module, units: dict[str, Un
         module = modules.get(module_name)
         base = getattr(module, "base_layer", module)
         if key != "weight" or not isinstance(base, SUPPORTED_LAYERS):
+            continue
+        if unit.quantization:  # the layer would copy the codes, not the values that they stand for
             continue
         if linear_only and not isinstance(base, nn.Linear | Conv1D):
             continue
@@ -212,7 +220,7 @@ def _check_report(report: SpectralReport, units: dict[str, Unit], candidates: se
     changed = [
         name
         for name in sorted(candidates & rows.keys())
-        if tensor_digest(units[name].tensor)[:DIGEST_DIGITS] != rows[name].digest
+        if tensor_digest(units[name].load().tensor)[:DIGEST_DIGITS] != rows[name].digest
     ]
     if missing or changed:
         raise ValueError(

@@ -1,6 +1,8 @@
 """CondFT as a PEFT method: every promise of the adapter life cycle, bit for bit where it says so."""
 
 import json
+import warnings
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from condft import CondFTConfig, analyze, select_units
+from condft.scores import Score
 
 
 def train(model: nn.Module, ids: torch.Tensor, *, lr: float = 0.5, steps: int = 2) -> None:
@@ -302,6 +305,24 @@ def test_embeddings_and_heads_only_when_asked_for(tiny_llama):
 def test_a_budget_of_everything_warns(tiny_llama):
     with pytest.warns(UserWarning, match="takes all 28 candidate weights"):
         get_peft_model(tiny_llama(), CondFTConfig())
+
+
+def test_a_choice_of_shapes_warns_and_the_default_does_not(tiny_llama):
+    with pytest.warns(UserWarning, match=r'shape, not learning, explains .*stratify="module_type"'):
+        get_peft_model(tiny_llama(), CondFTConfig(num_tensors=5, stratify=None))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        get_peft_model(tiny_llama(), CondFTConfig(num_tensors=5))
+        get_peft_model(tiny_llama(), CondFTConfig(num_tensors=5, stratify=None, score="relative_condition_number"))
+
+
+@pytest.mark.parametrize("score", get_args(Score))
+def test_every_score_can_choose(tiny_llama, score):
+    model = tiny_llama()
+    expected = select_units(analyze(model, measures="all", progress=False), num_tensors=9, score=score)
+    config = CondFTConfig(num_tensors=9, score=score)
+    get_peft_model(model, config)
+    assert config.target_units == list(expected.names)
 
 
 def test_scope_of_target_modules(tiny_llama):

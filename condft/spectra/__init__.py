@@ -1,0 +1,23 @@
+"""Numerics: one matrix in, spectral facts out. torch only; see `condft.spectra.facts` for the routes."""
+
+from condft.spectra.facts import (
+    Measures,
+    NonFiniteError,
+    SpectralFacts,
+    condition_number,
+    condition_number_bound,
+    spectral_facts,
+)
+from condft.spectra.noise import rounding_noise
+from condft.spectra.reference import singular_values
+
+__all__ = [
+    "Measures",
+    "NonFiniteError",
+    "SpectralFacts",
+    "condition_number",
+    "condition_number_bound",
+    "rounding_noise",
+    "singular_values",
+    "spectral_facts",
+]

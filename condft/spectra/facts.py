@@ -1,0 +1,307 @@
+r"""Spectral facts of one matrix without its full SVD: which route, and whether its answer may stand.
+
+Routes, cheapest first; each states the error that it vouches for, and the next one takes over where that is too much:
+
+- `lanczos`: Golub-Kahan-Lanczos on W itself, for rectangles. Both ends of the spectrum lie open there.
+- `lu`: for squares, whose smallest singular value hides at the hard edge of the spectrum: LU of W in fp64, then
+  the same process on the inverse.
+- `cholesky`, `qr`: the triangular factor of a tall matrix in fp64, then the same process on its inverse.
+- `svd`: all singular values in fp64: small matrices, and condition numbers past 1e12.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from condft.spectra.factor import cholesky_factor, qr_factor
+from condft.spectra.lanczos import Ends, golub_kahan
+from condft.spectra.operators import Inverse, MatrixProducts, TriangularInverse
+from condft.spectra.reference import singular_values
+
+__all__ = [
+    "Measures",
+    "NonFiniteError",
+    "SpectralFacts",
+    "condition_number",
+    "condition_number_bound",
+    "spectral_facts",
+]
+
+Measures = Literal["basic", "all"]
+
+_SMALL = 48  # up to here an SVD costs less than the overhead of anything else
+_NEARLY_SQUARE = 0.8  # aspect n / m above which the lower edge closes in and Lanczos on W is slow
+_MAX_STEPS = 160
+_EPS64 = torch.finfo(torch.float64).eps
+
+
+class NonFiniteError(ValueError):
+    """A matrix holds NaN or infinity, so it has no spectrum."""
+
+
+@dataclass(frozen=True)
+class SpectralFacts:
+    r"""What a spectrum says, with $n = \min(m, k)$ singular values.
+
+    Attributes:
+        sigma_max: Largest singular value.
+        sigma_min: Smallest of the n; 0 for a numerically rank-deficient matrix.
+        condition_number: sigma_max / sigma_min in `[1, inf]`; `inf` if rank-deficient or zero.
+        frobenius_norm: $\sqrt{\sum \sigma_i^2}$.
+        stable_rank: $\sum \sigma_i^2 / \sigma_1^2$ in `[1, n]` (Rudelson & Vershynin 2007); 0 for a zero matrix.
+        log_volume: $\sum \log \sigma_i$ in nats, the log of the factor by which the map scales n-dimensional
+            volume; `-inf` if rank-deficient; None if not measured.
+        entropy_deficit: $\frac n2 \log(\frac1n \sum \sigma_i^2) - \sum \log \sigma_i \ge 0$ in nats: how much
+            less entropy the map passes on than the best-conditioned one of the same Frobenius norm (AM-GM
+            inequality on $\sigma_i^2$); 0 only for equal singular values, `inf` if rank-deficient; None if not
+            measured.
+        method: The route that answered.
+    """
+
+    sigma_max: float
+    sigma_min: float
+    condition_number: float
+    frobenius_norm: float
+    stable_rank: float
+    log_volume: float | None
+    entropy_deficit: float | None
+    method: str
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A route's result: the two ends, log |det| of the triangular factor if it has one, and a relative error of κ."""
+
+    largest: float
+    smallest: float
+    log_volume: float | None
+    error: float
+    method: str
+
+
+def spectral_facts(matrix: Tensor, *, measures: Measures = "basic", rtol: float = 1e-3) -> SpectralFacts:
+    r"""Spectral facts of one matrix (see `SpectralFacts`).
+
+    A singular value under $\max(m, k) \cdot \varepsilon_{64} \cdot \sigma_1$ is below what fp64 resolves (Golub & Van
+    Loan, §5.4.1) and counts as zero: the matrix is then numerically rank-deficient.
+
+    Args:
+        matrix: `(m, k)`, any floating dtype and device. Not modified. Extra memory is at most two `(n, n)` matrices
+            and a block of rows.
+        measures: "basic" leaves `log_volume` and `entropy_deficit` out: they need a factorisation.
+        rtol: Relative accuracy asked of the condition number.
+
+    Returns:
+        The facts. `condition_number`, `stable_rank` and `entropy_deficit` do not change under `W -> 2^k W`, bit for
+        bit. The same matrix gives the same facts on the same device with the same number of threads.
+
+    Raises:
+        ValueError: Not a non-empty real matrix, or it holds NaN or infinity.
+    """
+    largest_entry = _checked(matrix)
+    tall = matrix.detach() if matrix.shape[0] >= matrix.shape[1] else matrix.detach().mT
+    if largest_entry == 0.0:
+        no_volume, all_lost = (-math.inf, math.inf) if measures == "all" else (None, None)
+        return SpectralFacts(0.0, 0.0, math.inf, 0.0, 0.0, no_volume, all_lost, method="zero")
+    tall, exponent = _scaled(tall, largest_entry)
+    answer = _solve(tall, measures, rtol)
+    return _facts(tall, answer, exponent, measures)
+
+
+def condition_number(weight: Tensor, *, rtol: float = 1e-3) -> float:
+    r"""Spectral condition number $\sigma_{\max}/\sigma_{\min}$ (Golub & Van Loan, §2.6.2).
+
+    Args:
+        weight: `(out_features, in_features)`, any floating dtype or device. Not modified.
+        rtol: Relative accuracy asked for.
+
+    Returns:
+        A float in `[1, inf]`, `inf` for a numerically rank-deficient weight. Unchanged by `W -> cW`, `c != 0`.
+
+    Raises:
+        ValueError: Not a non-empty matrix, or it holds NaN or infinity.
+    """
+    return spectral_facts(weight, rtol=rtol).condition_number
+
+
+def condition_number_bound(matrix: Tensor, *, above: float = math.inf, max_steps: int = 24) -> float:
+    """A lower bound of the condition number from a few products: Ritz values lie within the spectrum.
+
+    Args:
+        matrix: As for `spectral_facts`.
+        above: Stop as soon as the bound exceeds this.
+        max_steps: Products to spend (and as many with the transpose).
+
+    Returns:
+        A number that the condition number is at least, less a margin for rounding.
+
+    Raises:
+        ValueError: As `spectral_facts`.
+    """
+    largest_entry = _checked(matrix)
+    if largest_entry == 0.0:
+        return math.inf
+    tall = matrix.detach() if matrix.shape[0] >= matrix.shape[1] else matrix.detach().mT
+    tall, _ = _scaled(tall, largest_entry)
+    dtype = _lanczos_dtype(tall)
+    products = MatrixProducts(tall, dtype)
+    ends = golub_kahan(products, wanted="both", rtol=0.0, max_steps=max_steps, stop_above=above)
+    # A computed Ritz value is off by a few eps * sigma_1; the bound is taken where it holds in spite of that.
+    margin = 16 * torch.finfo(dtype).eps * ends.largest
+    return max(1.0, (ends.largest - margin) / (ends.smallest + margin))
+
+
+def _checked(matrix: Tensor) -> float:
+    """The largest magnitude in the matrix, after the checks that every public function makes."""
+    if matrix.ndim != 2 or matrix.numel() == 0:
+        raise ValueError(f"expected a non-empty matrix, got a tensor of shape {tuple(matrix.shape)}")
+    if not matrix.dtype.is_floating_point:
+        raise ValueError(f"expected a real floating-point matrix, got dtype {matrix.dtype}")
+    entries = matrix.detach()
+    if entries.dtype.itemsize == 1:  # float8 has no arithmetic of its own
+        entries = entries.to(torch.float32)
+    # Some LAPACK builds return finite singular values for NaN input, so finiteness is tested here.
+    lowest, highest = torch.aminmax(entries)
+    largest = max(abs(float(lowest)), abs(float(highest)))
+    if not math.isfinite(largest):
+        count = int((~torch.isfinite(entries)).sum())
+        raise NonFiniteError(f"the matrix holds NaN or infinity in {count:,} of {matrix.numel():,} entries")
+    return largest
+
+
+def _scaled(tall: Tensor, largest_entry: float) -> tuple[Tensor, int]:
+    """The matrix, divided by a power of two if it is far from 1, so that squares neither over- nor underflow.
+
+    The division is exact. Ordinary weights are left where they are: no copy is made.
+    """
+    if tall.dtype.itemsize == 1:
+        tall = tall.to(torch.float32)
+    exponent = math.frexp(largest_entry)[1]
+    if abs(exponent) <= 12:
+        return tall, 0
+    exponent = max(exponent, -1000)  # 2**1000 is still a double; fp64 subnormals need no more
+    wide = tall.to(torch.float64)
+    scaled = torch.ldexp(wide, torch.tensor(-exponent, device=tall.device))
+    return (scaled if tall.dtype == torch.float64 else scaled.to(torch.float32)), exponent
+
+
+def _lanczos_dtype(tall: Tensor) -> torch.dtype:
+    return torch.float64 if tall.dtype == torch.float64 else torch.float32
+
+
+def _solve(tall: Tensor, measures: Measures, rtol: float) -> _Answer:
+    """The first route whose error is within the tolerance."""
+    m, n = tall.shape
+    if n > _SMALL:
+        if measures == "basic" and n <= _NEARLY_SQUARE * m:
+            answer = _by_lanczos(tall, rtol)
+            if answer is not None:
+                return answer
+        for route in (_by_lu,) if m == n else (_by_cholesky, _by_qr):
+            answer = route(tall, rtol, measures)
+            if answer is not None:
+                return answer
+    values = singular_values(tall)
+    smallest = float(values[-1])
+    log_volume = float(values.log().sum()) if smallest > 0 else -math.inf
+    return _Answer(float(values[0]), smallest, log_volume, max(m, n) * _EPS64, "svd")
+
+
+def _by_lanczos(tall: Tensor, rtol: float) -> _Answer | None:
+    """Both ends from W itself; None if they do not settle, or lie too far apart for the precision."""
+    dtype = _lanczos_dtype(tall)
+    # The computed Ritz values are off by some eps * sigma_1, which is eps * kappa of the smallest.
+    limit = rtol / (4 * torch.finfo(dtype).eps)
+    products = MatrixProducts(tall, dtype)
+    ends = golub_kahan(products, wanted="both", rtol=rtol, max_steps=_MAX_STEPS, stop_above=limit)
+    if ends.smallest <= 0 or ends.largest / ends.smallest > limit or not ends.settled:
+        return None
+    return _Answer(ends.largest, ends.smallest, None, ends.error, "lanczos")
+
+
+def _by_lu(square: Tensor, rtol: float, measures: Measures) -> _Answer | None:
+    largest = golub_kahan(
+        MatrixProducts(square, _lanczos_dtype(square)), wanted="largest", rtol=rtol / 2, max_steps=_MAX_STEPS
+    )
+    if not largest.settled:
+        return None
+    factors, pivots, info = torch.linalg.lu_factor_ex(square.to(torch.float64))
+    if int(info):
+        return None
+    inverse = golub_kahan(Inverse(factors, pivots), wanted="largest", rtol=rtol / 2, max_steps=_MAX_STEPS)
+    log_volume = float(factors.diagonal().abs().log().sum())
+    return _from_inverse(largest, inverse, log_volume, square.shape[0], "lu")
+
+
+def _by_cholesky(tall: Tensor, rtol: float, measures: Measures) -> _Answer | None:
+    if tall.shape[0] < 2 * tall.shape[1]:
+        return None  # little taller than wide: a QR costs hardly more, and holds at any condition number
+    factor = cholesky_factor(tall)
+    if factor is None:
+        return None
+    answer = _by_triangle(factor, rtol, "cholesky")
+    if answer is None:
+        return None
+    squared = (answer.largest / answer.smallest) ** 2 * _EPS64 * tall.shape[1]
+    return answer if squared <= rtol / 4 else None
+
+
+def _by_qr(tall: Tensor, rtol: float, measures: Measures) -> _Answer | None:
+    return _by_triangle(qr_factor(tall), rtol, "qr")
+
+
+def _by_triangle(factor: Tensor, rtol: float, method: str) -> _Answer | None:
+    diagonal = factor.diagonal().abs()
+    if not bool((diagonal > 0).all()):
+        return None
+    largest = golub_kahan(MatrixProducts(factor, torch.float64), wanted="largest", rtol=rtol / 2, max_steps=_MAX_STEPS)
+    inverse = golub_kahan(TriangularInverse(factor), wanted="largest", rtol=rtol / 2, max_steps=_MAX_STEPS)
+    if not largest.settled:
+        return None
+    return _from_inverse(largest, inverse, float(diagonal.log().sum()), factor.shape[0], method)
+
+
+def _from_inverse(largest: Ends, inverse: Ends, log_volume: float, size: int, method: str) -> _Answer | None:
+    """Joins sigma_1 and 1 / sigma_1 of the inverse; None past 1e12, where the SVD is to decide."""
+    if not inverse.settled or not 0.0 < inverse.largest < math.inf:
+        return None
+    smallest = 1.0 / inverse.largest
+    rounding = size * _EPS64 * largest.largest / smallest
+    if largest.largest / smallest > 1e12:
+        return None
+    return _Answer(
+        largest.largest, smallest, log_volume, largest.largest_error + inverse.largest_error + rounding, method
+    )
+
+
+def _facts(tall: Tensor, answer: _Answer, exponent: int, measures: Measures) -> SpectralFacts:
+    n = tall.shape[1]
+    row_norms = torch.cat([torch.linalg.vector_norm(block, dim=1) for block in _norm_blocks(tall)])
+    sum_of_squares = float(row_norms.double().square().sum())
+    deficient = answer.smallest <= tall.shape[0] * _EPS64 * answer.largest
+    log_volume = deficit = None
+    if measures == "all":
+        assert answer.log_volume is not None  # every route but `lanczos` has one, and that is for "basic"
+        log_sum = -math.inf if deficient else answer.log_volume
+        log_volume = log_sum + n * exponent * math.log(2.0)
+        # Equal singular values give 0 up to rounding, never less.
+        deficit = max(0.5 * n * math.log(sum_of_squares / n) - log_sum, 0.0)
+    return SpectralFacts(
+        sigma_max=math.ldexp(answer.largest, exponent),
+        sigma_min=0.0 if deficient else math.ldexp(answer.smallest, exponent),
+        condition_number=math.inf if deficient else max(1.0, answer.largest / answer.smallest),
+        frobenius_norm=math.ldexp(math.sqrt(sum_of_squares), exponent),
+        stable_rank=min(max(sum_of_squares / answer.largest**2, 1.0), float(n)),
+        log_volume=log_volume,
+        entropy_deficit=deficit,
+        method=answer.method,
+    )
+
+
+def _norm_blocks(tall: Tensor) -> list[Tensor]:
+    dtype = torch.promote_types(tall.dtype, torch.float32)
+    rows = max(1, 2**22 // tall.shape[1])
+    return [block.to(dtype) for block in tall.split(rows)]

@@ -1,0 +1,157 @@
+r"""Golub-Kahan-Lanczos bidiagonalisation: the two ends of a spectrum from products with the matrix alone.
+
+From one start vector, $A V_k = U_k B_k$ and $A^T U_k = V_k B_k^T + \beta_{k+1} v_{k+1} e_k^T$ with $B_k$ upper
+bidiagonal (Golub & Van Loan, §10.4). The singular values of $B_k$, the Ritz values, lie within the spectrum: the
+largest is never above $\sigma_1$, the smallest never under $\sigma_n$. So their ratio is at any time a lower bound of
+the condition number.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from condft.spectra.operators import Products
+
+__all__ = ["Ends", "golub_kahan"]
+
+Wanted = Literal["both", "largest"]
+
+_CHECK_EVERY = 8  # a check costs an SVD of the bidiagonal, as much as some steps on a small matrix
+_EARLY_CHECKS = (1, 2, 4)  # well-conditioned matrices end at once
+_SEED = 0x5EED
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where the process stands.
+
+    Attributes:
+        largest: Largest Ritz value, at most sigma_1.
+        smallest: Smallest Ritz value, at least sigma_n.
+        largest_error: Estimated relative error of `largest`.
+        smallest_error: The same of `smallest`.
+        steps: Products with the matrix (and as many with its transpose).
+        second: Ritz value next to the largest; 0 if there is one only.
+        vector: Right Ritz vector of the largest value, `(n,)`, if that end alone was wanted.
+        settled: The wanted ends have converged, or the process found an invariant subspace and they are exact.
+    """
+
+    largest: float
+    smallest: float
+    largest_error: float
+    smallest_error: float
+    steps: int
+    second: float = 0.0
+    vector: Tensor | None = None
+    settled: bool = False
+
+    @property
+    def error(self) -> float:
+        """Estimated relative error of `largest / smallest`."""
+        return self.largest_error + self.smallest_error
+
+
+def golub_kahan(
+    products: Products, *, wanted: Wanted, rtol: float, max_steps: int, stop_above: float = math.inf
+) -> Ends:
+    """Runs the process until the wanted ends have settled, or for `max_steps`.
+
+    The right vectors are orthogonalised against all before them, twice; that keeps the left ones orthogonal enough
+    on its own (Simon & Zha 2000), so the long side is never stored. The start vector depends on the size only.
+
+    Args:
+        products: The map, at least as many rows as columns.
+        wanted: Which ends to wait for.
+        rtol: Relative accuracy asked for.
+        max_steps: When to give up.
+        stop_above: Stop as soon as `largest / smallest` exceeds this: the caller has seen enough.
+
+    Returns:
+        The ends with their error estimates. Nothing is raised for non-convergence: `settled` tells.
+    """
+    n, dtype, device = products.size, products.dtype, products.device
+    max_steps = min(max_steps, n)
+    basis = torch.empty(max_steps + 1, n, dtype=dtype, device=device)
+    start = torch.randn(n, generator=torch.Generator().manual_seed(_SEED + n), dtype=torch.float64)
+    basis[0] = (start / start.norm()).to(device, dtype)
+    left = products.apply(basis[0])
+    alphas, betas = [left.norm()], []
+    history: list[Ends] = []
+    for step in range(1, max_steps + 1):
+        left = left / alphas[-1]
+        right = products.apply_transposed(left) - alphas[-1] * basis[step - 1]
+        for _ in range(2):
+            right -= basis[:step].mT @ (basis[:step] @ right)
+        betas.append(right.norm())
+        if step % _CHECK_EVERY == 0 or step == max_steps or step in _EARLY_CHECKS:
+            ends = _ends(alphas, betas, basis[:step], wanted)
+            history.append(ends)
+            if ends.settled or step == max_steps or ends.largest > stop_above * ends.smallest:
+                return ends
+            if _settled(history, wanted, rtol):
+                return dataclasses.replace(ends, settled=True)
+        basis[step] = right / betas[-1]
+        left = products.apply(basis[step]) - betas[-1] * left
+        alphas.append(left.norm())
+    raise AssertionError("unreachable: the last step returns")
+
+
+def _ends(alphas: list[Tensor], betas: list[Tensor], basis: Tensor, wanted: Wanted) -> Ends:
+    """The extreme Ritz values, with errors from their residuals and the gaps to their neighbours."""
+    scalars = torch.stack([*alphas, *betas]).double().cpu()
+    count = len(alphas)
+    diagonal, off = scalars[:count], scalars[count:]
+    bidiagonal = torch.diag(diagonal) + torch.diag(off[:-1], 1)
+    if not bool(torch.isfinite(bidiagonal).all()):  # a singular factor was inverted: nothing to be had this way
+        return Ends(math.inf, 0.0, math.inf, math.inf, count)
+    left, values, right = torch.linalg.svd(bidiagonal)
+    residuals = (off[-1] * left[-1]).abs()
+    scale = float(values[0])
+    exhausted = float(off[-1]) <= count * torch.finfo(basis.dtype).eps * scale
+    return Ends(
+        largest=scale,
+        smallest=float(values[-1]),
+        largest_error=_relative_error(values, residuals, 0, 1),
+        smallest_error=_relative_error(values, residuals, count - 1, count - 2),
+        steps=count,
+        second=float(values[1]) if count > 1 else 0.0,
+        vector=basis.mT @ right[0].to(basis) if wanted == "largest" else None,
+        settled=exhausted,
+    )
+
+
+def _relative_error(values: Tensor, residuals: Tensor, index: int, neighbour: int) -> float:
+    r"""Error of a Ritz value from its residual $\rho$: $\rho$ itself, or $\rho^2$ over the gap where that is less.
+
+    For the symmetric problem $A^T A$ the residual is $\theta\rho$, and the eigenvalue's error at most
+    $(\theta\rho)^2$ over the gap (Parlett 1998, §11.7), so that of $\theta$ is $\theta\rho^2 / (2\,\mathrm{gap})$.
+    The gap is that to the next Ritz value, an estimate. `golub_kahan` therefore also waits for values to settle.
+    """
+    value, residual = float(values[index]), float(residuals[index])
+    if value == 0.0:
+        return math.inf
+    if len(values) < 2:
+        return residual / value
+    gap = abs(float(values[neighbour]) ** 2 - value**2)
+    return min(residual / value, residual**2 / (2 * gap) if gap else math.inf)
+
+
+def _settled(history: list[Ends], wanted: Wanted, rtol: float) -> bool:
+    """Both the estimated errors and the movement since the last check are within the tolerance.
+
+    Either alone can be fooled: the estimate by a Ritz value on its way to another singular value, the movement by a
+    slow stretch. On random and trained weights the true error is then 3 to 20 times smaller (tests/spectra).
+    """
+    if len(history) < 2:
+        return False
+    now, before = history[-1], history[-2]
+    moved = abs(now.largest - before.largest) / now.largest
+    error = now.largest_error
+    if wanted == "both":
+        moved += abs(now.smallest - before.smallest) / now.smallest if now.smallest else math.inf
+        error += now.smallest_error
+    return moved <= rtol and error <= 2 * rtol
