@@ -23,13 +23,20 @@ app = typer.Typer(
     help="Train only the weights of low condition number, and see what was learned and what was forgotten.",
 )
 
+# Options that more than one command has.
+Overrides = Annotated[list[str] | None, typer.Argument(help="Such as training.steps=10.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run in output_dir first.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count and report unusable clips.")]
+StayOnCpu = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")]
+
 # What a user can mend. Anything else is a bug and keeps its traceback.
 _USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ConnectionError)
 
 
 @app.command()
 def analyze(
-    model: Annotated[Path, typer.Argument(help="Checkpoint folder: config.json and safetensors.")],
+    model: Annotated[str, typer.Argument(help="Checkpoint folder (config.json and safetensors) or hub id.")],
     json: Annotated[Path | None, typer.Option(help="Write the spectral report there.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw κ by depth and module type (.png, .svg, .pdf).")] = None,
     measures: Annotated[str, typer.Option(help="basic, or all: log-volume and entropy deficit too.")] = "basic",
@@ -57,11 +64,11 @@ def analyze(
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="YAML of the run.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Such as training.steps=10.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in output_dir first.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count and report unusable clips.")] = False,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    skip_bad: SkipBad = False,
+    cpu: StayOnCpu = False,
 ) -> None:
     """Run the recipe of a YAML in this process; for several processes: accelerate launch scripts/train.py."""
     from condft.recipe import run
@@ -77,7 +84,7 @@ def evaluate(
     run_dir: Annotated[Path, typer.Argument(help="output_dir of a finished run.")],
     manifest: Annotated[Path | None, typer.Option(help="Other clips than the run's own test split.")] = None,
     split: Annotated[str, typer.Option(help="Split of that manifest.")] = "test",
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count and report unusable clips.")] = False,
+    skip_bad: SkipBad = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures there.")] = None,
 ) -> None:
     """Measure a finished run again: word error rate by language, and forgetting against its base."""
@@ -101,11 +108,11 @@ def train_command() -> None:
 
     def command(
         config: Annotated[Path, typer.Option(help="YAML of the run.")],
-        overrides: Annotated[list[str] | None, typer.Argument(help="Such as training.steps=10.")] = None,
-        resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-        overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in output_dir first.")] = False,
-        skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count and report unusable clips.")] = False,
-        cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
+        overrides: Overrides = None,
+        resume: Resume = False,
+        overwrite: Overwrite = False,
+        skip_bad: SkipBad = False,
+        cpu: StayOnCpu = False,
     ) -> None:
         """One run of the recipe under accelerate."""
         train(config, overrides, resume=resume, overwrite=overwrite, skip_bad=skip_bad, cpu=cpu)
