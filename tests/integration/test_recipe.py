@@ -255,7 +255,7 @@ def test_command_line(configure: Callable[..., Any], tmp_path: Path, parts: dict
     assert (tmp_path / "kappa.png").stat().st_size > 10_000
     assert SpectralReport.load(tmp_path / "report.json").rows
     nowhere = runner.invoke(app, ["analyze", str(tmp_path / "nowhere")])
-    assert (nowhere.exit_code, "is no folder" in nowhere.output) == (1, True)
+    assert (nowhere.exit_code, "is no checkpoint folder" in nowhere.output) == (1, True)
 
 
 @pytest.mark.multiprocess
