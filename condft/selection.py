@@ -1,7 +1,7 @@
 """Which units may learn: a pure function of a report and a budget. Pure Python, no torch.
 
 Low condition numbers train, high ones stay frozen. Condition numbers are compared within a module type by
-default, because across types they mostly tell shape and role (DESIGN.md, section 3). A selection carries the share
+default, because across types they mostly tell shape and role (see the README). A selection carries the share
 of it that shape explains, and `shape_warning` says so where that is most of it.
 """
 
