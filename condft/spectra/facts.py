@@ -201,7 +201,7 @@ def _solve(tall: Tensor, measures: Measures, rtol: float) -> _Answer:
             if answer is not None:
                 return answer
         for route in (_by_lu,) if m == n else (_by_cholesky, _by_qr):
-            answer = route(tall, rtol, measures)
+            answer = route(tall, rtol)
             if answer is not None:
                 return answer
     values = singular_values(tall)
@@ -222,7 +222,7 @@ def _by_lanczos(tall: Tensor, rtol: float) -> _Answer | None:
     return _Answer(ends.largest, ends.smallest, None, ends.error, "lanczos")
 
 
-def _by_lu(square: Tensor, rtol: float, measures: Measures) -> _Answer | None:
+def _by_lu(square: Tensor, rtol: float) -> _Answer | None:
     largest = golub_kahan(
         MatrixProducts(square, _lanczos_dtype(square)), wanted="largest", rtol=rtol / 2, max_steps=_MAX_STEPS
     )
@@ -236,7 +236,7 @@ def _by_lu(square: Tensor, rtol: float, measures: Measures) -> _Answer | None:
     return _from_inverse(largest, inverse, log_volume, square.shape[0], "lu")
 
 
-def _by_cholesky(tall: Tensor, rtol: float, measures: Measures) -> _Answer | None:
+def _by_cholesky(tall: Tensor, rtol: float) -> _Answer | None:
     if tall.shape[0] < 2 * tall.shape[1]:
         return None  # little taller than wide: a QR costs hardly more, and holds at any condition number
     factor = cholesky_factor(tall)
@@ -249,7 +249,7 @@ def _by_cholesky(tall: Tensor, rtol: float, measures: Measures) -> _Answer | Non
     return answer if squared <= rtol / 4 else None
 
 
-def _by_qr(tall: Tensor, rtol: float, measures: Measures) -> _Answer | None:
+def _by_qr(tall: Tensor, rtol: float) -> _Answer | None:
     return _by_triangle(qr_factor(tall), rtol, "qr")
 
 

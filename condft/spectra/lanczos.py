@@ -35,8 +35,6 @@ class Ends:
         largest_error: Estimated relative error of `largest`.
         smallest_error: The same of `smallest`.
         steps: Products with the matrix (and as many with its transpose).
-        second: Ritz value next to the largest; 0 if there is one only.
-        vector: Right Ritz vector of the largest value, `(n,)`, if that end alone was wanted.
         settled: The wanted ends have converged, or the process found an invariant subspace and they are exact.
     """
 
@@ -45,8 +43,6 @@ class Ends:
     largest_error: float
     smallest_error: float
     steps: int
-    second: float = 0.0
-    vector: Tensor | None = None
     settled: bool = False
 
     @property
@@ -88,7 +84,7 @@ def golub_kahan(
             right -= basis[:step].mT @ (basis[:step] @ right)
         betas.append(right.norm())
         if step % _CHECK_EVERY == 0 or step == max_steps or step in _EARLY_CHECKS:
-            ends = _ends(alphas, betas, basis[:step], wanted)
+            ends = _ends(alphas, betas, dtype)
             history.append(ends)
             if ends.settled or step == max_steps or ends.largest > stop_above * ends.smallest:
                 return ends
@@ -100,7 +96,7 @@ def golub_kahan(
     raise AssertionError("unreachable: the last step returns")
 
 
-def _ends(alphas: list[Tensor], betas: list[Tensor], basis: Tensor, wanted: Wanted) -> Ends:
+def _ends(alphas: list[Tensor], betas: list[Tensor], dtype: torch.dtype) -> Ends:
     """The extreme Ritz values, with errors from their residuals and the gaps to their neighbours."""
     scalars = torch.stack([*alphas, *betas]).double().cpu()
     count = len(alphas)
@@ -108,18 +104,16 @@ def _ends(alphas: list[Tensor], betas: list[Tensor], basis: Tensor, wanted: Want
     bidiagonal = torch.diag(diagonal) + torch.diag(off[:-1], 1)
     if not bool(torch.isfinite(bidiagonal).all()):  # a singular factor was inverted: nothing to be had this way
         return Ends(math.inf, 0.0, math.inf, math.inf, count)
-    left, values, right = torch.linalg.svd(bidiagonal)
+    left, values, _ = torch.linalg.svd(bidiagonal)
     residuals = (off[-1] * left[-1]).abs()
     scale = float(values[0])
-    exhausted = float(off[-1]) <= count * torch.finfo(basis.dtype).eps * scale
+    exhausted = float(off[-1]) <= count * torch.finfo(dtype).eps * scale
     return Ends(
         largest=scale,
         smallest=float(values[-1]),
         largest_error=_relative_error(values, residuals, 0, 1),
         smallest_error=_relative_error(values, residuals, count - 1, count - 2),
         steps=count,
-        second=float(values[1]) if count > 1 else 0.0,
-        vector=basis.mT @ right[0].to(basis) if wanted == "largest" else None,
         settled=exhausted,
     )
 

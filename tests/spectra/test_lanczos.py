@@ -51,8 +51,6 @@ def test_inverses_give_the_smallest_singular_value():
         ends = golub_kahan(inverse, wanted="largest", rtol=1e-6, max_steps=90)
         assert ends.settled
         assert 1.0 / ends.largest == pytest.approx(values[-1], rel=1e-6)
-        assert ends.vector is not None
-        assert float(ends.vector.norm()) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
