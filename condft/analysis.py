@@ -12,13 +12,12 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from condft.digests import tensor_digest
 from condft.report import ScreenedUnit, SkippedWeight, SkipReason, SpectralReport, SpectralRow
 from condft.spectra import Measures, NonFiniteError, condition_number_bound, rounding_noise, spectral_facts
-from condft.weights import Granularity, Unit, iter_checkpoint_units, iter_units, load_ahead, tensor_digest
+from condft.weights import Granularity, Unit, iter_checkpoint_units, iter_units, load_ahead
 
 __all__ = ["NonFiniteWeightError", "analyze"]
-
-DIGEST_DIGITS = 16
 
 # κ is asked for to 1e-3; a unit is ruled out only where its bound exceeds the threshold by more than both errors.
 _RTOL = 1e-3
@@ -52,6 +51,7 @@ def analyze(
     measures: Measures = "basic",
     keep_lowest: int | None = None,
     stratify: Literal["module_type"] | None = None,
+    spectrum: bool = False,
     progress: bool = True,
     trust_remote_code: bool = False,
 ) -> SpectralReport:
@@ -68,6 +68,7 @@ def analyze(
             if `stratify`). The others are ruled out by a certified lower bound where a few products suffice, and
             listed in `screened`; the kept ones are those that a whole analysis would rank lowest.
         stratify: What `keep_lowest` counts within.
+        spectrum: Keep all singular values of every unit too (an SVD each).
         progress: Show a progress bar on stderr, by cost.
         trust_remote_code: For a checkpoint folder whose architecture is not transformers' own.
 
@@ -93,7 +94,7 @@ def analyze(
     # Counted by cost, not by tensors: the time left is then right though sizes differ by orders of magnitude.
     total = sum(map(_cost, units))
     with tqdm(total=total, desc="analyze", unit="flop", unit_scale=True, delay=1, disable=not progress) as bar:
-        found = _Found(measures, bar)
+        found = _Found(measures, spectrum, bar)
         if keep_lowest is None:
             for unit in load_ahead(units):
                 found.measure(unit)
@@ -126,6 +127,7 @@ class _Found:
     """What an analysis has found so far; every unit ends in one of the three lists."""
 
     measures: Measures
+    spectrum: bool
     bar: tqdm
     rows: list[SpectralRow] = field(default_factory=list)
     screened: list[ScreenedUnit] = field(default_factory=list)
@@ -135,7 +137,7 @@ class _Found:
         """Adds the unit's row and returns its condition number; None if it holds NaN or infinity."""
         self.bar.update(_cost(unit))
         try:
-            row = _row(unit, self.measures)
+            row = _row(unit, self.measures, self.spectrum)
         except NonFiniteError:
             self.non_finite.append(SkippedWeight(unit.name, tuple(unit.tensor.shape), SkipReason.NON_FINITE))
             return None
@@ -182,8 +184,8 @@ def _keep_lowest(found: _Found, units: Sequence[Unit], keep: int, stratify: str 
                 kept.append(exact)
 
 
-def _row(unit: Unit, measures: Measures) -> SpectralRow:
-    facts = spectral_facts(unit.matrix, measures=measures, rtol=_RTOL)
+def _row(unit: Unit, measures: Measures, spectrum: bool) -> SpectralRow:
+    facts = spectral_facts(unit.matrix, measures=measures, rtol=_RTOL, spectrum=spectrum)
     matrix_shape = (unit.matrix.shape[0], unit.matrix.shape[1])
     noise_floor = rounding_noise(matrix_shape, unit.tensor.dtype, facts.frobenius_norm)
     return SpectralRow(
@@ -194,7 +196,7 @@ def _row(unit: Unit, measures: Measures) -> SpectralRow:
         num_parameters=unit.tensor.numel(),
         module_type=unit.module_type,
         role=unit.role,
-        digest=tensor_digest(unit.tensor)[:DIGEST_DIGITS],
+        digest=tensor_digest(unit.tensor),
         noise_floor=noise_floor,
         resolved=facts.sigma_min > noise_floor,
         **vars(facts),

@@ -1,9 +1,11 @@
 """`SpectralReport`: what an analysis found, one row a unit, as a versioned JSON file. Standard library only."""
 
+import base64
 import dataclasses
 import hashlib
 import json
 import math
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,7 +16,7 @@ from condft.files import write_json
 
 __all__ = ["REPORT_VERSION", "Role", "ScreenedUnit", "SkipReason", "SkippedWeight", "SpectralReport", "SpectralRow"]
 
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 
 
 class Role(StrEnum):
@@ -55,7 +57,7 @@ class SpectralRow:
         num_parameters: Number of entries.
         module_type: The module's path with every layer index replaced by `*`; units are compared within it.
         role: What the unit is for.
-        digest: First 16 hex digits of a SHA-256 over shape, dtype and bytes of the unit.
+        digest: XXH3-128 (32 hex digits) over dtype, shape and bytes of the unit (`condft.digests`).
         sigma_max: Largest singular value.
         sigma_min: Smallest one.
         condition_number: Their ratio, in `[1, inf]`.
@@ -64,9 +66,11 @@ class SpectralRow:
         log_volume: Sum of log singular values, nats; None if it was not measured.
         entropy_deficit: Nats lost against equal singular values of the same Frobenius norm; None if it was not
             measured.
+        relative_error: What the route vouches for: an estimate of the relative error of `condition_number`.
         noise_floor: Spectral norm that rounding to the storage dtype alone would have.
         resolved: Whether `sigma_min` lies above it; if not, the condition number may be the rounding's.
         method: The route that found the figures (see `condft.spectra.facts`).
+        spectrum: All singular values in descending order, each a fp32 number; None if they were not asked for.
     """
 
     name: str
@@ -84,9 +88,11 @@ class SpectralRow:
     stable_rank: float
     log_volume: float | None
     entropy_deficit: float | None
+    relative_error: float
     noise_floor: float
     resolved: bool
     method: str
+    spectrum: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -203,7 +209,7 @@ class SpectralReport:
             )
             report = cls(rows, skipped, value["model"], value["versions"], value["measures"], screened)
             claimed = value["fingerprint"]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, struct.error) as error:
             raise ValueError(f"the report is damaged: {error!r}") from error
         if report.fingerprint != claimed:
             raise ValueError("the report is damaged: its fingerprint does not belong to its rows")
@@ -234,11 +240,25 @@ class SpectralReport:
 
 
 def _to_json(item: SpectralRow | SkippedWeight | ScreenedUnit) -> dict[str, Any]:
-    """Strict JSON has no infinity, and `null` says "not measured": the infinities become strings."""
+    """Strict JSON has no infinity, and `null` says "not measured": the infinities become strings.
+
+    A spectrum is thousands of numbers: it is kept as the base64 of little-endian fp32.
+    """
+    fields = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+    if fields.get("spectrum") is not None:
+        fields["spectrum"] = _packed(fields["spectrum"])
     return {
-        key: str(value) if isinstance(value, float) and math.isinf(value) else value
-        for key, value in dataclasses.asdict(item).items()
+        key: str(value) if isinstance(value, float) and math.isinf(value) else value for key, value in fields.items()
     }
+
+
+def _packed(values: tuple[float, ...]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(values)}f", *values)).decode("ascii")
+
+
+def _unpacked(text: str) -> tuple[float, ...]:
+    raw = base64.b64decode(text, validate=True)
+    return struct.unpack(f"<{len(raw) // 4}f", raw)
 
 
 _FLOATS = tuple(f.name for f in dataclasses.fields(SpectralRow) if f.type is float)
@@ -253,5 +273,6 @@ def _row_from_json(value: dict[str, Any]) -> SpectralRow:
         "shape": tuple(value["shape"]),
         "matrix_shape": (int(rows), int(columns)),
         "role": Role(value["role"]),
+        "spectrum": None if value["spectrum"] is None else _unpacked(value["spectrum"]),
     }
     return SpectralRow(**{**value, **converted})

@@ -1,7 +1,6 @@
 """Walks a live model or a checkpoint and yields its units: what can be scored, and why the rest cannot."""
 
 import copy
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -28,30 +27,11 @@ __all__ = [
     "iter_units",
     "load_ahead",
     "module_type_of",
-    "tensor_digest",
 ]
 
 Granularity = Literal["tensor", "head"]
 
-_DIGEST_BYTES = 64 * 2**20
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
-
-
-def tensor_digest(tensor: Tensor) -> str:
-    """SHA-256 (64 hex digits) over dtype, shape and raw bytes of a tensor of any dtype or device.
-
-    Read in pieces, so that a large tensor on a GPU is never copied whole.
-
-    Raises:
-        ValueError: A tensor on the meta device: it has no bytes.
-    """
-    if tensor.is_meta:
-        raise ValueError("a tensor on the meta device has no values to hash; load the weights first")
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    flat = tensor.detach().reshape(-1)
-    for piece in flat.split(max(1, _DIGEST_BYTES // flat.element_size())):
-        digest.update(piece.cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def iter_units(

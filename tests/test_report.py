@@ -26,6 +26,7 @@ def make_row(name: str, kappa: float = 5.0, *, module_type: str = "layers.*.q", 
         stable_rank=1.5,
         log_volume=-math.inf if math.isinf(kappa) else math.log(kappa),
         entropy_deficit=kappa,
+        relative_error=1e-4,
         noise_floor=1e-6,
         resolved=True,
         method="svd",
@@ -37,7 +38,10 @@ def make_row(name: str, kappa: float = 5.0, *, module_type: str = "layers.*.q", 
 def report() -> SpectralReport:
     skipped = (SkippedWeight("head.weight", (9, 2), SkipReason.TIED, "shares its memory with embed.weight"),)
     return SpectralReport(
-        (make_row("b"), make_row("a", math.inf), make_row("c", 1.0)), skipped, "tiny", {"torch": "x"}
+        (make_row("b", spectrum=(5.0, 2.5, 1.0)), make_row("a", math.inf, spectrum=()), make_row("c", 1.0)),
+        skipped,
+        "tiny",
+        {"torch": "x"},
     )
 
 
@@ -84,7 +88,7 @@ def test_a_name_stands_once():
     ("change", "message"),
     [
         ({"version": 99}, "analyze the model again"),
-        ({"version": 1}, "has version 1, this condft reads version 2: analyze the model again"),
+        ({"version": 1}, "has version 1, this condft reads version 3: analyze the model again"),
         ({"format": "other"}, "not a spectral report"),
         ({"fingerprint": "0" * 64}, "fingerprint does not belong"),
         ({"rows": [{"name": "a"}]}, "damaged"),

@@ -58,7 +58,9 @@ class SpectralFacts:
             less entropy the map passes on than the best-conditioned one of the same Frobenius norm (AM-GM
             inequality on $\sigma_i^2$); 0 only for equal singular values, `inf` if rank-deficient; None if not
             measured.
+        relative_error: What the route vouches for: an estimate of the relative error of `condition_number`.
         method: The route that answered.
+        spectrum: All singular values in descending order, to fp32; None if not asked for.
     """
 
     sigma_max: float
@@ -68,7 +70,9 @@ class SpectralFacts:
     stable_rank: float
     log_volume: float | None
     entropy_deficit: float | None
+    relative_error: float
     method: str
+    spectrum: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,12 @@ class _Answer:
     log_volume: float | None
     error: float
     method: str
+    values: Tensor | None = None
 
 
-def spectral_facts(matrix: Tensor, *, measures: Measures = "basic", rtol: float = 1e-3) -> SpectralFacts:
+def spectral_facts(
+    matrix: Tensor, *, measures: Measures = "basic", rtol: float = 1e-3, spectrum: bool = False
+) -> SpectralFacts:
     r"""Spectral facts of one matrix (see `SpectralFacts`).
 
     A singular value under $\max(m, k) \cdot \varepsilon_{64} \cdot \sigma_1$ is below what fp64 resolves (Golub & Van
@@ -93,6 +100,7 @@ def spectral_facts(matrix: Tensor, *, measures: Measures = "basic", rtol: float 
             and a block of rows.
         measures: "basic" leaves `log_volume` and `entropy_deficit` out: they need a factorisation.
         rtol: Relative accuracy asked of the condition number.
+        spectrum: All singular values too, which takes the SVD.
 
     Returns:
         The facts. `condition_number`, `stable_rank` and `entropy_deficit` do not change under `W -> 2^k W`, bit for
@@ -105,10 +113,11 @@ def spectral_facts(matrix: Tensor, *, measures: Measures = "basic", rtol: float 
     tall = matrix.detach() if matrix.shape[0] >= matrix.shape[1] else matrix.detach().mT
     if largest_entry == 0.0:
         no_volume, all_lost = (-math.inf, math.inf) if measures == "all" else (None, None)
-        return SpectralFacts(0.0, 0.0, math.inf, 0.0, 0.0, no_volume, all_lost, method="zero")
+        values = (0.0,) * tall.shape[1] if spectrum else None
+        return SpectralFacts(0.0, 0.0, math.inf, 0.0, 0.0, no_volume, all_lost, 0.0, "zero", values)
     tall, exponent = _scaled(tall, largest_entry)
-    answer = _solve(tall, measures, rtol)
-    return _facts(tall, answer, exponent, measures)
+    answer = _by_svd(tall) if spectrum else _solve(tall, measures, rtol)
+    return _facts(tall, answer, exponent, measures, spectrum=spectrum)
 
 
 def condition_number(weight: Tensor, *, rtol: float = 1e-3) -> float:
@@ -204,10 +213,16 @@ def _solve(tall: Tensor, measures: Measures, rtol: float) -> _Answer:
             answer = route(tall, rtol)
             if answer is not None:
                 return answer
+    return _by_svd(tall)
+
+
+def _by_svd(tall: Tensor) -> _Answer:
     values = singular_values(tall)
-    smallest = float(values[-1])
+    largest, smallest = float(values[0]), float(values[-1])
     log_volume = float(values.log().sum()) if smallest > 0 else -math.inf
-    return _Answer(float(values[0]), smallest, log_volume, max(m, n) * _EPS64, "svd")
+    # Each value is off by some eps * sigma_1 (Golub & Van Loan, section 8.6), which is eps * kappa of the smallest.
+    error = max(tall.shape) * _EPS64 * (largest / smallest if smallest > 0 else math.inf)
+    return _Answer(largest, smallest, log_volume, error, "svd", values)
 
 
 def _by_lanczos(tall: Tensor, rtol: float) -> _Answer | None:
@@ -277,7 +292,7 @@ def _from_inverse(largest: Ends, inverse: Ends, log_volume: float, size: int, me
     )
 
 
-def _facts(tall: Tensor, answer: _Answer, exponent: int, measures: Measures) -> SpectralFacts:
+def _facts(tall: Tensor, answer: _Answer, exponent: int, measures: Measures, *, spectrum: bool) -> SpectralFacts:
     n = tall.shape[1]
     row_norms = torch.cat([torch.linalg.vector_norm(block, dim=1) for block in _norm_blocks(tall)])
     sum_of_squares = float(row_norms.double().square().sum())
@@ -297,8 +312,16 @@ def _facts(tall: Tensor, answer: _Answer, exponent: int, measures: Measures) -> 
         stable_rank=min(max(sum_of_squares / answer.largest**2, 1.0), float(n)),
         log_volume=log_volume,
         entropy_deficit=deficit,
+        relative_error=answer.error,
         method=answer.method,
+        spectrum=_stored(answer.values, exponent) if spectrum and answer.values is not None else None,
     )
+
+
+def _stored(values: Tensor, exponent: int) -> tuple[float, ...]:
+    """As fp32, in which a report keeps them."""
+    exact = torch.ldexp(values.double(), torch.tensor(exponent, device=values.device))
+    return tuple(exact.to(torch.float32).tolist())
 
 
 def _norm_blocks(tall: Tensor) -> list[Tensor]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from condft.weights import canonical_name, tensor_digest
+from condft.digests import tensor_sha256
+from condft.weights import canonical_name
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def checksum_tensors(named_tensors: Iterable[tuple[str, Tensor]], *, progress: b
             raise ValueError(f"two tensors have the name {name!r}: the comparison would not see one of them")
         if tensor.is_meta:
             raise ValueError(f"{name} is on the meta device and has no values to check; load the weights first")
-        checksums[name] = tensor_digest(tensor)
+        checksums[name] = tensor_sha256(tensor)
     return checksums
 
 

@@ -14,7 +14,8 @@ from peft.utils.other import match_target_against_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from condft.analysis import DIGEST_DIGITS, analyze
+from condft.analysis import analyze
+from condft.digests import tensor_digest
 from condft.report import Role, SkippedWeight, SkipReason, SpectralReport
 from condft.scores import WHOLE_SPECTRUM_SCORES
 from condft.selection import select_units, shape_warning
@@ -22,7 +23,7 @@ from condft.spectra import Measures
 from condft.tuner.config import CondFTConfig
 from condft.tuner.layer import SUPPORTED_LAYERS, CondFTLayer
 from condft.tuner.registration import PREFIX
-from condft.weights import Unit, canonical_name, iter_units, tensor_digest
+from condft.weights import Unit, canonical_name, iter_units
 
 __all__ = ["CondFTModel"]
 
@@ -220,7 +221,7 @@ def _check_report(report: SpectralReport, units: dict[str, Unit], candidates: se
     changed = [
         name
         for name in sorted(candidates & rows.keys())
-        if tensor_digest(units[name].load().tensor)[:DIGEST_DIGITS] != rows[name].digest
+        if tensor_digest(units[name].load().tensor) != rows[name].digest
     ]
     if missing or changed:
         raise ValueError(

@@ -71,6 +71,15 @@ def test_the_route_follows_shape_and_condition(shape, spectrum, measures, method
     assert spectral_facts(matrix, measures=measures).method == method
 
 
+@pytest.mark.parametrize("shape", [(96, 60), (60, 96), (64, 64), (9, 4)])
+def test_the_whole_spectrum_on_request(shape):
+    matrix = random_matrix(shape) * 2.0**20
+    facts = spectral_facts(matrix, spectrum=True)
+    np.testing.assert_allclose(facts.spectrum, reference(matrix), rtol=1e-6)
+    assert spectral_facts(matrix).spectrum is None
+    assert spectral_facts(torch.zeros(shape), spectrum=True).spectrum == (0.0,) * min(shape)
+
+
 def test_equal_singular_values_are_perfectly_conditioned_and_lose_no_entropy():
     for shape in ((30, 10), (200, 80), (80, 80)):
         facts = spectral_facts(planted(shape, np.full(min(shape), 7.0)), measures="all")
