@@ -187,7 +187,8 @@ def _keep_lowest(found: _Found, units: Sequence[Unit], keep: int, stratify: str 
 def _row(unit: Unit, measures: Measures, spectrum: bool) -> SpectralRow:
     facts = spectral_facts(unit.matrix, measures=measures, rtol=_RTOL, spectrum=spectrum)
     matrix_shape = (unit.matrix.shape[0], unit.matrix.shape[1])
-    noise_floor = rounding_noise(matrix_shape, unit.tensor.dtype, facts.frobenius_norm)
+    precision = unit.tensor.dtype if unit.rounding_error is None else unit.rounding_error
+    noise_floor = rounding_noise(matrix_shape, precision, facts.frobenius_norm)
     return SpectralRow(
         name=unit.name,
         shape=tuple(unit.tensor.shape),

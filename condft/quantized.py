@@ -15,6 +15,7 @@ A GGUF file loaded without `kernels` is dequantised by transformers as it is loa
 """
 
 import copy
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
@@ -23,12 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from condft.spectra import code_rounding_error, rounding_noise
 from condft.units import DeferredWeight
 
 __all__ = ["QuantizedWeight", "packed_buffers", "quantized_weight"]
 
 # Names under which quantisers keep a layer's codes as a buffer, where a walk over parameters does not see them.
 _PACKED_NAMES = ("weight", "qweight", "W_q", "weight_packed", "codes", "qidxs", "dense_weights")
+_GGUF_BLOCK = 32  # entries to a scale; super-blocks of 256 scale the scales
 _SCALE_MARKS = ("scale", "scales", "scale_inv", "scb", "absmax", "zeros", "precision_config")
 
 
@@ -39,10 +42,12 @@ class QuantizedWeight:
     Attributes:
         kind: For people: the quantisation's name.
         deferred: Dequantises it, or None if that is not possible here.
+        rounding_error: Of its codes, relative to its entries (`spectra.code_rounding_error`); None if not known.
     """
 
     kind: str
     deferred: DeferredWeight | None = None
+    rounding_error: float | None = None
 
 
 def quantized_weight(module: nn.Module, key: str, tensor: Tensor) -> QuantizedWeight | None:
@@ -61,14 +66,15 @@ def quantized_weight(module: nn.Module, key: str, tensor: Tensor) -> QuantizedWe
     if type(tensor).__module__.partition(".")[0] == "torchao":
         # Its dtype and shape are those of the values; `detach` drops the Parameter but keeps the kind.
         read = tensor.detach().dequantize
-        return QuantizedWeight(f"torchao {kind}", DeferredWeight(tuple(tensor.shape), tensor.dtype, read))
+        deferred = DeferredWeight(tuple(tensor.shape), tensor.dtype, read)
+        return QuantizedWeight(f"torchao {kind}", deferred, _torchao_error(tensor))
     if type(module).__module__.startswith("transformers.integrations.gguf"):
         return _gguf_blocks(module, key, tensor) if tensor.dtype == torch.uint8 else None
     scale = _scale_of(module, key)
     if _is_float8(tensor.dtype) and scale is not None:
         return _scaled_float8(module, tensor, *scale)
     if not tensor.dtype.is_floating_point and (scale is not None or key in _PACKED_NAMES[1:]):
-        return QuantizedWeight(f"{type(module).__name__}, {_bits(tensor)}")
+        return QuantizedWeight(f"{type(module).__name__}, {_name(tensor.dtype)}")
     return None
 
 
@@ -77,10 +83,10 @@ def packed_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor, str]]:
     for key, buffer in module.named_buffers(recurse=False):
         is_code = not buffer.dtype.is_floating_point or _is_float8(buffer.dtype)
         if key in _PACKED_NAMES and buffer.ndim >= 1 and is_code:
-            yield key, buffer, f"{type(module).__name__}, {_bits(buffer)} in a buffer"
+            yield key, buffer, f"{type(module).__name__}, {_name(buffer.dtype)} in a buffer"
     if type(module).__module__.startswith("torch.ao.nn.quantized") and callable(getattr(module, "weight", None)):
         weight: Tensor = module.weight()  # type: ignore[operator]  # a method there, where others have a parameter
-        yield "weight", weight, f"torch.ao {type(module).__name__}, {_bits(weight)}"
+        yield "weight", weight, f"torch.ao {type(module).__name__}, {_name(weight.dtype)}"
 
 
 def _bitsandbytes_4bit(weight: Any) -> QuantizedWeight:
@@ -100,7 +106,8 @@ def _bitsandbytes_4bit(weight: Any) -> QuantizedWeight:
         values: Tensor = dequantize_4bit(weight.data, flat)
         return values.reshape(state.shape)
 
-    return QuantizedWeight(kind, DeferredWeight(tuple(state.shape), state.dtype, read))
+    error = code_rounding_error(state.code, state.blocksize)
+    return QuantizedWeight(kind, DeferredWeight(tuple(state.shape), state.dtype, read), error)
 
 
 def _bitsandbytes_8bit(module: Any, weight: Any) -> QuantizedWeight | None:
@@ -119,7 +126,8 @@ def _bitsandbytes_8bit(module: Any, weight: Any) -> QuantizedWeight | None:
         values: Tensor = int8_vectorwise_dequant(weight.data, scale.to(weight.device))
         return values
 
-    return QuantizedWeight("bitsandbytes 8-bit", DeferredWeight(tuple(weight.shape), torch.float32, read))
+    deferred = DeferredWeight(tuple(weight.shape), torch.float32, read)
+    return QuantizedWeight("bitsandbytes 8-bit", deferred, _integer_error(8, weight.shape[1]))
 
 
 def _gguf_blocks(module: Any, key: str, blocks: Tensor) -> QuantizedWeight:
@@ -141,11 +149,13 @@ def _gguf_blocks(module: Any, key: str, blocks: Tensor) -> QuantizedWeight:
         return values if order is None else values[..., torch.argsort(order)]
 
     kind = f"GGUF {GGML_NAME.get(ggml_type, ggml_type)}"
-    return QuantizedWeight(kind, DeferredWeight(shape, torch.float32, read))
+    bits = re.match(r"GGUF I?Q(\d)_", kind)
+    error = _integer_error(int(bits[1]), _GGUF_BLOCK) if bits else None
+    return QuantizedWeight(kind, DeferredWeight(shape, torch.float32, read), error)
 
 
 def _scaled_float8(module: nn.Module, weight: Tensor, name: str, scale: Any) -> QuantizedWeight:
-    kind = f"{_bits(weight)} with {name} ({type(module).__name__})"
+    kind = f"{_name(weight.dtype)} with {name} ({type(module).__name__})"
     if not isinstance(scale, Tensor) or not scale.dtype.is_floating_point or weight.ndim != 2:
         return QuantizedWeight(kind)
     rows, columns = weight.shape
@@ -161,7 +171,27 @@ def _scaled_float8(module: nn.Module, weight: Tensor, name: str, scale: Any) -> 
             values[index * block[0] : (index + 1) * block[0]] *= factor.repeat_interleave(block[1])[:columns]
         return values
 
-    return QuantizedWeight(kind, DeferredWeight((rows, columns), torch.float32, read))
+    return QuantizedWeight(kind, DeferredWeight((rows, columns), torch.float32, read), _float_error(weight.dtype))
+
+
+def _torchao_error(weight: Any) -> float | None:
+    codes = getattr(weight, "qdata", None)
+    if codes is None:
+        return None
+    if _is_float8(codes.dtype):
+        return _float_error(codes.dtype)
+    width = re.fullmatch(r"int(\d)", _name(getattr(weight, "target_dtype", codes.dtype)))
+    block = getattr(weight, "block_size", None)
+    return _integer_error(int(width[1]), block[-1]) if width and block else None
+
+
+def _float_error(dtype: torch.dtype) -> float:
+    return rounding_noise((1, 1), dtype, 1.0) / 2.0  # a 1 x 1 matrix has the norm s (1 + 1)
+
+
+def _integer_error(bits: int, group: int) -> float:
+    """Of evenly spaced codes, symmetric about zero."""
+    return code_rounding_error(torch.linspace(-1, 1, 2**bits - 1), group)
 
 
 def _scale_of(module: nn.Module, key: str) -> tuple[str, Any] | None:
@@ -177,5 +207,5 @@ def _is_float8(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point and dtype.itemsize == 1
 
 
-def _bits(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

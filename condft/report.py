@@ -67,7 +67,7 @@ class SpectralRow:
         entropy_deficit: Nats lost against equal singular values of the same Frobenius norm; None if it was not
             measured.
         relative_error: What the route vouches for: an estimate of the relative error of `condition_number`.
-        noise_floor: Spectral norm that rounding to the storage dtype alone would have.
+        noise_floor: Spectral norm that rounding to the storage dtype, or to the codes of a quantised weight, has.
         resolved: Whether `sigma_min` lies above it; if not, the condition number may be the rounding's.
         method: The route that found the figures (see `condft.spectra.facts`).
         spectrum: All singular values in descending order, each a fp32 number; None if they were not asked for.

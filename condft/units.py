@@ -6,7 +6,7 @@ no memory, and `load_ahead` brings the weights in one after another: one is look
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -74,6 +74,7 @@ class Unit:
         deferred: Where the values come from, if they are not in `tensor`.
         take: Takes this unit's part out of the values that `deferred` reads.
         quantization: What the weight is stored as if it is dequantised for the analysis, else empty.
+        rounding_error: Relative rounding error of that storage, if it is known; see `spectra.rounding_noise`.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Unit:
     deferred: DeferredWeight | None = None
     take: Callable[[Tensor], Tensor] = _unchanged
     quantization: str = ""
+    rounding_error: float | None = None
 
     @property
     def collective(self) -> bool:
@@ -97,8 +99,7 @@ class Unit:
     def with_values(self, values: Tensor) -> "Unit":
         """The unit with its part of `values`, which `deferred.read()` gave."""
         tensor = self.take(values)
-        matrix = tensor.flatten(1)
-        return Unit(self.name, tensor, matrix, self.module_type, self.role, quantization=self.quantization)
+        return replace(self, tensor=tensor, matrix=tensor.flatten(1), deferred=None, take=_unchanged)
 
 
 def load_ahead(units: Iterable[Unit]) -> Iterator[Unit]:

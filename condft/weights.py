@@ -160,8 +160,9 @@ class _Walk:
         if skip is not None:
             yield skip
             return
-        kind = "" if quantized is None else quantized.kind
-        weight = Unit(name, whole, whole, module_type_of(canonical_name(path)), role, deferred, quantization=kind)
+        weight = Unit(name, whole, whole, module_type_of(canonical_name(path)), role, deferred)
+        if quantized is not None:
+            weight = replace(weight, quantization=quantized.kind, rounding_error=quantized.rounding_error)
         yield from self._units_of(weight, path, module)
 
     def _find_stored(self, name: str, module: nn.Module, key: str, tensor: Tensor) -> DeferredWeight | SkippedWeight:
@@ -263,6 +264,8 @@ def _first_reason(name: str, tensor: Tensor) -> SkippedWeight | None:
     """Why a tensor cannot be scored whatever its values are."""
     if tensor.ndim < 2:
         return _skip(name, tensor, SkipReason.FEWER_THAN_TWO_DIMENSIONS)
+    if name.rpartition(".")[2].endswith("bias"):  # of a stack of experts: vectors, not a matrix
+        return _skip(name, tensor, SkipReason.FEWER_THAN_TWO_DIMENSIONS, "a stack of bias vectors")
     if not tensor.dtype.is_floating_point:
         return _skip(name, tensor, SkipReason.NOT_FLOATING, str(tensor.dtype).removeprefix("torch."))
     return _skip(name, tensor, SkipReason.EMPTY) if tensor.numel() == 0 else None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from condft import analyze
 from condft.quantized import quantized_weight
 from condft.report import Role, SkippedWeight, SkipReason
+from condft.spectra import rounding_noise
 from condft.units import Unit
 from condft.weights import iter_units
 
@@ -25,6 +26,13 @@ def effective(layer: nn.Module, in_features: int) -> Tensor:
     """The matrix that a layer without bias applies, seen from outside."""
     with torch.no_grad():
         return layer(torch.eye(in_features)).T
+
+
+def check_noise_floor(unit: Unit, values: Tensor, weight: Tensor, rel: float = 0.15) -> None:
+    """What the codes' rounding would have for a norm is what it has."""
+    assert unit.rounding_error is not None
+    floor = rounding_noise((weight.shape[0], weight.shape[1]), unit.rounding_error, float(weight.norm()))
+    assert float(torch.linalg.svdvals(values.float() - weight)[0]) == pytest.approx(floor, rel=rel)
 
 
 @pytest.fixture
@@ -46,6 +54,9 @@ def test_bitsandbytes_4bit(kind: str, double: bool, weight: Tensor) -> None:
     assert values.dtype == torch.float32
     assert 0 < (values - weight).abs().max() < 1.0
     assert (values - effective(layer, 128)).abs().max() < 1e-5
+    check_noise_floor(unit, values, weight)
+    row = analyze(model, progress=False).rows[0]
+    assert row.noise_floor == pytest.approx(0.09 * row.frobenius_norm * (48**-0.5 + 128**-0.5), rel=0.4)
 
 
 def test_bitsandbytes_4bit_in_rows_that_blocks_do_not_divide() -> None:
@@ -113,6 +124,7 @@ def test_torchao(config: str, weight: Tensor) -> None:
     assert type(values) is Tensor
     assert torch.equal(values, layer.weight.dequantize())
     assert 0 < (values - weight.to(torch.bfloat16)).abs().max() < 0.2
+    check_noise_floor(unit, values, weight.to(torch.bfloat16).float(), rel=0.25)
 
 
 @pytest.mark.parametrize("permuted", [False, True])
@@ -133,6 +145,7 @@ def test_gguf_blocks_that_stay_packed(permuted: bool, weight: Tensor) -> None:
         assert torch.equal(values[:, layer.input_permutation], torch.from_numpy(gguf.quants.dequantize(blocks, kind)))
     else:
         assert torch.equal(values, torch.from_numpy(gguf.quants.dequantize(blocks, kind)))
+    check_noise_floor(unit, values, weight[:, torch.argsort(layer.input_permutation)] if permuted else weight)
     x = torch.randn(70, 128, generator=torch.Generator().manual_seed(2))  # enough rows to be unpacked, not gemv
     assert (layer._unpack_matmul(x[:, layer.input_permutation] if permuted else x) - x @ values.T).abs().max() < 1e-3
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import GptOssConfig, GptOssForCausalLM, MixtralConfig, MixtralForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from condft import SpectralReport, analyze
@@ -110,6 +110,25 @@ def test_a_parametrised_weight_counts_by_its_effective_value():
         SkipReason.ADAPTER,
         SkipReason.FEWER_THAN_TWO_DIMENSIONS,
     }
+
+
+def test_a_stack_of_bias_vectors_is_no_matrix() -> None:
+    """GPT-OSS keeps the biases of its experts as one 2-D parameter a projection."""
+    config = GptOssConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=3,
+        vocab_size=32,
+        pad_token_id=0,
+    )
+    units, skipped = walk(GptOssForCausalLM(config))
+    assert units["model.layers.0.mlp.experts.gate_up_proj[2]"].matrix.shape == (16, 48)
+    skip = skipped["model.layers.0.mlp.experts.gate_up_proj_bias"]
+    assert (skip.reason, skip.detail) == (SkipReason.FEWER_THAN_TWO_DIMENSIONS, "a stack of bias vectors")
 
 
 def test_adapters_are_invisible(tiny_llama):

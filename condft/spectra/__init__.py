@@ -8,13 +8,14 @@ from condft.spectra.facts import (
     condition_number_bound,
     spectral_facts,
 )
-from condft.spectra.noise import rounding_noise
+from condft.spectra.noise import code_rounding_error, rounding_noise
 from condft.spectra.reference import singular_values
 
 __all__ = [
     "Measures",
     "NonFiniteError",
     "SpectralFacts",
+    "code_rounding_error",
     "condition_number",
     "condition_number_bound",
     "rounding_noise",

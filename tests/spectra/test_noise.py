@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from condft import analyze
-from condft.spectra import rounding_noise, spectral_facts
+from condft.spectra import code_rounding_error, rounding_noise, spectral_facts
 from tests.spectra.planted import random_matrix
 
 
@@ -16,6 +16,15 @@ def test_it_is_the_spectral_norm_of_the_rounding(dtype, shape):
     rounding = torch.linalg.svdvals(stored.double() - exact)[0]
     floor = rounding_noise(shape, dtype, float(exact.norm()))
     assert float(rounding) == pytest.approx(floor, rel=0.12)
+
+
+@pytest.mark.parametrize(("bits", "group"), [(8, 64), (4, 32), (4, 4096)])
+def test_quantised_codes_err_by_a_uniform_part_of_their_step(bits, group):
+    """Evenly spaced codes err by step / sqrt(12), and the largest of a group sets the step."""
+    codes = torch.linspace(-1, 1, 2**bits - 1)
+    largest = torch.randn(400, group, generator=torch.Generator().manual_seed(1)).abs().amax(1).square().mean().sqrt()
+    step = 2 * float(largest) / (2**bits - 2)
+    assert code_rounding_error(codes, group) == pytest.approx(step / 12**0.5, rel=0.05)
 
 
 def test_a_row_says_when_sigma_min_lies_under_it():
