@@ -1,24 +1,34 @@
 """Times the analyzer beside PEFT's KappaTuneSelector: same weights, same threads, same run, turn and turn about.
 
-    python scripts/bench_analyzer.py                   # the table, into results/analyzer.json; about ten minutes
-    python scripts/bench_analyzer.py --only error      # the error grid alone
+    python scripts/bench_analyzer.py                   # everything, into results/analyzer.json; about half an hour
+    python scripts/bench_analyzer.py --only smollm2    # a part; the others of an existing file stay as they are
 
 Medians over `--repeats`. Speed-ups are ratios within this run. The selector computes κ of Linear weights and, for
-fused experts, the mean κ of the stack; ours is timed for the same κ (`basic`) and again with all measures.
-Needs models/smollm2-135m-instruct (scripts/get_models.py) for the first row.
+fused experts, the mean κ of the stack; ours is timed for the same κ (`basic`), again with all measures, and from the
+cache. Beside the races: the error of κ over planted spectra, the distance to what the routes must move and multiply,
+memory of a streamed checkpoint, two ranks, and how cost grows. Needs models/smollm2-135m-instruct
+(scripts/get_models.py) for the first row, and 4 GB of disk for the streamed checkpoint.
 """
 
 import argparse
 import gc
+import json
 import math
 import statistics
+import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _bench_limit import distance_to_limit, machine_rates
+from _bench_ranks import shared_by_two
+from _bench_scaling import extrapolate, plot_scaling, scaling
+from _bench_streaming import streaming
 from peft.helpers import KappaTuneSelector
 from rich.table import Table
 from torch import nn
@@ -41,6 +51,7 @@ LLAMA_8B_LAYER = {
 }
 EXPERTS = (128, 768, 2048)
 TARGETS = {"smollm2": 4.0, "4096x4096": 8.0, "14336x4096": 6.0, "llama-8b layer": 7.0, "128 experts": 4.0}
+KEEP_LOWEST = {"llama-8b layer": 2}  # of its seven; goal 10x
 
 
 class Experts(nn.Module):
@@ -92,27 +103,43 @@ def selector_kappas(model: nn.Module) -> dict[str, float]:
     return {f"{name}.weight": kappa for name, kappa in linear.items()} | stacks
 
 
+def contestants(name: str, model: nn.Module, cache: str) -> dict[str, Callable[[], Any]]:
+    """What is timed, in this order; `cache` is an empty folder."""
+    fresh = partial(analyze, model, progress=False, cache=False)
+    kept = partial(analyze, model, progress=False, cache=cache)
+    calls = {
+        "selector": partial(selector_kappas, model),
+        "basic": fresh,
+        "all": partial(fresh, measures="all"),
+        "first_start": kept,
+        "second_start": kept,
+    }
+    return calls | ({"keep_lowest": partial(fresh, keep_lowest=KEEP_LOWEST[name])} if name in KEEP_LOWEST else {})
+
+
 def race(name: str, repeats: int) -> dict[str, Any]:
-    """Both, turn and turn about, so that a slow spell of the machine hits both."""
+    """All, turn and turn about, so that a slow spell of the machine hits all."""
     model = WORK[name]()
-    seconds: dict[str, list[float]] = {"selector": [], "basic": [], "all": []}
+    seconds: dict[str, list[float]] = defaultdict(list)
+    answers: dict[str, Any] = {}
     for _ in range(repeats):
-        taken, theirs = timed(lambda: selector_kappas(model))
-        seconds["selector"].append(taken)
-        taken, report = timed(lambda: analyze(model, progress=False))
-        seconds["basic"].append(taken)
-        taken, _ = timed(lambda: analyze(model, measures="all", progress=False))
-        seconds["all"].append(taken)
+        with tempfile.TemporaryDirectory() as cache:
+            for contestant, function in contestants(name, model, cache).items():
+                taken, answers[contestant] = timed(function)
+                seconds[contestant].append(taken)
+    theirs, report = answers["selector"], answers["basic"]
     medians = {key: statistics.median(values) for key, values in seconds.items()}
     ours = {row.name: row.condition_number for row in report.rows}  # a stack's mean has no counterpart here
     shared = sorted(ours.keys() & theirs.keys())
     return {
         "work": name,
         "seconds": medians,
-        "runs": seconds,
+        "runs": dict(seconds),
         "speedup": medians["selector"] / medians["basic"],
         "speedup_all": medians["selector"] / medians["all"],
         "target": TARGETS[name],
+        "second_start_share": medians["second_start"] / medians["first_start"],
+        **({"speedup_keep_lowest": medians["selector"] / medians["keep_lowest"]} if name in KEEP_LOWEST else {}),
         "same_order": sorted(shared, key=ours.__getitem__) == sorted(shared, key=theirs.__getitem__)
         if shared
         else None,
@@ -149,43 +176,78 @@ def planted(shape: tuple[int, int], spectrum: np.ndarray, seed: int) -> torch.Te
     return torch.from_numpy(left * spectrum @ right.T)
 
 
+def limits(repeats: int) -> list[dict[str, Any]]:
+    """Each route's time over that of its own passes and flops at this machine's rates."""
+    rates = machine_rates()
+    rows = []
+    for shape in ((4096, 4096), (14336, 4096), (4096, 1024), (1024, 1024)):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
+        for measures in ("basic", "all"):
+            work = partial(spectral_facts, matrix, measures=measures)
+            seconds = statistics.median(timed(work)[0] for _ in range(repeats))
+            found = distance_to_limit(work, matrix.numel() // 64, rates, seconds)
+            rows.append({"shape": shape, "measures": measures, "method": work().method, **found, **rates})
+    return rows
+
+
+def grown(repeats: int) -> dict[str, Any]:
+    found = scaling(repeats)
+    plot_scaling(found, Path("results/analyzer_scaling.png"))
+    return {**found, "extrapolated": extrapolate(found)}
+
+
 def show(results: dict[str, Any]) -> None:
     table = Table(title="condft.analyze beside KappaTuneSelector (medians, seconds)", title_justify="left")
-    for heading in ("work", "selector", "κ", "all measures", "speed-up κ", "target", "speed-up all", "routes"):
-        table.add_column(heading, justify="left" if heading in ("work", "routes") else "right")
-    for row in results["races"]:
+    for heading in ("work", "selector", "κ", "speed-up", "goal", "all measures", "keep_lowest", "second start"):
+        table.add_column(heading, justify="left" if heading == "work" else "right")
+    for row in results.get("races", {}).values():
         s = row["seconds"]
-        ratios = (f"{row['speedup']:.1f}x", f"{row['target']:.0f}x", f"{row['speedup_all']:.1f}x")
-        figures = (f"{s['selector']:.2f}", f"{s['basic']:.2f}", f"{s['all']:.2f}")
-        table.add_row(row["work"], *figures, *ratios, ", ".join(row["methods"]))
+        kept = f"{row['speedup_keep_lowest']:.1f}x" if "speedup_keep_lowest" in row else ""
+        second = f"{s['second_start']:.3f} s, {row['second_start_share']:.1%}"
+        figures = (f"{s['selector']:.2f}", f"{s['basic']:.2f}", f"{row['speedup']:.1f}x", f"{row['target']:.0f}x")
+        table.add_row(row["work"], *figures, f"{row['speedup_all']:.1f}x", kept, second)
     console().print(table)
-    for row in results["errors"]:
+    for row in results.get("limits", []):
+        print(f"{row['shape']!s:>14} {row['measures']:5} {row['method']:8} {row['ratio']:.2f} of the limit (goal 2)")
+    for part in ("streamed", "ranks", "scaling"):
+        if part in results:
+            print(part, json.dumps(results[part], indent=1))
+    for row in results.get("error", []):
         routes = ", ".join(row["methods"])
         error = "inf by definition" if row["error"] is None else f"error {row['error']:.1e}"
         print(f"{row['shape']!s:>14} {row['dtype']} κ {row['planted_kappa']:.0e} {error} by {routes}")
 
 
 def main() -> None:
+    parts: dict[str, Callable[[int], Any]] = {
+        "error": lambda repeats: error_grid(),
+        "limits": limits,
+        "streamed": lambda repeats: streaming(Path("runs/bench_streamed_checkpoint")),
+        "ranks": lambda repeats: shared_by_two(linears(LLAMA_8B_LAYER)),
+        "scaling": grown,
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=[*WORK, "error"], action="append", help="leave the rest out")
+    parser.add_argument("--only", choices=[*WORK, *parts], action="append", help="leave the rest out")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("results/analyzer.json"))
     arguments = parser.parse_args()
-    chosen = arguments.only or [*WORK, "error"]
-    results: dict[str, Any] = {
-        "script": "scripts/bench_analyzer.py",
-        "machine": machine(),
-        "commit": code_commit(),
-        "versions": versions(),
-        "repeats": arguments.repeats,
-        "races": [],
-        "errors": [],
-    }
-    for name in chosen:
-        if name == "error":
-            results["errors"] = error_grid()
+    results: dict[str, Any] = (
+        json.loads(arguments.out.read_text()) if arguments.only and arguments.out.exists() else {}
+    )
+    results.setdefault("races", {})
+    results.setdefault("made_by", {})
+    for name in arguments.only or [*WORK, *parts]:
+        if name in WORK:
+            results["races"][name] = race(name, arguments.repeats)
         else:
-            results["races"].append(race(name, arguments.repeats))
+            results[name] = parts[name](arguments.repeats)
+        results["made_by"][name] = {
+            "script": "scripts/bench_analyzer.py",
+            "commit": code_commit(),
+            "machine": machine(),
+            "versions": versions(),
+            "repeats": arguments.repeats,
+        }
         write_json(arguments.out, results)
     show(results)
 
