@@ -47,7 +47,15 @@ def plot_comparison(a: SpectralReport, b: SpectralReport, path: str | Path) -> N
             x, y = [p[0] for p in points], [p[1] for p in points]
             label = None if deficient else labels[module_type]
             axes.plot(x, y, marker, color=colours[module_type], markersize=6, alpha=0.75, label=label)
-    axes.axline((1.0, 1.0), (2.0, 2.0), color="0.5", linestyle="--", linewidth=0.9, zorder=1)
+    floor = min(value for pair in pairs for value in pair)
+    axes.plot(
+        [min(floor, ceiling), ceiling],
+        [min(floor, ceiling), ceiling],
+        color="0.5",
+        linestyle="--",
+        linewidth=0.9,
+        zorder=1,
+    )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(f"κ in {a.model}")
