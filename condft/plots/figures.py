@@ -28,7 +28,7 @@ def dashes(index: int, count: int, length: float = 4.0) -> tuple[float, Sequence
     Returns:
         Offset and on/off lengths, in points, as matplotlib takes them.
     """
-    return (length * (count - index) % (length * max(count, 2)), (length, length * max(count - 1, 1)))
+    return (-length * index % (length * max(count, 2)), (length, length * max(count - 1, 1)))
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
