@@ -15,6 +15,8 @@ __all__ = ["analyze", "compare", "plot"]
 
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Allow a checkpoint's own code.")]
 
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Analyze anew; neither read nor write the user's cache.")]
+
 
 def analyze(
     model: Annotated[str, typer.Argument(help="Checkpoint folder (config.json and safetensors) or hub id.")],
@@ -33,6 +35,7 @@ def analyze(
     ] = "none",
     spectrum: Annotated[bool, typer.Option("--spectrum", help="Keep all singular values in the report.")] = False,
     lowest: Annotated[int, typer.Option(help="How many units of lowest κ to list.", min=0)] = 10,
+    no_cache: NoCache = False,
     trust_remote_code: Remote = False,
 ) -> None:
     """Spectral facts of every weight tensor of a checkpoint."""
@@ -48,6 +51,7 @@ def analyze(
             keep_lowest=keep_lowest,
             stratify=None if stratify == "none" else stratify,
             spectrum=spectrum,
+            cache=not no_cache,
             trust_remote_code=trust_remote_code,
         )
         from condft.cli.tables import print_report
@@ -70,6 +74,7 @@ def compare(
     b: Annotated[str, typer.Argument(help="What to compare with it.")],
     json: Annotated[Path | None, typer.Option(help="Write the comparison there.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw κ in B over κ in A (.png, .svg, .pdf).")] = None,
+    no_cache: NoCache = False,
     trust_remote_code: Remote = False,
 ) -> None:
     """How spectra moved from A to B: base and tuned, bf16 and 4-bit; and how much of a selection stays."""
@@ -78,7 +83,9 @@ def compare(
     from condft.files import write_json
 
     with UserErrors():
-        before, after = (_report_of(source, trust_remote_code=trust_remote_code) for source in (a, b))
+        before, after = (
+            _report_of(source, cache=not no_cache, trust_remote_code=trust_remote_code) for source in (a, b)
+        )
         comparison = compare_reports(before, after)
         print_comparison(comparison)
         if json is not None:
@@ -109,14 +116,14 @@ def plot(
             plot_condition_numbers(found, picture)
 
 
-def _report_of(source: str, *, trust_remote_code: bool) -> "SpectralReport":
+def _report_of(source: str, *, cache: bool, trust_remote_code: bool) -> "SpectralReport":
     if Path(source).is_file():
         from condft.report import SpectralReport
 
         return SpectralReport.load(source)
     from condft.analysis import analyze as analyze_model
 
-    return analyze_model(source, trust_remote_code=trust_remote_code)
+    return analyze_model(source, cache=cache, trust_remote_code=trust_remote_code)
 
 
 def _matching(report: "SpectralReport", patterns: list[str]) -> list[str]:
