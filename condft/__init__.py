@@ -1,14 +1,21 @@
 """condft: teach a pre-trained LLM something new by training only its weights of low condition number.
 
 `import condft` enters CondFT into PEFT's tables, so that `get_peft_model`, `PeftModel.from_pretrained` and
-transformers' adapter methods know it.
+transformers' adapter methods know it. It does so when PEFT itself is imported, before or after, and imports nothing
+heavy by itself: each public name brings in what it needs when it is first used (PEP 562).
 """
 
-from condft.analysis import NonFiniteWeightError, analyze
-from condft.report import SpectralReport, SpectralRow
-from condft.selection import Selection, select_units
-from condft.spectra import condition_number, spectral_facts
-from condft.tuner import CondFTConfig, CondFTModel
+from typing import TYPE_CHECKING
+
+from condft.import_hook import when_imported
+
+if TYPE_CHECKING:
+    from condft.analysis import NonFiniteWeightError, analyze
+    from condft.comparison import ReportComparison, compare_reports
+    from condft.report import SpectralReport, SpectralRow
+    from condft.selection import Selection, select_units
+    from condft.spectra import condition_number, spectral_facts
+    from condft.tuner import CondFTConfig, CondFTModel
 
 __version__ = "0.1.0"
 
@@ -16,11 +23,51 @@ __all__ = [
     "CondFTConfig",
     "CondFTModel",
     "NonFiniteWeightError",
+    "ReportComparison",
     "Selection",
     "SpectralReport",
     "SpectralRow",
     "analyze",
+    "compare_reports",
     "condition_number",
     "select_units",
     "spectral_facts",
 ]
+
+# Where each public name lives: the imports above once more, for the running program.
+_HOMES = {
+    "CondFTConfig": "condft.tuner",
+    "CondFTModel": "condft.tuner",
+    "NonFiniteWeightError": "condft.analysis",
+    "ReportComparison": "condft.comparison",
+    "Selection": "condft.selection",
+    "SpectralReport": "condft.report",
+    "SpectralRow": "condft.report",
+    "analyze": "condft.analysis",
+    "compare_reports": "condft.comparison",
+    "condition_number": "condft.spectra",
+    "select_units": "condft.selection",
+    "spectral_facts": "condft.spectra",
+}
+
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for this function's
+
+    def __getattr__(name: str) -> object:
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = globals()[name] = getattr(import_module(home), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
+
+
+def _register() -> None:
+    import condft.tuner  # noqa: F401  (registers itself)
+
+
+when_imported("peft", _register)

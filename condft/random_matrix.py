@@ -29,6 +29,7 @@ __all__ = [
     "expected_log_volume",
     "expected_stable_rank",
     "marchenko_pastur_condition_number",
+    "marchenko_pastur_quantile",
     "relative_condition_number",
 ]
 
@@ -63,6 +64,47 @@ def marchenko_pastur_condition_number(rows: int, columns: int) -> float:
     n, long = _sides(rows, columns)
     root = math.sqrt(n / long)
     return math.inf if n == long else (1.0 + root) / (1.0 - root)
+
+
+def marchenko_pastur_quantile(probability: float, rows: int, columns: int) -> float:
+    r"""Singular value that the given share of a random matrix's singular values lies under (Marchenko & Pastur 1967).
+
+    With $r = \sqrt{n/N}$ and $\sigma^2/N = 1 + r^2 - 2r\cos\theta$ the density becomes
+    $\frac2\pi \sin^2\theta / (1 + r^2 - 2r\cos\theta)$ on $[0, \pi]$. Expanding the denominator in
+    Chebyshev polynomials of the second kind and integrating term by term gives the distribution
+
+    $$G(\theta) = \frac1\pi\left[\theta + \frac{\sin\theta}r - \left(\frac1{r^2} - 1\right) \arctan
+    \frac{r\sin\theta}{1 - r\cos\theta}\right],$$
+
+    which is the quarter circle's for squares. It is inverted by bisection.
+
+    Args:
+        probability: In [0, 1]; 0 and 1 give the edges of the spectrum.
+        rows: Of the matrix, at least 1.
+        columns: Of the matrix, at least 1.
+
+    Returns:
+        A singular value in $[\sqrt N - \sqrt n, \sqrt N + \sqrt n]$, for entries of unit variance. That of a finite
+        matrix at its i-th smallest lies near probability (i - 1/2) / n.
+
+    Raises:
+        ValueError: A probability outside [0, 1], or a dimension under 1.
+    """
+    if not 0.0 <= probability <= 1.0:
+        raise ValueError(f"a probability lies in [0, 1], got {probability}")
+    n, long = _sides(rows, columns)
+    r = math.sqrt(n / long)
+
+    def share_under(theta: float) -> float:
+        angle = math.atan2(r * math.sin(theta), 1.0 - r * math.cos(theta))
+        return (theta + math.sin(theta) / r - (1.0 / r**2 - 1.0) * angle) / math.pi
+
+    low, high = 0.0, math.pi
+    for _ in range(54):  # to the last bit of theta
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if share_under(middle) < probability else (low, middle)
+    # 1 + r^2 - 2r cos(theta) without its cancellation at the lower edge.
+    return math.sqrt(long * ((1.0 - r) ** 2 + 4.0 * r * math.sin(0.25 * (low + high)) ** 2))
 
 
 def edelman_cdf(ratio: float) -> float:

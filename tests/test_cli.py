@@ -1,8 +1,20 @@
 """The command line prints what the functions return, and turns mendable errors into one line."""
 
+import csv
+import dataclasses
+import json
+import re
+
+import pytest
+import yaml
+from peft import get_peft_model
 from typer.testing import CliRunner
 
+from condft import CondFTConfig, SpectralReport, analyze
 from condft.cli import app
+from condft.cli.tables import print_report
+
+from .test_report import make_row
 
 
 def test_analyze_prints_the_lowest_and_warns_that_they_are_shapes(tiny_llama, tmp_path):
@@ -28,3 +40,101 @@ def test_a_folder_without_a_checkpoint_is_one_line(tmp_path):
     assert result.exit_code == 1
     assert "it has no config.json" in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.fixture
+def report_file(tiny_llama, tmp_path):
+    analyze(tiny_llama(), spectrum=True, progress=False).save(tmp_path / "report.json")
+    return tmp_path / "report.json"
+
+
+def invoke(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+def refused(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 1
+    return " ".join(result.output.split())
+
+
+def test_analyze_takes_the_functions_options(tiny_llama, tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    told = invoke("analyze", tmp_path, "--keep-lowest", 2, "--json", tmp_path / "r.json")
+    report = SpectralReport.load(tmp_path / "r.json")
+    assert f"ruled out without exact figures: {len(report.screened)} units" in told
+    assert "give --keep-lowest too" in refused("analyze", tmp_path, "--stratify", "module_type")
+    invoke(
+        "analyze", tmp_path, "--granularity", "head", "--measures", "all", "--spectrum", "--csv", tmp_path / "r.csv"
+    )
+    with (tmp_path / "r.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert "model.layers.0.self_attn.q_proj.weight[h3]" in {row["name"] for row in rows}
+    assert "spectrum" not in rows[0]
+    assert float(rows[0]["entropy_deficit"]) >= 0.0
+
+
+def test_bounds_and_unresolved_figures_are_marked(capsys):
+    rows = (
+        dataclasses.replace(make_row("a.weight", 3e12), relative_error=0.5),
+        dataclasses.replace(make_row("b.weight", 5e4), resolved=False),
+    )
+    print_report(SpectralReport(rows), lowest=2)
+    told = capsys.readouterr().out
+    assert "≥ 3e+12" in told
+    assert "5e+04 *" in told
+    assert "κ of 1 units is past what the precision resolves" in told
+
+
+def test_a_selection_becomes_a_config(report_file, tmp_path, tiny_llama):
+    told = invoke(
+        "select", report_file, "--num-tensors", 7, "--out", tmp_path / "names.json", "--plot", tmp_path / "p.png"
+    )
+    assert "7 of 28 units" in told
+    chosen = json.loads((tmp_path / "names.json").read_text())
+    model = get_peft_model(tiny_llama(), CondFTConfig(target_units=chosen["target_units"]))
+    assert sum(p.requires_grad for p in model.parameters()) == 7
+    assert chosen["report_fingerprint"] == SpectralReport.load(report_file).fingerprint
+    assert (tmp_path / "p.png").stat().st_size > 0
+
+
+def test_unfrozen_parameters_name_the_chosen_parameters_only(report_file, tmp_path, tiny_llama):
+    invoke("select", report_file, "--num-tensors", 7, "--yaml", tmp_path / "u.yaml", "--out", tmp_path / "n.json")
+    patterns = yaml.safe_load((tmp_path / "u.yaml").read_text())["unfrozen_parameters"]
+    chosen = json.loads((tmp_path / "n.json").read_text())["target_units"]
+    names = [name for name, _ in tiny_llama().named_parameters()]
+    for read in (lambda p: p, lambda p: p.replace(".", "\\.")):  # Spectrum's readers, and axolotl's LayerNamePattern
+        matched = [name for name in names if any(re.match(read(pattern), name) for pattern in patterns)]
+        assert sorted(matched) == chosen
+
+
+def test_parts_of_parameters_cannot_be_unfrozen_parameters(tiny_llama, tmp_path):
+    analyze(tiny_llama(), granularity="head", progress=False).save(tmp_path / "h.json")
+    told = refused(
+        "select", tmp_path / "h.json", "--stratify", "none", "--num-tensors", 30, "--yaml", tmp_path / "u.yaml"
+    )
+    assert "parts of a parameter" in told
+    assert "CondFTConfig(target_units=...)" in told
+    assert not (tmp_path / "u.yaml").exists()
+
+
+def test_compare(report_file, tiny_llama, tmp_path):
+    tiny_llama(seed=1).save_pretrained(tmp_path / "other")
+    told = invoke(
+        "compare", report_file, tmp_path / "other", "--json", tmp_path / "c.json", "--plot", tmp_path / "c.png"
+    )
+    assert "median change" in told
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert found["overall"]["num_changed"] == found["overall"]["num_units"] == 29
+    assert -1 < found["overall"]["spearman"] < 1
+    assert (tmp_path / "c.png").stat().st_size > 0
+
+
+def test_plot(report_file, tmp_path):
+    invoke("plot", report_file, tmp_path / "k.svg")
+    invoke("plot", report_file, tmp_path / "s.svg", "--spectra", "*.0.self_attn.*")
+    assert "matches none of the report's 29 units" in refused(
+        "plot", report_file, tmp_path / "n.svg", "--spectra", "zz"
+    )

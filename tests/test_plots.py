@@ -4,7 +4,8 @@ import matplotlib.image
 import pytest
 
 from condft import analyze, select_units
-from condft.plots import plot_condition_numbers, plot_training
+from condft.plots import plot_comparison, plot_condition_numbers, plot_spectra, plot_training
+from condft.plots.figures import dashes
 from condft.report import SpectralReport
 
 from .test_report import make_row
@@ -36,3 +37,36 @@ def test_training_curves(tmp_path):
     ]
     plot_training(metrics, tmp_path / "t.png")
     assert matplotlib.image.imread(tmp_path / "t.png").ndim == 3
+
+
+def test_a_selection_of_another_report_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="1 of 1 selected units have no row"):
+        plot_condition_numbers(SpectralReport((make_row("u.weight", 2.0),)), tmp_path / "x.png", selected=["v.weight"])
+
+
+def test_spectra(tiny_llama, tmp_path):
+    names = [f"model.layers.0.self_attn.{part}.weight" for part in ("q_proj", "v_proj")]
+    report = analyze(tiny_llama(), names=names, spectrum=True, progress=False)
+    plot_spectra(report, names, tmp_path / "s.png")
+    assert matplotlib.image.imread(tmp_path / "s.png").shape[1] > 800
+    without = analyze(tiny_llama(), names=names, progress=False)
+    with pytest.raises(ValueError, match="no singular values of 2 of 2 units"):
+        plot_spectra(without, names, tmp_path / "t.png")
+    with pytest.raises(ValueError, match="0 spectra were asked for"):
+        plot_spectra(report, [], tmp_path / "t.png")
+    assert not (tmp_path / "t.png").exists()
+
+
+@pytest.mark.parametrize("kappa", [3.0, float("inf")])
+def test_two_reports_against_each_other(kappa, tmp_path):
+    a, b = (SpectralReport((make_row("u.weight", value),)) for value in (2.0, kappa))
+    plot_comparison(a, b, tmp_path / "c.svg")
+    assert "<svg" in (tmp_path / "c.svg").read_text()
+
+
+@pytest.mark.parametrize(("index", "count"), [(0, 1), (0, 2), (1, 2), (2, 3)])
+def test_dashes_of_lines_on_each_other_take_turns(index, count):
+    offset, (on, off) = dashes(index, count)
+    start = (-offset) % (on + off)
+    assert start == pytest.approx(index * on)
+    assert on + off == pytest.approx(on * max(count, 2))

@@ -19,6 +19,7 @@ from condft.random_matrix import (
     expected_log_volume,
     expected_stable_rank,
     marchenko_pastur_condition_number,
+    marchenko_pastur_quantile,
     relative_condition_number,
 )
 
@@ -84,6 +85,36 @@ def test_rectangles_tend_to_the_marchenko_pastur_edges():
     for shape in [(10**7, 3 * 10**7), (10**6, 10**9)]:
         assert expected_condition_number(*shape) == pytest.approx(marchenko_pastur_condition_number(*shape), rel=1e-3)
     assert expected_condition_number(192, 576) < marchenko_pastur_condition_number(192, 576)  # edges are outermost
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (192, 576), (30, 3000)])
+def test_marchenko_pastur_quantiles_integrate_the_density(shape):
+    n, long = sorted(shape)
+    low, high = (1 - math.sqrt(n / long)) ** 2, (1 + math.sqrt(n / long)) ** 2
+    for probability in (0.01, 0.3, 0.5, 0.97):
+        square = marchenko_pastur_quantile(probability, *shape) ** 2 / long
+        # sigma^2 = x^2 takes the density's pole at the origin away.
+        share, _ = quad(
+            lambda x: 2 * math.sqrt(max((high - x * x) * (x * x - low), 0.0)) / (2 * math.pi * n / long * x),
+            math.sqrt(low),
+            math.sqrt(square),
+        )
+        assert share == pytest.approx(probability, abs=1e-6)
+
+
+def test_marchenko_pastur_quantiles_are_a_random_spectrum():
+    values = spectra((150, 250), 20).mean(axis=0)[::-1]
+    quantiles = [marchenko_pastur_quantile((i + 0.5) / 150, 150, 250) for i in range(150)]
+    assert quantiles == pytest.approx(list(values), rel=0.025)
+
+
+@given(sides, sides, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_marchenko_pastur_quantiles_ascend_between_the_edges(rows, columns, p, q):
+    n, long = sorted((rows, columns))
+    low, high = (marchenko_pastur_quantile(x, rows, columns) for x in sorted((p, q)))
+    assert math.sqrt(long) - math.sqrt(n) - 1e-6 <= low <= high <= math.sqrt(long) + math.sqrt(n) + 1e-6
+    edges = [marchenko_pastur_quantile(x, rows, columns) for x in (0.0, 1.0)]
+    assert edges == pytest.approx([math.sqrt(long) - math.sqrt(n), math.sqrt(long) + math.sqrt(n)], abs=1e-6)
 
 
 def test_tracy_widom_median_from_painleve_two():
@@ -163,3 +194,9 @@ def test_no_condition_number_is_under_one(kappa):
 def test_empty_matrices_are_refused(function, shape):
     with pytest.raises(ValueError, match="at least one row and one column"):
         function(*shape)
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.1, math.nan])
+def test_a_quantile_needs_a_probability(probability):
+    with pytest.raises(ValueError, match="a probability lies in"):
+        marchenko_pastur_quantile(probability, 3, 4)

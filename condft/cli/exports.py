@@ -1,0 +1,61 @@
+"""Files for other programs: rows as CSV, a selection as JSON or as an `unfrozen_parameters` list."""
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import yaml
+
+from condft.files import atomic_path, write_json, write_text
+from condft.report import SpectralReport, SpectralRow
+from condft.selection import Selection
+
+__all__ = ["write_rows", "write_selection", "write_unfrozen_parameters"]
+
+
+def write_rows(report: SpectralReport, path: Path) -> None:
+    """One line a unit with every field but the spectrum; shapes as `576x192`, what was not measured left empty."""
+    names = [field.name for field in dataclasses.fields(SpectralRow) if field.name != "spectrum"]
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        for row in report.rows:
+            values = [getattr(row, name) for name in names]
+            writer.writerow("x".join(map(str, value)) if isinstance(value, tuple) else value for value in values)
+
+
+def write_selection(selection: Selection, report: SpectralReport, path: Path, *, order: str) -> None:
+    """JSON whose `target_units` and `report_fingerprint` are the fields of that name of `CondFTConfig`."""
+    write_json(
+        path,
+        {
+            "target_units": list(selection.names),
+            "score": selection.score,
+            "order": order,
+            "stratify": selection.stratify,
+            "num_parameters": selection.num_parameters,
+            "model": report.model,
+            "report_fingerprint": report.fingerprint,
+        },
+    )
+
+
+def write_unfrozen_parameters(selection: Selection, path: Path) -> None:
+    r"""YAML with the list `unfrozen_parameters`: one anchored regular expression a parameter.
+
+    Spectrum's readers hand each to `re.match` as it stands; axolotl first puts a backslash before every dot, so that
+    a dot escaped as `\.` would match nothing there. `[.]` means a dot in both.
+
+    Raises:
+        ValueError: A chosen unit is a part of a parameter, which the list cannot name.
+    """
+    parts = [name for name in selection.names if name.endswith("]")]
+    if parts:
+        raise ValueError(
+            f"{len(parts)} of the {len(selection.names)} chosen units are parts of a parameter, such as {parts[0]!r}, "
+            "and unfrozen_parameters can name whole parameters only: use --out and CondFTConfig(target_units=...), "
+            "or select from a report of whole tensors (--granularity tensor)"
+        )
+    patterns = ["^" + name.replace(".", "[.]") + "$" for name in selection.names]
+    # Not folded: Spectrum's example readers take the list line by line.
+    write_text(path, yaml.safe_dump({"unfrozen_parameters": patterns}, width=10_000))

@@ -1,0 +1,75 @@
+"""Does something once another package is imported, without importing it. Standard library only."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+__all__ = ["when_imported"]
+
+
+def when_imported(package: str, action: Callable[[], None]) -> None:
+    """Calls `action` as soon as `package` has been imported: now if it is, else right after its import.
+
+    Args:
+        package: Name of a top-level package.
+        action: What to do, once; it may import the package's submodules. What it raises, the import raises.
+    """
+    if sys.modules.get(package) is not None:
+        importlib.import_module(package)  # waits where another thread is in the middle of its import
+        action()
+    else:
+        sys.meta_path.insert(0, _Finder(package, action))
+
+
+class _Finder(MetaPathFinder):
+    """Finds one package as the other finders do, with a loader that acts after the package's own code has run.
+
+    Finding is not importing (`importlib.util.find_spec` only asks), so this finder stays until an import succeeded.
+    """
+
+    def __init__(self, package: str, action: Callable[[], None]) -> None:
+        self._package = package
+        self._action = action
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self._package:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _Loader(spec.loader, self._finish)
+                return spec
+        return None
+
+    def _finish(self) -> None:
+        self._action()
+        if self in sys.meta_path:  # not if the action imported the package anew
+            sys.meta_path.remove(self)
+
+
+class _Loader(Loader):
+    """Stands in for a package's loader up to the moment of execution, as `importlib.util.LazyLoader` does."""
+
+    def __init__(self, loader: Loader, finish: Callable[[], None]) -> None:
+        self._loader = loader
+        self._finish = finish
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)  # whoever looks at the spec before the import: resources, source
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        self._finish()

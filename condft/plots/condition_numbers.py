@@ -1,0 +1,112 @@
+"""κ of every unit by depth and module type, beside what a random matrix of the same shape has."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from condft.plots.figures import colours_of, dashes, save_figure, short_labels
+from condft.random_matrix import expected_condition_number
+from condft.report import SpectralReport, SpectralRow
+
+__all__ = ["plot_condition_numbers"]
+
+_RANK_DEFICIENT = "x"
+_LAYER_INDEX = re.compile(r"(?:^|\.)(\d+)(?=\.|\[|$)")
+
+
+def plot_condition_numbers(report: SpectralReport, path: str | Path, *, selected: Collection[str] = ()) -> None:
+    """κ of every unit by depth: one panel a part of the model, one colour a module type, the selection ringed.
+
+    A dashed line in a type's colour is the median condition number of a random matrix of its shape; types of one
+    shape share a line whose dashes take turns. Units of infinite κ stand as crosses on the panel's upper edge.
+
+    Args:
+        report: What `analyze` returned.
+        path: Image file; its suffix (.png, .svg, .pdf) is the format. Written atomically.
+        selected: Names of units to mark.
+
+    Raises:
+        ValueError: A selected name that the report does not have.
+    """
+    missing = sorted(set(selected).difference(row.name for row in report.rows))
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(set(selected))} selected units have no row in the report, the first is "
+            f"{missing[0]!r}: plot the report that they were selected from"
+        )
+    parts = _parts(report)
+    figure = Figure(figsize=(9.5, 0.6 + 3.9 * len(parts)), layout="constrained")
+    panels = figure.subplots(len(parts), 1, squeeze=False)[:, 0]
+    for axes, (part, rows) in zip(panels, parts.items(), strict=True):
+        _draw_part(axes, rows, set(selected))
+        axes.set_title(part or "model", loc="left", fontsize=10)
+    figure.suptitle(
+        "Condition number by depth: low κ may train (ringed: selected), high κ stays frozen"
+        if selected
+        else "Condition number by depth",
+        fontsize=11,
+    )
+    save_figure(figure, path)
+
+
+def _parts(report: SpectralReport) -> dict[str, list[SpectralRow]]:
+    """Rows of units that lie in numbered layers, by what stands before the first number (tower, language model)."""
+    parts: dict[str, list[SpectralRow]] = defaultdict(list)
+    for row in report.rows:
+        match = _LAYER_INDEX.search(row.name)
+        if match:
+            parts[row.name[: match.start()]].append(row)
+    return dict(sorted(parts.items())) or {"": list(report.rows)}
+
+
+def _depth(name: str) -> int:
+    found = _LAYER_INDEX.search(name)
+    return int(found.group(1)) if found else 0
+
+
+def _draw_part(axes: Axes, rows: Sequence[SpectralRow], selected: set[str]) -> None:
+    by_type: dict[str, list[SpectralRow]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: (_depth(row.name), row.name)):
+        by_type[row.module_type].append(row)
+    colours, labels = colours_of(by_type), short_labels(by_type)
+    finite = [row.condition_number for row in rows if row.condition_number < math.inf]
+    ceiling = 3.0 * max(finite, default=10.0)
+    for module_type, members in sorted(by_type.items()):
+        colour = colours[module_type]
+        x = [_depth(row.name) for row in members]
+        y = [min(row.condition_number, ceiling) for row in members]
+        alone = len(set(x)) == len(x)  # several units a layer (heads, experts) make no line
+        style = ".-" if alone else "."
+        axes.plot(x, y, style, color=colour, linewidth=0.6, markersize=4, label=labels[module_type])
+        deficient = [i for i, row in enumerate(members) if row.condition_number == math.inf]
+        axes.plot([x[i] for i in deficient], [y[i] for i in deficient], _RANK_DEFICIENT, color=colour)
+        ringed = [i for i, row in enumerate(members) if row.name in selected]
+        axes.plot([x[i] for i in ringed], [y[i] for i in ringed], "o", mfc="none", mec=colour, ms=8, mew=1.3)
+    _draw_random(axes, by_type, colours)
+    axes.set_yscale("log")
+    axes.set_xlabel("layer")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("condition number κ")
+    axes.grid(True, which="major", alpha=0.25)
+    random = Line2D([], [], color="0.4", linestyle="--", linewidth=1.0, label="random matrix\nof that shape")
+    handles = [*(line for line in axes.get_lines() if not str(line.get_label()).startswith("_")), random]
+    axes.legend(handles=handles, fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _draw_random(axes: Axes, by_type: Mapping[str, Sequence[SpectralRow]], colours: Mapping[str, str]) -> None:
+    """One dashed line a module type and shape; lines of the same height take turns with their dashes."""
+    heights: dict[float, list[str]] = defaultdict(list)
+    for module_type, members in sorted(by_type.items()):
+        for shape in {(min(row.matrix_shape), max(row.matrix_shape)) for row in members}:
+            heights[expected_condition_number(*shape)].append(module_type)
+    for height, module_types in heights.items():
+        for index, module_type in enumerate(module_types):
+            style = dashes(index, len(module_types))
+            axes.axhline(height, color=colours[module_type], linestyle=style, linewidth=1.0, zorder=1)
