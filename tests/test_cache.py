@@ -352,3 +352,13 @@ def test_the_same_values_in_other_roles_and_storages(tmp_path: Path) -> None:
     second = analyze(nn.ModuleDict({"a": embedding}), cache=tmp_path, progress=False)
     assert first.rows[0].role != second.rows[0].role
     assert second == analyze(nn.ModuleDict({"a": embedding}), cache=False, progress=False)
+
+
+def test_rank_deficient_weights_survive_the_cache(tmp_path: Path) -> None:
+    model = nn.ModuleDict({name: nn.Linear(5, 5) for name in "abc"})
+    for layer in model.values():
+        nn.init.zeros_(layer.weight)
+    cold = analyze(model, keep_lowest=1, cache=tmp_path, progress=False)
+    assert [unit.condition_number_bound for unit in cold.screened] == [float("inf")] * 2
+    assert analyze(model, keep_lowest=1, cache=tmp_path, progress=False) == cold
+    assert SpectralReport.from_dict(json.loads(json.dumps(cold.to_dict()))) == cold
