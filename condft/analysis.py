@@ -1,28 +1,33 @@
-"""`analyze`: weights -> spectra -> report, for a live model or a checkpoint that is never instantiated."""
+"""`analyze`: weights -> spectra -> report, for a live model or a checkpoint that is never instantiated.
 
-import math
-import platform
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+The order of work: the cache is asked first, for a checkpoint without building its model. Then the units are walked,
+hashed, looked up by their content, and measured where nothing is known of them; each by one rank.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from condft.cache import Cache, Catalogue, Known, Stamp, open_cache
+from condft.checkpoints import checkpoint_folder
 from condft.digests import tensor_digest
-from condft.report import ScreenedUnit, SkippedWeight, SkipReason, SpectralReport, SpectralRow
-from condft.spectra import Measures, NonFiniteError, condition_number_bound, rounding_noise, spectral_facts
-from condft.weights import Granularity, Unit, iter_checkpoint_units, iter_units, load_ahead
+from condft.findings import Findings, current_versions
+from condft.measuring import UnitInfo, Wanted, digest_units, lower_bound, measure
+from condft.report import SkippedWeight, SkipReason, SpectralReport, SpectralRow
+from condft.screening import LAST_STEPS, Step
+from condft.sharing import Ranks, Shares, walk_together
+from condft.spectra import Measures
+from condft.units import Unit
+from condft.weights import Granularity, iter_checkpoint_units, iter_units
 
 __all__ = ["NonFiniteWeightError", "analyze"]
 
-# κ is asked for to 1e-3; a unit is ruled out only where its bound exceeds the threshold by more than both errors.
-_RTOL = 1e-3
-_MARGIN = 1.0 + 3 * _RTOL
-_FIRST_STEPS, _LAST_STEPS = 6, 24
+_STORE_EVERY = 20.0  # seconds; what an interruption may cost
 
 
 class NonFiniteWeightError(ValueError):
@@ -42,6 +47,9 @@ class NonFiniteWeightError(ValueError):
         self.names = names
         self.report = report
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.names, self.report)
+
 
 def analyze(
     model: nn.Module | str | Path,
@@ -52,6 +60,8 @@ def analyze(
     keep_lowest: int | None = None,
     stratify: Literal["module_type"] | None = None,
     spectrum: bool = False,
+    cache: bool | str | Path = True,
+    shared: bool = True,
     progress: bool = True,
     trust_remote_code: bool = False,
 ) -> SpectralReport:
@@ -64,12 +74,18 @@ def analyze(
         granularity: "tensor", or "head": attention weights head by head (`condft.heads` says which and how named).
         measures: "basic": condition number, its two ends, Frobenius norm and stable rank. "all" adds log-volume and
             entropy deficit, which need a factorisation of every weight.
-        keep_lowest: Figures for the units of lowest condition number only, at least that many (in each module type
-            if `stratify`). The others are ruled out by a certified lower bound where a few products suffice, and
-            listed in `screened`; the kept ones are those that a whole analysis would rank lowest.
+        keep_lowest: Figures for that many units of lowest condition number only (in each module type if `stratify`),
+            ties by name: those that a whole analysis would rank lowest. The others are listed in `screened` with the
+            highest condition number kept as their bound; most are ruled out by a few products, without a
+            factorisation.
         stratify: What `keep_lowest` counts within.
         spectrum: Keep all singular values of every unit too (an SVD each).
-        progress: Show a progress bar on stderr, by cost.
+        cache: Whether to use rows that were found before and keep new ones, by the content of the weights: True for
+            the user's cache (`$CONDFT_CACHE`, else `~/.cache/condft`; `CONDFT_CACHE=off` turns it off), or a folder.
+            Rows found with more measures, or on another device, serve too: they agree to `relative_error`.
+        shared: Under torch.distributed, whether the ranks share the work: all must then call this, and all get the
+            whole report. False where one of them analyzes alone.
+        progress: Show a progress bar on stderr, by cost (on the first rank).
         trust_remote_code: For a checkpoint folder whose architecture is not transformers' own.
 
     Returns:
@@ -78,144 +94,201 @@ def analyze(
     Raises:
         FileNotFoundError: A folder that is no checkpoint, or one whose files are missing.
         NonFiniteWeightError: Weights with NaN or infinity; the error carries the report of the rest.
-        ValueError: Nothing to analyze (says what was skipped and why), a damaged checkpoint (names the file), or
-            `keep_lowest` under 1.
+        ValueError: Nothing to analyze (says what was skipped and why), a damaged checkpoint (names the file), ranks
+            that hold different models, or `keep_lowest` under 1.
     """
     if keep_lowest is not None and keep_lowest < 1:
         raise ValueError(f"keep_lowest={keep_lowest} keeps nothing: it must be at least 1")
+    ranks = Ranks(shared=shared)
     label = str(model) if isinstance(model, str | Path) else type(model).__name__
+    # The first rank's arguments hold on all of them: another one that has no weights may not know the names.
+    label, asked, store = ranks.from_first(lambda: (label, None if names is None else set(names), open_cache(cache)))
+    work = _Analysis(ranks, label, asked, Wanted(measures, spectrum), keep_lowest, stratify, store)
     if isinstance(model, nn.Module):
-        items = iter_units(model, granularity=granularity)
-    else:
-        items = iter_checkpoint_units(model, granularity=granularity, trust_remote_code=trust_remote_code)
-    units, skipped = _collect(items, names)
-    if not units:
-        raise ValueError(_nothing_to_analyze(label, skipped))
-    # Counted by cost, not by tensors: the time left is then right though sizes differ by orders of magnitude.
-    total = sum(map(_cost, units))
-    with tqdm(total=total, desc="analyze", unit="flop", unit_scale=True, delay=1, disable=not progress) as bar:
-        found = _Found(measures, spectrum, bar)
-        if keep_lowest is None:
-            for unit in load_ahead(units):
-                found.measure(unit)
-        else:
-            _keep_lowest(found, units, keep_lowest, stratify)
-    skipped += found.non_finite
-    report = SpectralReport(tuple(found.rows), tuple(skipped), label, _versions(), measures, tuple(found.screened))
-    if found.non_finite:
-        raise NonFiniteWeightError([skip.name for skip in found.non_finite], report)
-    return report
-
-
-def _collect(
-    items: Iterable[Unit | SkippedWeight], names: Collection[str] | None
-) -> tuple[list[Unit], list[SkippedWeight]]:
-    units: list[Unit] = []
-    skipped: list[SkippedWeight] = []
-    for item in items:
-        if isinstance(item, SkippedWeight):
-            skipped.append(item)
-        elif names is not None and item.name not in names:
-            skipped.append(SkippedWeight(item.name, tuple(item.tensor.shape), SkipReason.NOT_REQUESTED))
-        else:
-            units.append(item)
-    return units, skipped
-
-
-@dataclass
-class _Found:
-    """What an analysis has found so far; every unit ends in one of the three lists."""
-
-    measures: Measures
-    spectrum: bool
-    bar: tqdm
-    rows: list[SpectralRow] = field(default_factory=list)
-    screened: list[ScreenedUnit] = field(default_factory=list)
-    non_finite: list[SkippedWeight] = field(default_factory=list)
-
-    def measure(self, unit: Unit) -> float | None:
-        """Adds the unit's row and returns its condition number; None if it holds NaN or infinity."""
-        self.bar.update(_cost(unit))
-        try:
-            row = _row(unit, self.measures, self.spectrum)
-        except NonFiniteError:
-            self.non_finite.append(SkippedWeight(unit.name, tuple(unit.tensor.shape), SkipReason.NON_FINITE))
-            return None
-        self.rows.append(row)
-        return row.condition_number
-
-    def bound(self, unit: Unit, *, steps: int, above: float = math.inf) -> float | None:
-        """A certified lower bound of the unit's condition number; None if it holds NaN or infinity."""
-        try:
-            return condition_number_bound(unit.matrix, max_steps=steps, above=above)
-        except NonFiniteError:
-            self.bar.update(_cost(unit))
-            self.non_finite.append(SkippedWeight(unit.name, tuple(unit.tensor.shape), SkipReason.NON_FINITE))
-            return None
-
-    def rule_out(self, unit: Unit, bound: float) -> None:
-        self.bar.update(_cost(unit))
-        shape = tuple(unit.tensor.shape)
-        self.screened.append(ScreenedUnit(unit.name, shape, unit.tensor.numel(), unit.module_type, unit.role, bound))
-
-
-def _keep_lowest(found: _Found, units: Sequence[Unit], keep: int, stratify: str | None) -> None:
-    """Exact figures in the order of cheap bounds, until the next bound exceeds the keep-th lowest exact figure."""
-    strata: dict[str, list[tuple[float, str, Unit]]] = defaultdict(list)
-    for unit, loaded in zip(units, load_ahead(units), strict=True):
-        bound = found.bound(loaded, steps=_FIRST_STEPS)
-        if bound is not None:
-            # Without its values, where those were read for this: they are read again for the few that need it.
-            strata[unit.module_type if stratify else ""].append((bound, unit.name, unit))
-    for members in strata.values():
-        kept: list[float] = []
-        for first, _, unit in sorted(members, key=lambda entry: entry[:2]):
-            limit = sorted(kept)[keep - 1] * _MARGIN if len(kept) >= keep else math.inf
-            if first > limit:
-                found.rule_out(unit, first)
-                continue
-            loaded = unit.load()
-            bound = first
-            if limit < math.inf:
-                bound = max(first, condition_number_bound(loaded.matrix, above=limit, max_steps=_LAST_STEPS))
-            if bound > limit:
-                found.rule_out(unit, bound)
-            elif (exact := found.measure(loaded)) is not None:
-                kept.append(exact)
-
-
-def _row(unit: Unit, measures: Measures, spectrum: bool) -> SpectralRow:
-    facts = spectral_facts(unit.matrix, measures=measures, rtol=_RTOL, spectrum=spectrum)
-    matrix_shape = (unit.matrix.shape[0], unit.matrix.shape[1])
-    precision = unit.tensor.dtype if unit.rounding_error is None else unit.rounding_error
-    noise_floor = rounding_noise(matrix_shape, precision, facts.frobenius_norm)
-    return SpectralRow(
-        name=unit.name,
-        shape=tuple(unit.tensor.shape),
-        matrix_shape=matrix_shape,
-        dtype=str(unit.tensor.dtype).removeprefix("torch."),
-        num_parameters=unit.tensor.numel(),
-        module_type=unit.module_type,
-        role=unit.role,
-        digest=tensor_digest(unit.tensor),
-        noise_floor=noise_floor,
-        resolved=facts.sigma_min > noise_floor,
-        **vars(facts),
+        return work.run(lambda: iter_units(model, granularity=granularity), progress=progress)
+    stamp = catalogue = None
+    if store is not None:
+        stamp, catalogue = ranks.from_first(lambda: _recall(store, model, granularity, trust_remote_code))
+        report = None if catalogue is None else work.from_cache(catalogue)
+        if report is not None:
+            return report
+    return work.run(
+        lambda: iter_checkpoint_units(model, granularity=granularity, trust_remote_code=trust_remote_code),
+        progress=progress,
+        stamp=stamp,
+        digests={} if catalogue is None else catalogue.digests,
     )
 
 
-def _cost(unit: Unit) -> int:
-    """Flops, to first order: a square is factored; a rectangle is multiplied by some hundred vectors."""
-    rows, columns = unit.matrix.shape
-    return 2 * unit.matrix.numel() * (min(rows, columns) if rows == columns else 100)
+def _recall(
+    store: Cache, path: str | Path, granularity: str, trust_remote_code: bool
+) -> tuple[Stamp, Catalogue | None]:
+    folder = checkpoint_folder(path, trust_remote_code=trust_remote_code)
+    stamp = Stamp.of(folder, granularity, trust_remote_code=trust_remote_code)
+    return stamp, store.recall(stamp)
 
 
-def _nothing_to_analyze(label: str, skipped: list[SkippedWeight]) -> str:
+@dataclass
+class _Analysis:
+    """One call of `analyze`; the arguments are those of the first rank. `store` is used by the first rank alone."""
+
+    ranks: Ranks
+    label: str
+    names: set[str] | None
+    wanted: Wanted
+    keep_lowest: int | None
+    stratify: str | None
+    store: Cache | None
+
+    def from_cache(self, catalogue: Catalogue) -> SpectralReport | None:
+        """The report of a checkpoint whose units are known, if the cache has all of it."""
+        infos = {info.name: info for info in catalogue.infos}
+        asked = self._asked(infos)
+        if not asked or not catalogue.digests.keys() >= asked.keys():
+            return None
+        digests = {name: catalogue.digests[name] for name in asked}
+        findings = self._look_up(infos, digests)
+        skipped = [*catalogue.skipped, *_not_requested(infos, asked)]
+        return findings.report(self.label, skipped) if findings.complete() else None
+
+    def run(
+        self,
+        walk: Callable[[], Iterable[Unit | SkippedWeight]],
+        *,
+        progress: bool,
+        stamp: Stamp | None = None,
+        digests: Mapping[str, str] | None = None,
+    ) -> SpectralReport:
+        """Walks, looks up, measures. `digests` are those that are known already, of a checkpoint with this `stamp`."""
+        shares, skipped = walk_together(self.ranks, walk)
+        asked = self._asked(shares.infos)
+        everything_skipped = [*skipped, *_not_requested(shares.infos, asked)]
+        if not asked:
+            raise ValueError(_nothing_to_analyze(self.label, everything_skipped))
+        if self.store is None:
+            findings, digests = self._findings(asked), {}
+        else:
+            if digests is None or not digests.keys() >= asked.keys():
+                digests = shares.map(
+                    list(asked), lambda info: info.num_parameters, lambda u: tensor_digest(u.tensor), digest_units
+                )
+            digests = {name: digests[name] for name in asked}
+            if stamp is not None and self.ranks.first:
+                self.store.remember(stamp, Catalogue(tuple(shares.infos.values()), tuple(skipped), dict(digests)))
+            findings = self._look_up(shares.infos, digests)
+        if not findings.complete():
+            keeper = _Keeper(self, shares.infos, findings, digests, everything_skipped)
+            findings.versions = current_versions()
+            _find_out(shares, findings, digests, keeper, progress=progress and self.ranks.first)
+        report = findings.report(self.label, everything_skipped)
+        if findings.non_finite:
+            raise NonFiniteWeightError(sorted(findings.non_finite), report)
+        return report
+
+    def _asked(self, infos: Mapping[str, UnitInfo]) -> dict[str, UnitInfo]:
+        return {name: info for name, info in infos.items() if self.names is None or name in self.names}
+
+    def _findings(self, asked: Mapping[str, UnitInfo]) -> Findings:
+        return Findings(asked, self.wanted, self.keep_lowest, self.stratify)
+
+    def _look_up(self, infos: Mapping[str, UnitInfo], digests: Mapping[str, str]) -> Findings:
+        """What the cache knows of these units, on every rank."""
+        store = self.store
+        assert store is not None
+        asked = {name: infos[name] for name in digests}
+
+        def with_known(known: Known) -> Findings:
+            findings = self._findings(asked)
+            findings.know(known.rows, known.bounds, known.versions)
+            return findings
+
+        return with_known(
+            self.ranks.from_first(lambda: store.find(infos, digests, lambda k: with_known(k).complete()))
+        )
+
+
+@dataclass
+class _Keeper:
+    """Stores what is known so far: in the first rank, now and then and at the end, however that comes."""
+
+    analysis: _Analysis
+    infos: Mapping[str, UnitInfo]
+    findings: Findings
+    digests: Mapping[str, str]
+    skipped: Sequence[SkippedWeight]
+    last: float = field(default_factory=time.monotonic)
+
+    def keep(self, *, now: bool = False) -> None:
+        store = self.analysis.store
+        if store is None or not self.analysis.ranks.first or not (now or time.monotonic() > self.last + _STORE_EVERY):
+            return
+        store.store(self.infos, self.digests, self.findings.everything(self.analysis.label, self.skipped))
+        self.last = time.monotonic()
+
+
+def _find_out(
+    shares: Shares, findings: Findings, digests: Mapping[str, str], keeper: _Keeper, *, progress: bool
+) -> None:
+    """Bounds and rows until the findings are complete."""
+
+    def cost(info: UnitInfo) -> float:
+        return info.cost(findings.wanted)
+
+    # Counted by cost, not by tensors: the time left is then right though sizes differ by orders of magnitude.
+    with tqdm(total=1, desc="analyze", unit="flop", unit_scale=True, delay=1, disable=not progress) as bar:
+        try:
+            while (step := findings.next_step(shares.ranks.size)).left:
+                bar.total = bar.n + sum(cost(findings.infos[name]) for name in step.left)
+                _bounds(shares, findings, step)
+                scale = _whole_to_own(shares, step.exact, cost)
+
+                def row_of(unit: Unit, scale: float = scale) -> SpectralRow | None:
+                    row = _row(unit, shares, findings.wanted, digests)
+                    findings.add_row(unit.name, row)
+                    bar.update(cost(findings.infos[unit.name]) * scale)
+                    keeper.keep()
+                    return row
+
+                for name, row in shares.map(step.exact, cost, row_of).items():
+                    findings.add_row(name, row)
+        finally:
+            keeper.keep(now=True)
+
+
+def _bounds(shares: Shares, findings: Findings, step: Step) -> None:
+    found = shares.map(
+        list(step.bounds),
+        lambda info: info.num_parameters,
+        lambda unit: lower_bound(unit, step.bounds[unit.name]),
+    )
+    for name, value in found.items():
+        findings.add_bound(name, value, final=step.bounds[name] == LAST_STEPS)
+
+
+def _whole_to_own(shares: Shares, names: Sequence[str], cost: Callable[[UnitInfo], float]) -> float:
+    """Cost of the named units over that of this rank's share of them: one rank's progress stands for all."""
+    _, owner = shares.assign(names, cost)
+    own = sum(cost(shares.infos[name]) for name in names if owner[name] == shares.ranks.rank)
+    return sum(cost(shares.infos[name]) for name in names) / own if own else 0.0
+
+
+def _row(unit: Unit, shares: Shares, wanted: Wanted, digests: Mapping[str, str]) -> SpectralRow | None:
+    in_memory = shares.units[unit.name].deferred is None
+    row = measure(unit, wanted, digests.get(unit.name) if in_memory else None)
+    # What was read a second time must be what was looked up in the cache.
+    if row is not None and digests.get(unit.name, row.digest) != row.digest:
+        raise ValueError(f"{unit.name} has changed since this analysis began: analyze again once nothing writes to it")
+    return row
+
+
+def _not_requested(infos: Mapping[str, UnitInfo], asked: Collection[str]) -> list[SkippedWeight]:
+    return [
+        SkippedWeight(name, info.shape, SkipReason.NOT_REQUESTED) for name, info in infos.items() if name not in asked
+    ]
+
+
+def _nothing_to_analyze(label: str, skipped: Sequence[SkippedWeight]) -> str:
     counts = {reason: sum(skip.reason is reason for skip in skipped) for reason in SkipReason}
     told = ", ".join(f"{count} {reason.value}" for reason, count in counts.items() if count) or "no parameters"
     way_out = " Load the weights first." if counts[SkipReason.META_DEVICE] else ""
     return f"nothing to analyze in {label}: {told}.{way_out}"
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__}

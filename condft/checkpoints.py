@@ -18,7 +18,7 @@ from condft.key_mapping import StoredWeights, map_keys, tied_names
 from condft.names import canonical_name
 from condft.shards import INDEX_FILE, SINGLE_FILE, StoredTensor, open_shards, shard_names
 
-__all__ = ["Checkpoint", "open_checkpoint", "stored_weights"]
+__all__ = ["Checkpoint", "checkpoint_folder", "open_checkpoint", "stored_weights"]
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,17 @@ def open_checkpoint(path: str | Path, *, trust_remote_code: bool = False, downlo
     """
     import transformers
 
+    folder = checkpoint_folder(path, trust_remote_code=trust_remote_code, download=download)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return Checkpoint(folder, config, open_shards(folder))
+
+
+def checkpoint_folder(path: str | Path, *, trust_remote_code: bool = False, download: bool = True) -> Path:
+    """Where a checkpoint's files are; arguments and errors as of `open_checkpoint`, but no file is opened."""
     folder = _resolve(path, trust_remote_code, download)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no checkpoint folder: it has no config.json")
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    return Checkpoint(folder, config, open_shards(folder))
+    return folder
 
 
 def stored_weights(model: nn.Module) -> StoredWeights | str:

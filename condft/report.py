@@ -204,7 +204,14 @@ class SpectralReport:
                 for s in value["skipped"]
             )
             screened = tuple(
-                ScreenedUnit(**{**unit, "shape": tuple(unit["shape"]), "role": Role(unit["role"])})
+                ScreenedUnit(
+                    **{
+                        **unit,
+                        "shape": tuple(unit["shape"]),
+                        "role": Role(unit["role"]),
+                        "condition_number_bound": float(unit["condition_number_bound"]),
+                    }
+                )
                 for unit in value["screened"]
             )
             report = cls(rows, skipped, value["model"], value["versions"], value["measures"], screened)

@@ -3,6 +3,9 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# No test reads or writes the user's cache, nor is one served what another has measured: those of the cache name a
+# folder. Set here and not in a fixture, so that processes that tests launch inherit it.
+os.environ["CONDFT_CACHE"] = "off"
 
 from collections.abc import Callable
 

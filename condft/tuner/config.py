@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from peft.config import PeftConfig
@@ -11,6 +12,7 @@ from condft.tuner.registration import add_peft_type
 
 __all__ = ["CondFTConfig"]
 
+_HUB_FILE = "spectral_report.json"
 _BUDGETS = ("num_tensors", "trainable_fraction", "max_condition_number")
 
 
@@ -38,8 +40,8 @@ class CondFTConfig(PeftConfig):
         seed: Of the random order.
         include_roles: Units that are analysed but no candidates unless named here: "embedding", "output_head",
             "router". A list of `target_modules` that names such a module includes it too.
-        report: A `SpectralReport`, or the path of one, to select from instead of analysing. It must be of the
-            very same weights. Not saved.
+        report: A `SpectralReport`, the path of one, or a hub id whose repository holds `spectral_report.json`, to
+            select from instead of analysing. It must be of the very same weights. Not saved.
         target_units: The resolved selection: full parameter names in the base model. Given by hand, it is used as
             it is.
         report_fingerprint: Fingerprint of the report that the selection was made from; filled in.
@@ -88,7 +90,7 @@ class CondFTConfig(PeftConfig):
         default=None, metadata={"help": "Roles to make candidates too: 'embedding', 'output_head', 'router'."}
     )
     report: Any = field(
-        default=None, metadata={"help": "SpectralReport or its path, to select from instead of analysing."}
+        default=None, metadata={"help": "SpectralReport, its path or hub id, to select from instead of analysing."}
     )
     target_units: list[str] | None = field(
         default=None, metadata={"help": "The resolved selection: full parameter names in the base model."}
@@ -127,10 +129,18 @@ class CondFTConfig(PeftConfig):
         return f"{module_name}.weight" in self._resolved()
 
     def load_report(self) -> SpectralReport | None:
-        """The report handed over, read from its file if a path was given."""
+        """The report handed over, read from its file or fetched from the hub.
+
+        Raises:
+            FileNotFoundError: No such file, and no such report to be had from the hub either.
+            ValueError: The file is no report of this version.
+        """
         if self.report is None or isinstance(self.report, SpectralReport):
             return self.report
-        return SpectralReport.load(self.report)
+        path = Path(self.report)
+        if path.is_dir():
+            path = path / _HUB_FILE
+        return SpectralReport.load(path if path.is_file() else _fetched(str(self.report)))
 
     def _resolved(self) -> frozenset[str]:
         # Asked once a module at every injection: a list of thousands would make that quadratic.
@@ -139,3 +149,20 @@ class CondFTConfig(PeftConfig):
             cached = (self.target_units, frozenset(self.target_units or ()))
             self.__dict__["_resolved_cache"] = cached
         return cached[1]
+
+
+def _fetched(repository: str) -> str:
+    """The path of a hub repository's report, from the hub's cache if it is there."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return huggingface_hub.hf_hub_download(repository, _HUB_FILE)
+    except HFValidationError as error:
+        raise FileNotFoundError(f"report={repository!r} is no file, and no hub id either: {error}") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"report={repository!r} is no file, and {_HUB_FILE} of a hub repository of that name cannot be had: "
+            f"{error} Download the file where there is a network and hand over its path, or leave report out to "
+            "analyze the model here."
+        ) from error

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from condft.analysis import analyze
-from condft.digests import tensor_digest
+from condft.measuring import digest_units
 from condft.report import Role, SkippedWeight, SkipReason, SpectralReport
 from condft.scores import WHOLE_SPECTRUM_SCORES
 from condft.selection import select_units, shape_warning
@@ -218,11 +218,8 @@ def _check_report(report: SpectralReport, units: dict[str, Unit], candidates: se
     """A report of other weights must not choose for this model."""
     rows = {row.name: row for row in report.rows}
     missing = sorted(candidates - rows.keys())
-    changed = [
-        name
-        for name in sorted(candidates & rows.keys())
-        if tensor_digest(units[name].load().tensor) != rows[name].digest
-    ]
+    digests = digest_units(units[name] for name in sorted(candidates & rows.keys()))
+    changed = [name for name, digest in digests.items() if digest != rows[name].digest]
     if missing or changed:
         raise ValueError(
             f"the report ({report.model}) is not of this model: {len(missing)} of {len(candidates)} candidate "

@@ -256,6 +256,21 @@ def test_a_report_can_be_handed_over_as_object_or_file(tiny_llama, tmp_path):
     assert chosen[0] == chosen[1] == chosen[2]
 
 
+def test_a_report_can_come_from_the_hub(tiny_llama, tmp_path, monkeypatch):
+    report = analyze(tiny_llama(), progress=False)
+    repository, revision = tmp_path / "models--someone--tiny", "0" * 40
+    report.save(repository / "snapshots" / revision / "spectral_report.json")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert CondFTConfig(report="someone/tiny").load_report() == report
+    assert CondFTConfig(report=str(repository / "snapshots" / revision)).load_report() == report
+    with pytest.raises(FileNotFoundError, match=r"someone/nothing.* hand over its path, or leave report out"):
+        CondFTConfig(report="someone/nothing").load_report()
+    with pytest.raises(FileNotFoundError, match="no file, and no hub id either"):
+        CondFTConfig(report=tmp_path / "no" / "report.json").load_report()
+
+
 def test_a_report_of_other_weights_is_an_error(tiny_llama):
     report = analyze(tiny_llama(seed=1), progress=False)
     with pytest.raises(ValueError, match=r"not of this model: 0 of 28 .* and 28 have other values"):
