@@ -17,6 +17,7 @@ from condft.files import write_json
 __all__ = ["REPORT_VERSION", "Role", "ScreenedUnit", "SkipReason", "SkippedWeight", "SpectralReport", "SpectralRow"]
 
 REPORT_VERSION = 3
+BOUND_FROM = 1e-2  # relative error from which a condition number is a lower bound; condft.spectra.facts has the same
 
 
 class Role(StrEnum):
@@ -93,6 +94,11 @@ class SpectralRow:
     resolved: bool
     method: str
     spectrum: tuple[float, ...] | None = None
+
+    @property
+    def is_lower_bound(self) -> bool:
+        """Whether `condition_number` is a lower bound, not a figure: see `condft.spectra.SpectralFacts`."""
+        return math.isfinite(self.condition_number) and self.relative_error > BOUND_FROM
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from torch import Tensor
 
 from condft.spectra.operators import iter_row_blocks
 
-__all__ = ["cholesky_factor", "qr_factor"]
+__all__ = ["cholesky_factor", "eigenvalues_above", "eigenvalues_below", "gram_matrix", "qr_factor"]
+
+_LEAST_WIDTH = 192  # narrower products do not reach the speed of wide ones
 
 
 def qr_factor(tall: Tensor) -> Tensor:
@@ -25,16 +27,49 @@ def qr_factor(tall: Tensor) -> Tensor:
     return factor
 
 
-def cholesky_factor(tall: Tensor) -> Tensor | None:
-    r"""The upper Cholesky factor of $W^T W$ for `(m, n)`: half the work of a QR, and it squares the condition.
+def gram_matrix(tall: Tensor, dtype: torch.dtype) -> Tensor:
+    r"""The upper triangle of $W^T W$ for `(m, n)`, in blocks of columns: little more than half the products.
 
     Returns:
-        `(n, n)` upper triangular, fp64, whose singular values are the matrix's to about $\kappa^2 \varepsilon_{64}$;
-        None where $W^T W$ is not positive definite to rounding, which means a condition number above some 1e7.
+        `(n, n)` of `dtype`; what lies under the diagonal blocks is zero and not to be read.
     """
     n = tall.shape[1]
-    gram = torch.zeros(n, n, dtype=torch.float64, device=tall.device)
-    for _, block in iter_row_blocks(tall, torch.float64):
-        gram.addmm_(block.mT, block)
+    gram = torch.zeros(n, n, dtype=dtype, device=tall.device)
+    width = max(_LEAST_WIDTH, -(-n // 8))
+    for _, rows in iter_row_blocks(tall, dtype):
+        for start in range(0, n, width):
+            stop = min(start + width, n)
+            gram[start:stop, start:].addmm_(rows[:, start:stop].mT, rows[:, start:])
+    return gram
+
+
+def cholesky_factor(gram: Tensor) -> Tensor | None:
+    """The upper Cholesky factor of a symmetric matrix of which the upper triangle is given.
+
+    Returns:
+        `(n, n)` upper triangular; None where the matrix is not positive definite to rounding.
+    """
     factor, info = torch.linalg.cholesky_ex(gram, upper=True)
     return None if int(info) else factor
+
+
+def eigenvalues_above(gram: Tensor, bound: float) -> bool:
+    r"""Whether every eigenvalue of a symmetric matrix is above a bound, by Sylvester's law of inertia.
+
+    $G - bI$ is positive definite exactly if it has a Cholesky factor (Golub & Van Loan, §4.2, §8.4.2); what rounding
+    hides is some $\varepsilon \lambda_{\max}$. A Krylov process cannot say this: what its start vector hardly holds,
+    it does not see. `gram`, an upper triangle, is changed meanwhile and restored.
+    """
+    diagonal = gram.diagonal()
+    before = diagonal.clone()
+    diagonal -= bound
+    definite = cholesky_factor(gram) is not None
+    diagonal.copy_(before)
+    return definite
+
+
+def eigenvalues_below(gram: Tensor, bound: float) -> bool:
+    """Whether every eigenvalue is below a bound; see `eigenvalues_above`."""
+    definite = eigenvalues_above(gram.neg_(), -bound)
+    gram.neg_()
+    return definite

@@ -2,23 +2,29 @@ r"""Spectral facts of one matrix without its full SVD: which route, and whether 
 
 Routes, cheapest first; each states the error that it vouches for, and the next one takes over where that is too much:
 
-- `lanczos`: Golub-Kahan-Lanczos on W itself, for rectangles. Both ends of the spectrum lie open there.
+- `gram`: for rectangles: the Cholesky factor of `W^T W` in single precision, Golub-Kahan-Lanczos on it and on its
+  inverse, and the proof by two more Cholesky factorisations that nothing lies beyond the two ends.
+- `cholesky`: the same in double precision, where the condition number or the log-volume asks for it.
+- `qr`: the triangular factor of a tall matrix in fp64, then as before; past a condition number of 1e6, where a Gram
+  matrix no longer tells, what two start vectors agree on.
 - `lu`: for squares, whose smallest singular value hides at the hard edge of the spectrum: LU of W in fp64, then
-  the same process on the inverse.
-- `cholesky`, `qr`: the triangular factor of a tall matrix in fp64, then the same process on its inverse.
+  the process on its inverse, from two start vectors.
 - `svd`: all singular values in fp64: small matrices, and condition numbers past 1e12.
 """
 
+import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from condft.spectra.factor import cholesky_factor, qr_factor
+from condft.spectra.factor import cholesky_factor, eigenvalues_above, eigenvalues_below, gram_matrix, qr_factor
 from condft.spectra.lanczos import Ends, golub_kahan
-from condft.spectra.operators import Inverse, MatrixProducts, TriangularInverse
+from condft.spectra.operators import Inverse, MatrixProducts, Products, TriangularInverse
 from condft.spectra.reference import singular_values
 
 __all__ = [
@@ -33,8 +39,16 @@ __all__ = [
 Measures = Literal["basic", "all"]
 
 _SMALL = 48  # up to here an SVD costs less than the overhead of anything else
-_NEARLY_SQUARE = 0.8  # aspect n / m above which the lower edge closes in and Lanczos on W is slow
+_SINGLE_FROM = 256  # up to here a Gram matrix costs little in either precision
+_NEARLY_SQUARE = 0.8  # aspect n / m above which the lower edge closes in, so that single precision cannot tell it
+_STARTS = 4
+_PROVEN_UP_TO = 1024  # order of a square whose upper end gets a proof: there it costs a third of the LU
+# Rounding moves sigma_n^2 by this times eps * sigma_1^2. Measured: 0.7 and less up to 30,000 rows; but m / 1300 where
+# entries are stored in a narrower dtype than they are summed in.
+_GRAM_ROUNDING = 1.0
+_GRAM_ROUNDING_NARROW = 1 / 500
 _MAX_STEPS = 160
+BOUND_FROM = 1e-2  # relative error from which the condition number is reported as a lower bound
 _EPS64 = torch.finfo(torch.float64).eps
 
 
@@ -58,7 +72,9 @@ class SpectralFacts:
             less entropy the map passes on than the best-conditioned one of the same Frobenius norm (AM-GM
             inequality on $\sigma_i^2$); 0 only for equal singular values, `inf` if rank-deficient; None if not
             measured.
-        relative_error: What the route vouches for: an estimate of the relative error of `condition_number`.
+        relative_error: What the route vouches for: the relative error of `condition_number`, at most. It is proven
+            by inertia for `gram`, `cholesky` and `qr` (to rounding), the SVD's backward error for `svd`, and what
+            independent start vectors agree on for `lu` and for `qr` past 1e6.
         method: The route that answered.
         spectrum: All singular values in descending order, to fp32; None if not asked for.
     """
@@ -73,6 +89,14 @@ class SpectralFacts:
     relative_error: float
     method: str
     spectrum: tuple[float, ...] | None = None
+
+    @property
+    def is_lower_bound(self) -> bool:
+        """Whether `condition_number` is a bound, not a figure: fp64 tells it no better than to 1e-2.
+
+        It is then sigma_max / (sigma_min + d), where d is the possible error of sigma_min.
+        """
+        return math.isfinite(self.condition_number) and self.relative_error > BOUND_FROM
 
 
 @dataclass(frozen=True)
@@ -205,15 +229,23 @@ def _solve(tall: Tensor, measures: Measures, rtol: float) -> _Answer:
     """The first route whose error is within the tolerance."""
     m, n = tall.shape
     if n > _SMALL:
-        if measures == "basic" and n <= _NEARLY_SQUARE * m:
-            answer = _by_lanczos(tall, rtol)
-            if answer is not None:
-                return answer
-        for route in (_by_lu,) if m == n else (_by_cholesky, _by_qr):
+        for route in _routes(m, n, measures, tall.dtype):
             answer = route(tall, rtol)
             if answer is not None:
                 return answer
     return _by_svd(tall)
+
+
+def _routes(m: int, n: int, measures: Measures, dtype: torch.dtype) -> list[Callable[[Tensor, float], _Answer | None]]:
+    if m == n:
+        return [_by_lu]
+    routes: list[Callable[[Tensor, float], _Answer | None]] = []
+    # The log-volume sums n logarithms, so that it wants double precision; so do the edges of what is nearly square.
+    if measures == "basic" and dtype != torch.float64 and _SINGLE_FROM < n <= _NEARLY_SQUARE * m:
+        routes.append(partial(_by_gram, dtype=torch.float32, method="gram"))
+    if m >= 2 * n:  # less tall: a QR costs hardly more, and holds at any condition number
+        routes.append(partial(_by_gram, dtype=torch.float64, method="cholesky"))
+    return [*routes, _by_qr]
 
 
 def _by_svd(tall: Tensor) -> _Answer:
@@ -225,71 +257,110 @@ def _by_svd(tall: Tensor) -> _Answer:
     return _Answer(largest, smallest, log_volume, error, "svd", values)
 
 
-def _by_lanczos(tall: Tensor, rtol: float) -> _Answer | None:
-    """Both ends from W itself; None if they do not settle, or lie too far apart for the precision."""
-    dtype = _lanczos_dtype(tall)
-    # The computed Ritz values are off by some eps * sigma_1, which is eps * kappa of the smallest.
-    limit = rtol / (4 * torch.finfo(dtype).eps)
-    products = MatrixProducts(tall, dtype)
-    ends = golub_kahan(products, wanted="both", rtol=rtol, max_steps=_MAX_STEPS, stop_above=limit)
-    if ends.smallest <= 0 or ends.largest / ends.smallest > limit or not ends.settled:
-        return None
-    return _Answer(ends.largest, ends.smallest, None, ends.error, "lanczos")
+def _by_gram(tall: Tensor, rtol: float, dtype: torch.dtype, method: str) -> _Answer | None:
+    """The ends of the Cholesky factor of `W^T W`, if the condition number squared leaves them their digits."""
+    narrow = tall.dtype.itemsize < dtype.itemsize
+    constant = max(_GRAM_ROUNDING, _GRAM_ROUNDING_NARROW * tall.shape[0]) if narrow else _GRAM_ROUNDING
+    return _certified(gram_matrix(tall, dtype), rtol, method, constant)
+
+
+def _by_qr(tall: Tensor, rtol: float) -> _Answer | None:
+    factor = qr_factor(tall)
+    answer = _by_triangle(factor, rtol, "qr")
+    if answer is None or _GRAM_ROUNDING * _squared(answer, torch.float64) > rtol / 5:
+        return answer  # the Gram matrix could not tell: what two start vectors agree on has to do
+    return _certified(gram_matrix(factor, torch.float64), rtol, "qr")
 
 
 def _by_lu(square: Tensor, rtol: float) -> _Answer | None:
-    largest = golub_kahan(
-        MatrixProducts(square, _lanczos_dtype(square)), wanted="largest", rtol=rtol / 2, max_steps=_MAX_STEPS
-    )
-    if not largest.settled:
+    largest = _largest_of_square(square, rtol / 2)
+    if largest is None:
         return None
     factors, pivots, info = torch.linalg.lu_factor_ex(square.to(torch.float64))
     if int(info):
         return None
-    inverse = golub_kahan(Inverse(factors, pivots), wanted="largest", rtol=rtol / 2, max_steps=_MAX_STEPS)
+    inverse = _agreed(Inverse(factors, pivots), rtol / 2)
     log_volume = float(factors.diagonal().abs().log().sum())
-    return _from_inverse(largest, inverse, log_volume, square.shape[0], "lu")
+    return _from_inverse(largest, inverse, log_volume, square.shape[0], "lu", rtol)
 
 
-def _by_cholesky(tall: Tensor, rtol: float) -> _Answer | None:
-    if tall.shape[0] < 2 * tall.shape[1]:
-        return None  # little taller than wide: a QR costs hardly more, and holds at any condition number
-    factor = cholesky_factor(tall)
-    if factor is None:
-        return None
-    answer = _by_triangle(factor, rtol, "cholesky")
-    if answer is None:
-        return None
-    squared = (answer.largest / answer.smallest) ** 2 * _EPS64 * tall.shape[1]
-    return answer if squared <= rtol / 4 else None
+def _largest_of_square(square: Tensor, rtol: float) -> Ends | None:
+    """The upper end, proven where a Gram matrix is cheap beside the LU, else as two start vectors agree on it."""
+    dtype = _lanczos_dtype(square)
+    products = MatrixProducts(square, dtype)
+    if square.shape[0] > _PROVEN_UP_TO:
+        agreed = _agreed(products, rtol)
+        return agreed if agreed.settled else None
+    gram = gram_matrix(square, dtype)
+    for start in range(_STARTS):
+        ends = golub_kahan(products, wanted="largest", rtol=rtol, max_steps=_MAX_STEPS, start=start)
+        if ends.settled and eigenvalues_below(gram, (ends.largest * (1 + rtol)) ** 2):
+            return ends
+    return None
 
 
-def _by_qr(tall: Tensor, rtol: float) -> _Answer | None:
-    return _by_triangle(qr_factor(tall), rtol, "qr")
+def _certified(gram: Tensor, rtol: float, method: str, constant: float = _GRAM_ROUNDING) -> _Answer | None:
+    """Both ends of a Gram matrix, with the proof that no other singular value lies beyond them.
+
+    A start vector that hardly holds an end leads to a settled answer that is its neighbour; then the next one has a
+    try. None where the squared condition number is too much for the precision.
+    """
+    width = 0.4 * rtol
+    for start in range(_STARTS):
+        factor = cholesky_factor(gram)
+        answer = None if factor is None else _by_triangle(factor, rtol / 2, method, starts=(start,))
+        del factor  # two (n, n) matrices at a time
+        rounding = math.inf if answer is None else constant * _squared(answer, gram.dtype)
+        if answer is None or rounding > rtol / 5:
+            return None
+        lower, upper = (answer.smallest * (1 - width)) ** 2, (answer.largest * (1 + width)) ** 2
+        if eigenvalues_above(gram, lower) and eigenvalues_below(gram, upper):
+            return dataclasses.replace(answer, error=2 * width + rounding)
+    return None
 
 
-def _by_triangle(factor: Tensor, rtol: float, method: str) -> _Answer | None:
+def _squared(answer: _Answer, dtype: torch.dtype) -> float:
+    """`eps kappa^2`: the unit of what rounding a Gram matrix does to the relative error of the smallest value."""
+    return torch.finfo(dtype).eps * (answer.largest / answer.smallest) ** 2
+
+
+def _by_triangle(factor: Tensor, rtol: float, method: str, starts: tuple[int, ...] = (0, 1)) -> _Answer | None:
     diagonal = factor.diagonal().abs()
     if not bool((diagonal > 0).all()):
         return None
-    largest = golub_kahan(MatrixProducts(factor, torch.float64), wanted="largest", rtol=rtol / 2, max_steps=_MAX_STEPS)
-    inverse = golub_kahan(TriangularInverse(factor), wanted="largest", rtol=rtol / 2, max_steps=_MAX_STEPS)
+    largest = _agreed(MatrixProducts(factor, factor.dtype), rtol / 2, starts)
     if not largest.settled:
         return None
-    return _from_inverse(largest, inverse, float(diagonal.log().sum()), factor.shape[0], method)
+    inverse = _agreed(TriangularInverse(factor), rtol / 2, starts)
+    return _from_inverse(largest, inverse, float(diagonal.double().log().sum()), factor.shape[0], method, rtol)
 
 
-def _from_inverse(largest: Ends, inverse: Ends, log_volume: float, size: int, method: str) -> _Answer | None:
-    """Joins sigma_1 and 1 / sigma_1 of the inverse; None past 1e12, where the SVD is to decide."""
+def _agreed(products: Products, rtol: float, starts: tuple[int, ...] = (0, 1)) -> Ends:
+    """The larger answer of some start vectors; where two differ, up to `_STARTS` of them, until two agree on it."""
+    found = [golub_kahan(products, wanted="largest", rtol=rtol, max_steps=_MAX_STEPS, start=start) for start in starts]
+    while len(starts) > 1:
+        first, second = sorted(found, key=lambda ends: ends.largest)[-2:]
+        if second.largest - first.largest <= rtol * second.largest:
+            break
+        if len(found) == _STARTS:
+            return dataclasses.replace(second, settled=False)
+        found.append(
+            golub_kahan(products, wanted="largest", rtol=rtol, max_steps=_MAX_STEPS, start=starts[0] + len(found))
+        )
+    return max(found, key=lambda ends: ends.largest)
+
+
+def _from_inverse(
+    largest: Ends, inverse: Ends, log_volume: float, size: int, method: str, rtol: float
+) -> _Answer | None:
+    """Joins sigma_1 and 1 / sigma_1 of the inverse, both to `rtol / 2`; None past 1e12: the SVD is to decide."""
     if not inverse.settled or not 0.0 < inverse.largest < math.inf:
         return None
     smallest = 1.0 / inverse.largest
-    rounding = size * _EPS64 * largest.largest / smallest
     if largest.largest / smallest > 1e12:
         return None
-    return _Answer(
-        largest.largest, smallest, log_volume, largest.largest_error + inverse.largest_error + rounding, method
-    )
+    rounding = size * _EPS64 * largest.largest / smallest
+    return _Answer(largest.largest, smallest, log_volume, rtol + rounding, method)
 
 
 def _facts(tall: Tensor, answer: _Answer, exponent: int, measures: Measures, *, spectrum: bool) -> SpectralFacts:
@@ -307,7 +378,7 @@ def _facts(tall: Tensor, answer: _Answer, exponent: int, measures: Measures, *, 
     return SpectralFacts(
         sigma_max=math.ldexp(answer.largest, exponent),
         sigma_min=0.0 if deficient else math.ldexp(answer.smallest, exponent),
-        condition_number=math.inf if deficient else max(1.0, answer.largest / answer.smallest),
+        condition_number=math.inf if deficient else _reported_condition(answer),
         frobenius_norm=math.ldexp(math.sqrt(sum_of_squares), exponent),
         stable_rank=min(max(sum_of_squares / answer.largest**2, 1.0), float(n)),
         log_volume=log_volume,
@@ -316,6 +387,12 @@ def _facts(tall: Tensor, answer: _Answer, exponent: int, measures: Measures, *, 
         method=answer.method,
         spectrum=_stored(answer.values, exponent) if spectrum and answer.values is not None else None,
     )
+
+
+def _reported_condition(answer: _Answer) -> float:
+    """The ratio of the ends, or, where the error is too much for a figure, the bound that holds in spite of it."""
+    ratio = max(1.0, answer.largest / answer.smallest)
+    return ratio if answer.error <= BOUND_FROM else max(1.0, ratio / (1.0 + answer.error))
 
 
 def _stored(values: Tensor, exponent: int) -> tuple[float, ...]:

@@ -20,8 +20,8 @@ __all__ = ["Ends", "golub_kahan"]
 
 Wanted = Literal["both", "largest"]
 
-_CHECK_EVERY = 8  # a check costs an SVD of the bidiagonal, as much as some steps on a small matrix
-_EARLY_CHECKS = (1, 2, 4)  # well-conditioned matrices end at once
+_CHECKS = 6  # a check costs an SVD of the bidiagonal, as much as some steps: the next one is a sixth further on
+_LEAST_STRETCH = 6  # over how many steps a value has to stand still
 _SEED = 0x5EED
 
 
@@ -52,7 +52,7 @@ class Ends:
 
 
 def golub_kahan(
-    products: Products, *, wanted: Wanted, rtol: float, max_steps: int, stop_above: float = math.inf
+    products: Products, *, wanted: Wanted, rtol: float, max_steps: int, stop_above: float = math.inf, start: int = 0
 ) -> Ends:
     """Runs the process until the wanted ends have settled, or for `max_steps`.
 
@@ -65,6 +65,8 @@ def golub_kahan(
         rtol: Relative accuracy asked for.
         max_steps: When to give up.
         stop_above: Stop as soon as `largest / smallest` exceeds this: the caller has seen enough.
+        start: Which start vector. An end that one of them hardly holds is found late, and its neighbour settles in
+            its place: on 2 of 100 random matrices, off by up to 9 %. Nothing in the process itself tells.
 
     Returns:
         The ends with their error estimates. Nothing is raised for non-convergence: `settled` tells.
@@ -72,26 +74,30 @@ def golub_kahan(
     n, dtype, device = products.size, products.dtype, products.device
     max_steps = min(max_steps, n)
     basis = torch.empty(max_steps + 1, n, dtype=dtype, device=device)
-    start = torch.randn(n, generator=torch.Generator().manual_seed(_SEED + n), dtype=torch.float64)
-    basis[0] = (start / start.norm()).to(device, dtype)
+    seed = _SEED + n + start * 2**32
+    vector = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    basis[0] = (vector / vector.norm()).to(device, dtype)
     left = products.apply(basis[0])
     alphas, betas = [left.norm()], []
     history: list[Ends] = []
+    next_check = 1
     for step in range(1, max_steps + 1):
         left = left / alphas[-1]
-        right = products.apply_transposed(left) - alphas[-1] * basis[step - 1]
+        known = basis[:step]
+        right = products.apply_transposed(left).sub_(alphas[-1] * known[-1])
         for _ in range(2):
-            right -= basis[:step].mT @ (basis[:step] @ right)
+            right.addmv_(known.mT, known @ right, alpha=-1)
         betas.append(right.norm())
-        if step % _CHECK_EVERY == 0 or step == max_steps or step in _EARLY_CHECKS:
+        if step in (next_check, max_steps):
             ends = _ends(alphas, betas, dtype)
             history.append(ends)
             if ends.settled or step == max_steps or ends.largest > stop_above * ends.smallest:
                 return ends
             if _settled(history, wanted, rtol):
                 return dataclasses.replace(ends, settled=True)
-        basis[step] = right / betas[-1]
-        left = products.apply(basis[step]) - betas[-1] * left
+            next_check = step + max(1, step // _CHECKS)
+        torch.div(right, betas[-1], out=basis[step])
+        left = products.apply(basis[step]).sub_(betas[-1] * left)
         alphas.append(left.norm())
     raise AssertionError("unreachable: the last step returns")
 
@@ -135,14 +141,16 @@ def _relative_error(values: Tensor, residuals: Tensor, index: int, neighbour: in
 
 
 def _settled(history: list[Ends], wanted: Wanted, rtol: float) -> bool:
-    """Both the estimated errors and the movement since the last check are within the tolerance.
+    """Both the estimated errors and the movement over a stretch of steps are within the tolerance.
 
     Either alone can be fooled: the estimate by a Ritz value on its way to another singular value, the movement by a
     slow stretch. On random and trained weights the true error is then 3 to 20 times smaller (tests/spectra).
     """
-    if len(history) < 2:
+    now = history[-1]
+    distance = max(_LEAST_STRETCH, now.steps // 4)
+    before = next((ends for ends in reversed(history) if ends.steps <= now.steps - distance), None)
+    if before is None:
         return False
-    now, before = history[-1], history[-2]
     moved = abs(now.largest - before.largest) / now.largest
     error = now.largest_error
     if wanted == "both":

@@ -55,16 +55,44 @@ class MatrixProducts:
 
     def apply(self, vector: Tensor) -> Tensor:
         if self.matrix.dtype == self.dtype:
-            return self.matrix @ vector
-        return torch.cat([block @ vector for _, block in iter_row_blocks(self.matrix, self.dtype)])
+            return _product(self.matrix, vector)
+        return torch.cat([_product(block, vector) for _, block in iter_row_blocks(self.matrix, self.dtype)])
 
     def apply_transposed(self, vector: Tensor) -> Tensor:
         if self.matrix.dtype == self.dtype:
-            return self.matrix.mT @ vector
+            return _transposed_product(self.matrix, vector)
         total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
         for start, block in iter_row_blocks(self.matrix, self.dtype):
-            total += block.mT @ vector[start : start + len(block)]
+            total += _transposed_product(block, vector[start : start + len(block)])
         return total
+
+
+# BLAS runs a matrix-vector product in one thread, a batch of them in all: up to twice as fast on two cores. So the
+# rows go in as many parts as there are threads. A matrix with fewer entries than this is not worth the splitting.
+_SPLIT_FROM = 2**17
+
+
+def _parts(matrix: Tensor) -> int:
+    """Into how many parts the rows go: 1 where they do not split evenly."""
+    threads = torch.get_num_threads()
+    if matrix.device.type != "cpu" or matrix.numel() < _SPLIT_FROM or matrix.shape[0] % threads:
+        return 1
+    return threads
+
+
+def _product(matrix: Tensor, vector: Tensor) -> Tensor:
+    count = _parts(matrix)
+    if count == 1:
+        return matrix @ vector
+    parts = matrix.unflatten(0, (count, -1))
+    return torch.bmm(vector.expand(count, 1, -1), parts.mT).flatten()
+
+
+def _transposed_product(matrix: Tensor, vector: Tensor) -> Tensor:
+    count = _parts(matrix)
+    if count == 1:
+        return matrix.mT @ vector
+    return torch.bmm(vector.view(count, 1, -1), matrix.unflatten(0, (count, -1))).sum(0)[0]
 
 
 @dataclass(frozen=True)
