@@ -32,10 +32,10 @@ RTOL = 1e-3
 
 # Costs in flops of a matrix product, fitted to measured times (see `UnitInfo.cost`). A pass of Lanczos over W waits
 # for memory, so that an entry costs far more than the two flops that it takes part in, some forty times over.
-_LANCZOS_PER_ENTRY = 400
-_SOLVES_PER_ENTRY = 300
-_OVERHEAD = 2e7
-_SMALL, _NEARLY_SQUARE = 48, 0.8  # where `condft.spectra.facts` changes its route
+_LANCZOS_PER_ENTRY = 1000
+_OVERHEAD = 1e8
+# Where `condft.spectra.facts` changes its route.
+_SMALL, _SINGLE_FROM, _NEARLY_SQUARE, _PROVEN_UP_TO = 48, 256, 0.8, 1024
 
 
 @dataclass(frozen=True)
@@ -98,18 +98,19 @@ class UnitInfo:
     def cost(self, wanted: Wanted) -> float:
         """Flops that a matrix product would do in the time that the row takes, with the route that shape suggests.
 
-        Measured on one core, fp32 (`spectral_facts` on Gaussian matrices from 192x576 to 8192x1024): the ratio of time
-        to cost varies by some 30 % between shapes and routes, and three times for the smallest.
+        Measured on one core, fp32 (`spectral_facts` on Gaussian matrices from 192x576 to 14336x4096): the ratio of
+        time to cost varies by a third around 30 ps, less for the largest.
         """
         n, m = sorted(self.matrix_shape)
         if wanted.spectrum or n <= _SMALL:
-            return _OVERHEAD / 10 + 4 * m * n * n
-        if wanted.measures == "basic" and n <= _NEARLY_SQUARE * m:
-            return _OVERHEAD + _LANCZOS_PER_ENTRY * m * n
-        if m == n:
-            return _OVERHEAD + 2 / 3 * n**3 + _SOLVES_PER_ENTRY * n * n
-        factoring = m * n * n + n**3 / 3 if m >= 2 * n else 4 / 3 * m * n * n  # Cholesky of the Gram matrix, or QR
-        return _OVERHEAD + factoring + _SOLVES_PER_ENTRY * n * n
+            return _OVERHEAD / 10 + 8 * m * n * n
+        around = _OVERHEAD + _LANCZOS_PER_ENTRY * n * n
+        if m == n:  # LU in double precision, and for small ones a Gram matrix with a proof
+            return around + (4 / 3 + (4 / 3 if n <= _PROVEN_UP_TO else 0)) * n**3
+        gram = m * n * n + n**3  # half the products of W^T W; its factor and two proofs
+        if wanted.measures == "basic" and _SINGLE_FROM < n <= _NEARLY_SQUARE * m:
+            return around + gram
+        return around + (2 * gram if m >= 2 * n else 6 * m * n * n)  # in double precision, or a QR
 
 
 def measure(unit: Unit, wanted: Wanted, digest: str | None = None) -> SpectralRow | None:
