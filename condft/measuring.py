@@ -30,8 +30,8 @@ ALGORITHM_VERSION = 1
 # What is asked of κ; see `condft.spectra.spectral_facts`.
 RTOL = 1e-3
 
-# Costs in flops of a matrix product, fitted to measured times (see `UnitInfo.cost`). A pass of Lanczos over W waits
-# for memory, so that an entry costs far more than the two flops that it takes part in, some forty times over.
+# Costs in flops of a matrix product, fitted to measured times (see `UnitInfo.cost`). A step of Lanczos on an n x n
+# factor waits for memory, so that an entry costs far more than the flops that it takes part in.
 _LANCZOS_PER_ENTRY = 1000
 _OVERHEAD = 1e8
 # Where `condft.spectra.facts` changes its route.

@@ -14,9 +14,6 @@ from condft.selection import Selection, select_units, shape_warning
 
 __all__ = ["print_comparison", "print_report", "print_selection"]
 
-# Past this error a route no longer knows κ: rounding fills σ_min up, so that the figure is a lower bound.
-_KNOWN = 1e-2
-
 
 def print_report(report: SpectralReport, lowest: int) -> None:
     """κ by module type, the units of lowest κ, what was ruled out and what was skipped."""
@@ -116,12 +113,8 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _is_bound(row: SpectralRow) -> bool:
-    return row.condition_number < math.inf and row.relative_error > _KNOWN
-
-
 def _kappa(row: SpectralRow) -> str:
-    return "≥ " * _is_bound(row) + f"{row.condition_number:.4g}" + " *" * (not row.resolved)
+    return "≥ " * row.is_lower_bound + f"{row.condition_number:.4g}" + " *" * (not row.resolved)
 
 
 def _print_marks(rows: Sequence[SpectralRow]) -> None:

@@ -56,10 +56,10 @@ def select(
             candidates=[row.name for row in found.rows if row.role in roles],
         )
         print_selection(selection, found)
+        if yaml is not None:  # first: it may refuse
+            write_unfrozen_parameters(selection, yaml)
         if out is not None:
             write_selection(selection, found, out, order=order)
-        if yaml is not None:
-            write_unfrozen_parameters(selection, yaml)
         if plot is not None:
             from condft.plots import plot_condition_numbers
 
