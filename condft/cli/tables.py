@@ -118,7 +118,7 @@ def _kappa(row: SpectralRow) -> str:
 
 
 def _print_marks(rows: Sequence[SpectralRow]) -> None:
-    bounds, unresolved = sum(map(_is_bound, rows)), sum(not row.resolved for row in rows)
+    bounds, unresolved = sum(row.is_lower_bound for row in rows), sum(not row.resolved for row in rows)
     if bounds:
         console().print(f"≥ the figure is a lower bound: κ of {bounds} units is past what the precision resolves")
     if unresolved:
