@@ -176,7 +176,7 @@ def _transpose(stack: ExpertStack, dim0: int, dim1: int) -> Any:
 
 def _grouped_mm(x: Tensor, stack: ExpertStack, *, offs: Tensor | None = None, **options: Any) -> Any:
     """Rows of frozen and of trained experts apart; `offs[e]` is one past the last row of expert e."""
-    if options or offs is None or x.ndim != 2 or not isinstance(stack, ExpertStack):
+    if any(value is not None for value in options.values()) or offs is None or x.ndim != 2 or not isinstance(stack, ExpertStack):
         return NotImplemented
     parts = stack.parts
     base, values = stack.oriented(parts.base), stack.oriented(parts.cast())
@@ -185,17 +185,17 @@ def _grouped_mm(x: Tensor, stack: ExpertStack, *, offs: Tensor | None = None, **
     ends_of_trained = sizes[trained].cumsum(0, dtype=offs.dtype)
     num_rows = int(ends_of_trained[-1])  # the one synchronisation
     if num_rows == 0:
-        return F.grouped_mm(x, base, offs=offs)
+        return _product(x, base, offs=offs)
     if num_rows == len(x):
-        return F.grouped_mm(x, values, offs=ends_of_trained)
+        return _product(x, values, offs=ends_of_trained)
     expert = torch.searchsorted(offs, torch.arange(len(x), device=x.device, dtype=offs.dtype), right=True)
     is_trained = place >= 0
     # A stable sort keeps either part sorted by expert, and rows of no expert at the end of the frozen part.
     order = is_trained[expert].to(torch.uint8).argsort(stable=True)
     of_frozen, of_trained = order[:-num_rows], order[-num_rows:]
     ends_of_frozen = sizes.masked_fill(is_trained[:-1], 0).cumsum(0, dtype=offs.dtype)
-    frozen_result = F.grouped_mm(x.index_select(0, of_frozen), base, offs=ends_of_frozen)
-    trained_result = F.grouped_mm(x.index_select(0, of_trained), values, offs=ends_of_trained)
+    frozen_result = _product(x.index_select(0, of_frozen), base, offs=ends_of_frozen)
+    trained_result = _product(x.index_select(0, of_trained), values, offs=ends_of_trained)
     result = torch.empty(len(x), base.shape[-1], dtype=frozen_result.dtype, device=x.device)
     return result.index_copy_(0, of_frozen, frozen_result).index_copy_(0, of_trained, trained_result)
 
@@ -205,8 +205,13 @@ _SHORTCUTS: dict[Any, Callable[..., Any]] = {
     Tensor.transpose: _transpose,
     Tensor.mT.__get__: lambda stack: _transpose(stack, -2, -1),  # type: ignore[attr-defined]
 }
-if hasattr(F, "grouped_mm"):
-    _SHORTCUTS[F.grouped_mm] = _grouped_mm
+# torch's public function is plain Python around the private one, and older versions have only that.
+_product: Any = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
+_SHORTCUTS |= {
+    getattr(holder, name): _grouped_mm
+    for holder, name in ((F, "grouped_mm"), (torch, "_grouped_mm"))
+    if hasattr(holder, name)
+}
 
 _METADATA = {
     getattr(Tensor, name).__get__

@@ -21,7 +21,7 @@ SUPPORTED_LAYERS = (*SLICEABLE_LAYERS, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Co
 
 
 class FunctionalLayer(CondFTLayer):
-    """Wraps one of `SUPPORTED_LAYERS`: all of its weight, or rows or columns of a linear one, and its bias if asked."""
+    """Wraps one of `SUPPORTED_LAYERS`: its weight (of a linear layer also rows or columns), and its bias if asked."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         adapter = self._acting()

@@ -56,7 +56,7 @@ class SubstitutingLayer(CondFTLayer):
         return copy if slices is None else slices.splice(base.detach(), copy)
 
     def __getattr__(self, name: str) -> Any:
-        """What the wrapper lacks, it has from the module: callers read `num_experts`, `batch_first`, `in_proj_bias`."""
+        """What the wrapper lacks, it has from the module: callers read `num_experts` or `batch_first`."""
         try:
             return super().__getattr__(name)
         except AttributeError:
