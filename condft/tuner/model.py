@@ -88,6 +88,13 @@ class CondFTModel(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
         keep_off_fast_path(parent, layer)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """PEFT's own, but that gives back any base layer with its `weight`, which experts have none of."""
+        if isinstance(child, CondFTLayer):
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
         """Freezes the base. PEFT's own also unfreezes biases in place, and knows no bias="selected"."""
         own = [module for module in model.modules() if isinstance(module, CondFTLayer | AuxiliaryTrainingWrapper)]
