@@ -86,7 +86,11 @@ class CondFTModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
-        keep_off_fast_path(parent, layer)
+
+    def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """PEFT's own, which calls its hook for the first adapter only."""
+        super().inject_adapter(model, *args, **kwargs)
+        keep_off_fast_path(model)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """PEFT's own, but that gives back any base layer with its `weight`, which experts have none of."""

@@ -101,7 +101,7 @@ def test_experts_compete_by_default_and_select_units_agrees() -> None:
     config = CondFTConfig(num_tensors=12)
     get_peft_model(base, config)
     assert config.target_units == list(expected.names)
-    assert expected.by_module_type["model.layers.*.mlp.experts.gate_up_proj"] == (3, 8)
+    assert expected.by_module_type["model.layers.*.mlp.experts.gate_up_proj"] == (4, 8)
     assert expected.num_candidates == 2 * (4 + 4 + 4)
 
 
@@ -216,7 +216,7 @@ def test_checkpointed_autocast_and_compiled_steps(implementation: str, token_ids
 
     plain = gradients()
     for other, tolerance in (
-        (gradients(checkpointed), 0.0),
+        (gradients(checkpointed), 1e-6),
         (gradients(lambda model: torch.compile(model, backend="aot_eager")), 1e-5),
         (gradients(dtype=torch.bfloat16), 0.05),
     ):
