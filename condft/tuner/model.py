@@ -144,7 +144,7 @@ def _resolve_selection(config: CondFTConfig, model: nn.Module, units: dict[str, 
             granularity=config.granularity,  # type: ignore[arg-type]  # checked above, by iter_units
         )
     else:
-        _check_report(report, units, candidates)
+        _check_report(report, units, candidates, config.granularity)
     selection = select_units(
         report,
         num_tensors=config.num_tensors,
@@ -258,7 +258,7 @@ def _refuse_tied(names: set[str], model: nn.Module) -> None:
                 )
 
 
-def _check_report(report: SpectralReport, units: dict[str, Unit], candidates: set[str]) -> None:
+def _check_report(report: SpectralReport, units: dict[str, Unit], candidates: set[str], granularity: str) -> None:
     """A report of other weights must not choose for this model."""
     rows = {row.name: row for row in report.rows}
     missing = sorted(candidates - rows.keys())
@@ -268,7 +268,7 @@ def _check_report(report: SpectralReport, units: dict[str, Unit], candidates: se
         raise ValueError(
             f"the report ({report.model}) is not of this model: {len(missing)} of {len(candidates)} candidate "
             f"weights have no row in it and {len(changed)} have other values, the first is "
-            f"{(missing + changed)[0]!r}. Analyze this model instead."
+            f"{(missing + changed)[0]!r}. Analyze this model instead, with granularity={granularity!r}."
         )
 
 

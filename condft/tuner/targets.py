@@ -133,7 +133,7 @@ class Targets:
     def _head(self, name: str, path: str, label: str, weight: Tensor) -> Slices | str:
         module_path, module = self._modules[path]
         if not isinstance(module, SLICEABLE_LAYERS):
-            return f"a {type(module).__name__} cannot be sliced: name {name!r} to train all of it"
+            return f"{type(module).__name__} cannot be sliced: name {name!r} to train all of it"
         if name not in self._heads:
             self._heads[name] = heads_of(self._model, module_path, module, tuple(weight.shape))
         heads = self._heads[name]
