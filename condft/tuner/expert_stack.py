@@ -176,7 +176,12 @@ def _transpose(stack: ExpertStack, dim0: int, dim1: int) -> Any:
 
 def _grouped_mm(x: Tensor, stack: ExpertStack, *, offs: Tensor | None = None, **options: Any) -> Any:
     """Rows of frozen and of trained experts apart; `offs[e]` is one past the last row of expert e."""
-    if any(value is not None for value in options.values()) or offs is None or x.ndim != 2 or not isinstance(stack, ExpertStack):
+    if (
+        any(value is not None for value in options.values())
+        or offs is None
+        or x.ndim != 2
+        or not isinstance(stack, ExpertStack)
+    ):
         return NotImplemented
     parts = stack.parts
     base, values = stack.oriented(parts.base), stack.oriented(parts.cast())

@@ -44,6 +44,7 @@ class FunctionalLayer(CondFTLayer):
         if isinstance(base, nn.Linear):
             return F.linear(x, weight, bias)
         if isinstance(base, Conv1D):
+            assert bias is not None  # a Conv1D always has one
             flat = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)
             return flat.reshape(*x.shape[:-1], base.nf)
         convolved: Tensor = base._conv_forward(x, weight, bias)

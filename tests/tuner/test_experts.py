@@ -75,7 +75,9 @@ def test_only_the_slices_are_parameters_and_have_optimizer_state(token_ids: Tens
 @given(st.data())
 def test_any_subset_of_any_stack(data: st.DataObject) -> None:
     """Frozen experts keep their bytes through AdamW with weight decay; trained ones are the unfrozen model's."""
-    every = [EXPERTS.format(layer, key, e) for layer in (0, 1) for key in ("gate_up_proj", "down_proj") for e in range(4)]
+    every = [
+        EXPERTS.format(layer, key, e) for layer in (0, 1) for key in ("gate_up_proj", "down_proj") for e in range(4)
+    ]
     units = data.draw(st.lists(st.sampled_from(every), min_size=1, unique=True))
     base = tiny_moe(implementation=data.draw(st.sampled_from(IMPLEMENTATIONS)))
     ids = torch.randint(3, 96, (2, data.draw(st.integers(1, 9))), generator=torch.Generator().manual_seed(1))
@@ -282,7 +284,12 @@ def test_the_stack_reads_as_a_tensor_whatever_is_done_with_it() -> None:
     slices = Slices.joined(0, [(3, 4), (1, 2)])
     base, values = torch.randn(5, 8, 4), nn.Parameter(torch.randn(2, 8, 4))
     stack, whole = expert_stack(base, values, slices), slices.splice(base, values)
-    assert (stack.shape, stack.dtype, len(stack), stack.transpose(1, 2).shape) == (base.shape, base.dtype, 5, (5, 4, 8))
+    assert (stack.shape, stack.dtype, len(stack), stack.transpose(1, 2).shape) == (
+        base.shape,
+        base.dtype,
+        5,
+        (5, 4, 8),
+    )
     experts = torch.tensor([0, 3, 3, 1])
     for read in (
         lambda w: w[-2],
@@ -331,5 +338,5 @@ def test_kernels_that_would_miss_the_trained_experts_are_refused() -> None:
 
     stack = expert_stack(torch.randn(5, 8, 4), nn.Parameter(torch.randn(2, 8, 4)), Slices(0, ((0, 2),)))
     x = torch.ones(1, requires_grad=True)
-    with pytest.raises(RuntimeError, match="would miss the trained ones: .* Set experts_implementation"):
+    with pytest.raises(RuntimeError, match=r"would miss the trained ones: .* Set experts_implementation"):
         Foreign.apply(x, stack).sum().backward()
