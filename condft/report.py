@@ -21,7 +21,7 @@ BOUND_FROM = 1e-2  # relative error from which a condition number is a lower bou
 
 
 class Role(StrEnum):
-    """What a unit is for. Only LAYER is a candidate for training unless another role is asked for."""
+    """What a unit is for. LAYER and EXPERT are candidates for training, others only where they are asked for."""
 
     LAYER = "layer"
     EXPERT = "expert"

@@ -44,6 +44,8 @@ def role_of(model: nn.Module, path: str, module: nn.Module, key: str) -> Role:
         isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or type(module).__name__ in _LAYER_CLASSES
     ):
         return Role.LAYER
+    if isinstance(module, nn.MultiheadAttention) and key.endswith("proj_weight"):
+        return Role.LAYER  # a linear layer's weight, which torch keeps without the layer
     if "expert" in f"{path}.{key}".lower():
         return Role.EXPERT
     return Role.PARAMETER

@@ -75,7 +75,7 @@ def select_units(
         stratify: `"module_type"` shares the budget between module types in proportion to their candidates and
             ranks within each; `None` ranks across all of them, the paper's literal rule.
         seed: For `order="random"` only. The draw depends on seed and names alone.
-        candidates: Names that may be chosen; by default every row whose role is `layer`.
+        candidates: Names that may be chosen; by default every row whose role is `layer` or `expert`.
 
     Returns:
         The selection. Ties are broken by name, so neither module order nor hash seed matters.
@@ -148,7 +148,7 @@ def _check_choices(score: str, order: str, stratify: str | None) -> None:
 
 def _candidate_rows(report: SpectralReport, candidates: Collection[str] | None) -> list[SpectralRow]:
     if candidates is None:
-        rows = [row for row in report.rows if row.role is Role.LAYER]
+        rows = [row for row in report.rows if row.role in (Role.LAYER, Role.EXPERT)]
     else:
         wanted = set(candidates)
         missing = sorted(wanted.difference(row.name for row in report.rows))

@@ -3,17 +3,20 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from peft.config import PeftConfig
 
 from condft.report import Role, SpectralReport
+from condft.tuner.layer import Parts
 from condft.tuner.registration import add_peft_type
+from condft.weights import Granularity
 
 __all__ = ["CondFTConfig"]
 
 _HUB_FILE = "spectral_report.json"
 _BUDGETS = ("num_tensors", "trainable_fraction", "max_condition_number")
+_BIASES = ("none", "selected")
 
 
 @dataclass
@@ -38,11 +41,16 @@ class CondFTConfig(PeftConfig):
         order: "lowest" (the method), or the controls "highest" and "random".
         stratify: "module_type" ranks within q, k, v, ... and shares the budget between them; None ranks across.
         seed: Of the random order.
+        granularity: "tensor" chooses among whole weights and single experts of fused stacks; "head" also cuts the
+            attention weights into heads (see `condft.heads`) and chooses among those.
+        bias: "none" freezes every bias; "selected" trains those of the chosen units too, as copies: of a head's rows
+            those entries, of an expert its own.
         include_roles: Units that are analysed but no candidates unless named here: "embedding", "output_head",
             "router". A list of `target_modules` that names such a module includes it too.
         report: A `SpectralReport`, the path of one, or a hub id whose repository holds `spectral_report.json`, to
             select from instead of analysing. It must be of the very same weights. Not saved.
-        target_units: The resolved selection: full parameter names in the base model. Given by hand, it is used as
+        target_units: The resolved selection: full parameter names in the base model, with `[17]` appended for one
+            expert of a fused stack and `[h3]`, `[q3]`, `[k3]`, `[v3]` for one head. Given by hand, it is used as
             it is.
         report_fingerprint: Fingerprint of the report that the selection was made from; filled in.
         init_weights: True starts from the base weights. False perturbs the copies, for tests only.
@@ -86,6 +94,12 @@ class CondFTConfig(PeftConfig):
         default="module_type", metadata={"help": "'module_type' ranks within each type, None across all."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the random order."})
+    granularity: str = field(
+        default="tensor", metadata={"help": "'tensor', or 'head' to choose among single attention heads."}
+    )
+    bias: str = field(
+        default="none", metadata={"help": "'none', or 'selected' to train the biases of the chosen units too."}
+    )
     include_roles: list[str] | None = field(
         default=None, metadata={"help": "Roles to make candidates too: 'embedding', 'output_head', 'router'."}
     )
@@ -115,6 +129,9 @@ class CondFTConfig(PeftConfig):
             raise ValueError(f"at most one budget, got {' and '.join(given)}: keep one of them")
         if self.layers_to_transform is not None and not isinstance(self.target_modules, list):
             raise ValueError("layers_to_transform needs a list of target_modules")
+        for name, choices in (("granularity", get_args(Granularity)), ("bias", _BIASES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(choices)}")
         allowed = [role.value for role in (Role.EMBEDDING, Role.OUTPUT_HEAD, Role.ROUTER)]
         unknown = sorted(set(self.include_roles or []) - set(allowed))
         if unknown:
@@ -124,9 +141,19 @@ class CondFTConfig(PeftConfig):
         """As PEFT's, without the report: the selection made from it is in `target_units`."""
         return dataclasses.asdict(dataclasses.replace(self, report=None))
 
+    @property
+    def plan(self) -> dict[str, Parts]:
+        """What `target_units` are in the model that was prepared last: module path -> what of it trains. Not saved."""
+        plan: dict[str, Parts] = self.__dict__.get("_plan", {})
+        return plan
+
+    @plan.setter
+    def plan(self, value: dict[str, Parts]) -> None:
+        self.__dict__["_plan"] = value
+
     def is_target(self, module_name: str) -> bool:
-        """Whether the module's weight is in the resolved selection; exact names, never suffixes."""
-        return f"{module_name}.weight" in self._resolved()
+        """Whether the module holds units of the resolved selection; exact names, never suffixes."""
+        return module_name in self.plan
 
     def load_report(self) -> SpectralReport | None:
         """The report handed over, read from its file or fetched from the hub.
@@ -141,14 +168,6 @@ class CondFTConfig(PeftConfig):
         if path.is_dir():
             path = path / _HUB_FILE
         return SpectralReport.load(path if path.is_file() else _fetched(str(self.report)))
-
-    def _resolved(self) -> frozenset[str]:
-        # Asked once a module at every injection: a list of thousands would make that quadratic.
-        cached = self.__dict__.get("_resolved_cache")
-        if cached is None or cached[0] is not self.target_units:
-            cached = (self.target_units, frozenset(self.target_units or ()))
-            self.__dict__["_resolved_cache"] = cached
-        return cached[1]
 
 
 def _fetched(repository: str) -> str:

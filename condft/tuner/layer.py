@@ -1,114 +1,134 @@
-"""`CondFTLayer`: one wrapper a selected layer, holding a trainable full-rank copy of its weight per adapter.
+"""`CondFTLayer`: what every wrapper has in common: trainable full-rank copies of a module's weights, per adapter.
 
 A copy, not the weight itself made trainable: a fp32 copy of a bf16 weight keeps updates that bf16 would round away,
 the base stays bit for bit as it was (so `disable_adapter` and `unmerge` are exact), and weight decay cannot reach
-what is frozen. The forward calls the functional form of each layer kind: `functional_call` would be silently wrong
-under FSDP1 with `use_orig_params`.
+what is frozen. Of a weight that trains in part (some experts, some heads) only those slices are copied.
+
+How the copies act in the forward is the subclasses' business: `condft.tuner.functional`, `condft.tuner.substitution`
+and `condft.tuner.experts`.
 """
 
 import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-__all__ = ["SUPPORTED_LAYERS", "CondFTLayer"]
+from condft.tuner.registration import PREFIX
+from condft.tuner.slices import Slices
 
-SUPPORTED_LAYERS = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+__all__ = ["CondFTLayer", "Parts"]
+
+Parts = Mapping[str, Slices | None]
+"""Name of a parameter in the wrapped module -> which slices of it train; None for all of it."""
 
 _PERTURBATION = 0.1  # of the weight's own standard deviation, for init_weights=False
 
 
 class CondFTLayer(nn.Module, BaseTunerLayer):
-    """Wraps one layer; its active adapter's copy of the weight acts in the place of the base weight.
+    """Wraps one module; its active adapter's copies act in the place of the module's own parameters.
+
+    The copies of the parameter `weight` are in `condft_weight`, one an adapter; those of `out_proj.weight` in
+    `condft_out_proj_weight`. Of a parameter that trains in part, the copy holds the slices one after another.
 
     Args:
-        base_layer: The layer to wrap, of one of `SUPPORTED_LAYERS`.
+        base_layer: The module to wrap.
         adapter_name: Name of the first adapter.
-        init_weights: True copies the base weight, False perturbs the copy.
-        inference_mode: True leaves the copy without gradient.
-
-    Raises:
-        TypeError: A layer of another kind.
+        parts: What of the module that adapter trains.
+        init_weights: True copies the base weights, False perturbs the copies.
+        inference_mode: True leaves the copies without gradient.
     """
 
-    adapter_layer_names = ("condft_weight",)
-
     def __init__(
-        self, base_layer: nn.Module, adapter_name: str, *, init_weights: bool = True, inference_mode: bool = False
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        parts: Parts,
+        *,
+        init_weights: bool = True,
+        inference_mode: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(base_layer, SUPPORTED_LAYERS):
-            kinds = ", ".join(kind.__name__ for kind in SUPPORTED_LAYERS)
-            raise TypeError(f"CondFT cannot train a {type(base_layer).__name__}: it supports {kinds}")
         self.base_layer = base_layer
-        self.condft_weight = nn.ParameterDict({})
+        self.adapter_layer_names: tuple[str, ...] = ()
+        self.slices: dict[str, dict[str, Slices | None]] = {}  # parameter -> adapter -> slices
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter = adapter_name
-        self._unmerged_weight: Tensor | None = None  # the base weight's own memory while an adapter is merged
-        self.update_layer(adapter_name, init_weights=init_weights, inference_mode=inference_mode)
+        self._unmerged: dict[str, Tensor] = {}  # parameter -> what merging has put its copy in the place of
+        self.update_layer(adapter_name, parts, init_weights=init_weights, inference_mode=inference_mode)
 
     @property
     def _base(self) -> Any:
-        """The base layer; Any, since its kind is known at run time only."""
+        """The wrapped module; Any, since its kind is known at run time only."""
         return self.get_base_layer()
 
-    def update_layer(self, adapter_name: str, *, init_weights: bool = True, inference_mode: bool = False) -> None:
-        """Adds an adapter: a copy of the base weight, in its dtype (PEFT then casts half precision to fp32)."""
-        base = self._unmerged_weight if self._unmerged_weight is not None else self._base.weight
-        copy = base.detach().clone()
-        if not init_weights:
-            copy += _PERTURBATION * copy.float().std().to(copy.dtype) * torch.randn_like(copy)
-        self.condft_weight[adapter_name] = nn.Parameter(copy)
+    def update_layer(
+        self, adapter_name: str, parts: Parts, *, init_weights: bool = True, inference_mode: bool = False
+    ) -> None:
+        """Adds an adapter: copies of the base values, in their dtype (PEFT then casts half precision to fp32)."""
+        for parameter, slices in parts.items():
+            if parameter not in self.slices:
+                self.slices[parameter] = {}
+                setattr(self, _attribute(parameter), nn.ParameterDict({}))
+                self.adapter_layer_names = (*self.adapter_layer_names, _attribute(parameter))
+            base = self.base_values(parameter)
+            copy = base.clone() if slices is None else slices.take(base)
+            if not init_weights:
+                spread = copy.float().std(correction=0).to(copy.dtype)
+                copy += _PERTURBATION * spread * torch.randn_like(copy)
+            self.copies_of(parameter)[adapter_name] = nn.Parameter(copy)
+            self.slices[parameter][adapter_name] = slices
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def base_parameter(self, parameter: str) -> Any:
+        """The wrapped module's own tensor of that name, as it is now (merged, sharded, ...)."""
+        owner, _, key = parameter.rpartition(".")
+        return getattr(self._base.get_submodule(owner), key)
+
+    def base_values(self, parameter: str) -> Tensor:
+        """The values that the module had without any adapter, also while one is merged."""
+        values: Tensor = self.base_parameter(parameter).detach()
+        if parameter not in self._unmerged:
+            return values
+        slices = self.slices[parameter][self.merged_adapters[0]]
+        original = self._unmerged[parameter].to(values.device)
+        return original if slices is None else slices.splice(values, original.to(values.dtype))
+
+    def copies_of(self, parameter: str) -> nn.ParameterDict:
+        """The trainable copies of one parameter (of its slices), by adapter."""
+        copies: nn.ParameterDict = getattr(self, _attribute(parameter))
+        return copies
+
+    def parts_of(self, adapter_name: str) -> Iterator[tuple[str, Slices | None, nn.Parameter]]:
+        """What an adapter trains here: the parameter's name, its slices (None for all of it), and their copy."""
+        for parameter, by_adapter in self.slices.items():
+            if adapter_name in by_adapter:
+                yield parameter, by_adapter[adapter_name], self.copies_of(parameter)[adapter_name]
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        for by_adapter in self.slices.values():
+            by_adapter.pop(adapter_name, None)
+
+    def _acting(self) -> str | None:
+        """The adapter whose copies act in this forward; None if the base layer acts alone."""
         if self.disable_adapters and self.merged:
             self.unmerge()
-        active = [] if self.disable_adapters or self.merged else self._active_here()
-        if not active:
-            return self.base_layer(x, *args, **kwargs)
-        return self._functional(x, self.condft_weight[active[0]])
-
-    def _active_here(self) -> list[str]:
-        active = [name for name in self.active_adapters if name in self.condft_weight]
+        if self.disable_adapters or self.merged:
+            return None
+        active = [name for name in self.active_adapters if any(True for _ in self.parts_of(name))]
         if len(active) > 1:
             raise ValueError(
                 f"the adapters {active} are active together and each has its own copy of this weight: "
                 "activate one of them, or merge one first"
             )
-        return active
-
-    def _functional(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The base layer's function with another weight, computed in the base layer's dtype."""
-        base = self._base
-        if isinstance(base, nn.Embedding):
-            return self._embed(x, weight.to(base.weight.dtype))
-        x = self._cast_input_dtype(x, base.weight.dtype)
-        # Under autocast the copy goes in as it is: autocast casts it itself, once a step, and caches that.
-        if not torch.is_autocast_enabled(x.device.type):
-            weight = weight.to(x.dtype)
-        if isinstance(base, nn.Linear):
-            return F.linear(x, weight, base.bias)
-        if isinstance(base, Conv1D):
-            flat = torch.addmm(base.bias, x.reshape(-1, x.shape[-1]), weight)
-            return flat.reshape(*x.shape[:-1], base.nf)
-        return base._conv_forward(x, weight, base.bias)
-
-    def _embed(self, ids: Tensor, weight: Tensor) -> Tensor:
-        base = self._base
-        embedded = F.embedding(
-            ids, weight, base.padding_idx, base.max_norm, base.norm_type, base.scale_grad_by_freq, base.sparse
-        )
-        scale = self._get_embed_scale()  # some embeddings multiply by a constant in their forward (Gemma 3)
-        return embedded if scale is None else embedded * scale.to(embedded.dtype)
+        return active[0] if active else None
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Puts the adapter's weight into the base layer; the base weight's memory is kept for `unmerge`.
+        """Puts the adapter's copies into the base layer; what they replace is kept for `unmerge`.
 
         Args:
             safe_merge: Refuse weights with NaN or infinity.
@@ -117,7 +137,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: More than one adapter for this layer, or non-finite weights under `safe_merge`.
         """
-        names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.condft_weight]
+        names = [n for n in check_adapters_to_merge(self, adapter_names) if any(True for _ in self.parts_of(n))]
         if not names:
             return
         if len(names) > 1 or self.merged:
@@ -125,29 +145,38 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
                 f"cannot merge {names} into a layer that holds {self.merged_adapters or 'no'} merged adapters: "
                 "CondFT weights replace the base weight, so one can be merged at a time. Unmerge first."
             )
-        base = self._base
-        merged = self.condft_weight[names[0]].detach().to(base.weight.dtype, copy=True)
-        if safe_merge and not torch.isfinite(merged).all():
+        parts = list(self.parts_of(names[0]))
+        if safe_merge and not all(torch.isfinite(copy).all() for _, _, copy in parts):
             raise ValueError(f"NaN or infinity in the merged weights: the adapter {names[0]} seems to be broken")
-        self._unmerged_weight = base.weight.data
-        base.weight.data = merged
+        for parameter, slices, copy in parts:
+            base = self.base_parameter(parameter)
+            values = copy.detach().to(base.device)
+            if slices is None:
+                self._unmerged[parameter] = base.data
+                base.data = values.to(base.dtype, copy=True)
+            else:
+                self._unmerged[parameter] = slices.take(base.data)
+                slices.write(base.data, values)
         self.merged_adapters.append(names[0])
 
     def unmerge(self) -> None:
-        """Gives the base layer its own weight back, the very same bytes."""
-        if not self.merged or self._unmerged_weight is None:
+        """Gives the base layer its own weights back, the very same bytes."""
+        if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        base = self._base
-        base.weight.data = self._unmerged_weight.to(base.weight.device)
-        self._unmerged_weight = None
+        for parameter, slices, _ in self.parts_of(self.merged_adapters[0]):
+            base = self.base_parameter(parameter)
+            if slices is None:
+                base.data = self._unmerged[parameter].to(base.device)
+            else:
+                slices.write(base.data, self._unmerged[parameter])
+        self._unmerged.clear()
         self.merged_adapters.clear()
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Moves to the device only. PEFT's own also casts to the base's dtype: fp32 copies would lose their bits."""
-        if adapter_name in self.condft_weight:
-            target = device if device is not None else self._base.weight.device
-            copy = self.condft_weight[adapter_name]
+        for parameter, _, copy in self.parts_of(adapter_name):
+            target = device if device is not None else self.base_parameter(parameter).device
             if not copy.is_meta and target.type != "meta":
                 copy.data = copy.data.to(target)
 
@@ -156,3 +185,8 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return "condft." + super().__repr__()
+
+
+def _attribute(parameter: str) -> str:
+    """The attribute that holds a parameter's copies; its name is what the keys of a saved adapter end in."""
+    return PREFIX + parameter.replace(".", "_")

@@ -2,17 +2,17 @@
 
 import copy
 import warnings
+from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
 import torch
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
+from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, check_target_module_exists
 from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from peft.utils.constants import EMBEDDING_LAYER_NAMES
-from peft.utils.other import match_target_against_key
+from peft.utils.other import AuxiliaryTrainingWrapper, match_target_against_key
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from condft.analysis import analyze
 from condft.measuring import digest_units
@@ -21,8 +21,11 @@ from condft.scores import WHOLE_SPECTRUM_SCORES
 from condft.selection import select_units, shape_warning
 from condft.spectra import Measures
 from condft.tuner.config import CondFTConfig
-from condft.tuner.layer import SUPPORTED_LAYERS, CondFTLayer
+from condft.tuner.fast_path import keep_off_fast_path
+from condft.tuner.functional import SLICEABLE_LAYERS, SUPPORTED_LAYERS
+from condft.tuner.layer import CondFTLayer
 from condft.tuner.registration import PREFIX
+from condft.tuner.targets import Target, Targets, layer_class, parameter_of
 from condft.weights import Unit, canonical_name, iter_units
 
 __all__ = ["CondFTModel"]
@@ -47,10 +50,14 @@ class CondFTModel(BaseTuner):
 
     def _prepare_model(self, peft_config: CondFTConfig, model: nn.Module) -> None:
         """Selects if the config carries no selection yet; called by PEFT before every injection."""
-        units = {item.name: item for item in iter_units(model) if isinstance(item, Unit)}
+        targets = Targets(model)
         if peft_config.target_units is None:
-            _resolve_selection(peft_config, model, units)
-        _check_targets_exist(peft_config, model, units)
+            granularity = peft_config.granularity
+            walk = iter_units(model, granularity=granularity)  # type: ignore[arg-type]  # checked by iter_units
+            units = {item.name: item for item in walk if isinstance(item, Unit)}
+            _resolve_selection(peft_config, model, units, targets)
+        _check_targets_exist(peft_config, model, targets)
+        peft_config.plan = targets.plan(peft_config.target_units or (), bias=peft_config.bias == "selected")
 
     @staticmethod
     def _check_target_module_exists(peft_config: CondFTConfig, key: str) -> Any:
@@ -71,13 +78,34 @@ class CondFTModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         options = {"init_weights": peft_config.init_weights, "inference_mode": peft_config.inference_mode}
+        parts = peft_config.plan[canonical_name(current_key)]
         if isinstance(target, CondFTLayer):
-            target.update_layer(adapter_name, **options)
+            target.update_layer(adapter_name, parts, **options)
             return
-        layer = CondFTLayer(target, adapter_name, **options)
+        layer = layer_class(target)(target, adapter_name, parts, **options)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """PEFT's own, which calls its hook for the first adapter only."""
+        super().inject_adapter(model, *args, **kwargs)
+        keep_off_fast_path(model)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """PEFT's own, but that gives back any base layer with its `weight`, which experts have none of."""
+        if isinstance(child, CondFTLayer):
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        """Freezes the base. PEFT's own also unfreezes biases in place, and knows no bias="selected"."""
+        own = [module for module in model.modules() if isinstance(module, CondFTLayer | AuxiliaryTrainingWrapper)]
+        frozen = {id(p) for p in model.parameters()} - {id(p) for module in own for p in _added_parameters(module)}
+        for parameter in model.parameters():
+            if id(parameter) in frozen:
+                parameter.requires_grad = False
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -91,18 +119,32 @@ class CondFTModel(BaseTuner):
         return remapped
 
 
-def _resolve_selection(config: CondFTConfig, model: nn.Module, units: dict[str, Unit]) -> None:
+def _added_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """What a wrapper adds to the model: all but its base layer; modules to save keep their own account."""
+    if isinstance(module, CondFTLayer):
+        for name in module.adapter_layer_names:
+            yield from getattr(module, name).values()
+    else:
+        yield from module.parameters()
+
+
+def _resolve_selection(config: CondFTConfig, model: nn.Module, units: dict[str, Unit], targets: Targets) -> None:
     """Analyses what may be chosen, selects, and writes the selection into the config."""
     _refuse_meta_weights(model)
     if any(isinstance(module, CondFTLayer) and module.merged for module in model.modules()):
         raise ValueError("an adapter is merged, so the base weights cannot be analysed: call unmerge_adapter() first")
-    candidates = _candidate_names(config, model, units)
+    candidates = _candidate_names(config, model, units, targets)
     report = config.load_report()
     if report is None:
         measures: Measures = "all" if config.score in WHOLE_SPECTRUM_SCORES else "basic"
-        report = analyze(model, names=candidates, measures=measures)
+        report = analyze(
+            model,
+            names=candidates,
+            measures=measures,
+            granularity=config.granularity,  # type: ignore[arg-type]  # checked above, by iter_units
+        )
     else:
-        _check_report(report, units, candidates)
+        _check_report(report, units, candidates, config.granularity)
     selection = select_units(
         report,
         num_tensors=config.num_tensors,
@@ -151,32 +193,34 @@ def _refuse_meta_weights(model: nn.Module) -> None:
         )
 
 
-def _candidate_names(config: CondFTConfig, model: nn.Module, units: dict[str, Unit]) -> set[str]:
+def _candidate_names(config: CondFTConfig, model: nn.Module, units: dict[str, Unit], targets: Targets) -> set[str]:
     """Names of the units that the config lets be chosen."""
-    modules = {canonical_name(path): module for path, module in model.named_modules()}
-    asked_roles = {Role.LAYER, *map(Role, config.include_roles or ())}
+    asked_roles = {Role.LAYER, Role.EXPERT, *map(Role, config.include_roles or ())}
     scope = _scope(config)
     linear_only = config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND
     names: set[str] = set()
     for unit in units.values():
-        module_name, _, key = unit.name.rpartition(".")
-        module = modules.get(module_name)
-        base = getattr(module, "base_layer", module)
-        if key != "weight" or not isinstance(base, SUPPORTED_LAYERS):
-            continue
         if unit.quantization:  # the layer would copy the codes, not the values that they stand for
             continue
-        if linear_only and not isinstance(base, nn.Linear | Conv1D):
+        target = targets.find(unit.name)
+        if not isinstance(target, Target):
+            continue
+        if linear_only and not isinstance(targets.module(target.path), SLICEABLE_LAYERS):
             continue
         # A list that names an embedding or a head asks for it; a pattern or None that happens to match does not.
         if unit.role not in asked_roles and not isinstance(config.target_modules, list | set | tuple):
             continue
-        if check_target_module_exists(scope, module_name):
+        if _in_scope(scope, target):
             names.add(unit.name)
     if not names:
         raise ValueError(_no_candidates(config, units))
-    _refuse_tied(names, model)
+    _refuse_tied({parameter_of(name) for name in names}, model)
     return names
+
+
+def _in_scope(scope: CondFTConfig, target: Target) -> bool:
+    matched = [check_target_module_exists(scope, name) for name in target.called]
+    return any(matched) and not any(isinstance(match, _ExcludedModule) for match in matched)
 
 
 def _scope(config: CondFTConfig) -> CondFTConfig:
@@ -214,7 +258,7 @@ def _refuse_tied(names: set[str], model: nn.Module) -> None:
                 )
 
 
-def _check_report(report: SpectralReport, units: dict[str, Unit], candidates: set[str]) -> None:
+def _check_report(report: SpectralReport, units: dict[str, Unit], candidates: set[str], granularity: str) -> None:
     """A report of other weights must not choose for this model."""
     rows = {row.name: row for row in report.rows}
     missing = sorted(candidates - rows.keys())
@@ -224,15 +268,15 @@ def _check_report(report: SpectralReport, units: dict[str, Unit], candidates: se
         raise ValueError(
             f"the report ({report.model}) is not of this model: {len(missing)} of {len(candidates)} candidate "
             f"weights have no row in it and {len(changed)} have other values, the first is "
-            f"{(missing + changed)[0]!r}. Analyze this model instead."
+            f"{(missing + changed)[0]!r}. Analyze this model instead, with granularity={granularity!r}."
         )
 
 
-def _check_targets_exist(config: CondFTConfig, model: nn.Module, units: dict[str, Unit]) -> None:
-    parameters = {canonical_name(name) for name, _ in model.named_parameters()}
-    missing = [name for name in config.target_units or () if name not in parameters and name not in units]
+def _check_targets_exist(config: CondFTConfig, model: nn.Module, targets: Targets) -> None:
+    missing = [name for name in config.target_units or () if targets.find(name) is None]
     if missing:
-        near = get_close_matches(missing[0], parameters, n=1, cutoff=0.0)
+        parameters = {canonical_name(name) for name, _ in model.named_parameters()}
+        near = get_close_matches(parameter_of(missing[0]), parameters, n=1, cutoff=0.0)
         raise ValueError(
             f"{len(missing)} of the adapter's {len(config.target_units or ())} weights do not exist in this base "
             f"model, the first is {missing[0]!r} (nearest: {near[0] if near else 'none'}). "
@@ -243,11 +287,13 @@ def _check_targets_exist(config: CondFTConfig, model: nn.Module, units: dict[str
 def _check_loaded_weights(model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor]) -> None:
     """Every copy of the adapter must be in the file with its shape, and no copy may be there without its layer."""
     expected: dict[str, torch.Size] = {
-        f"{path}.condft_weight.{adapter_name}": module.condft_weight[adapter_name].shape
+        f"{path}.{attribute}.{adapter_name}": getattr(module, attribute)[adapter_name].shape
         for path, module in model.named_modules()
-        if isinstance(module, CondFTLayer) and adapter_name in module.condft_weight
+        if isinstance(module, CondFTLayer)
+        for attribute in module.adapter_layer_names
+        if adapter_name in getattr(module, attribute)
     }
-    found = {key: value.shape for key, value in state_dict.items() if ".condft_weight" in key}
+    found = {key: value.shape for key, value in state_dict.items() if f".{PREFIX}" in key}
     problems: list[str] = []
     for key in sorted(expected.keys() | found.keys()):
         if expected.get(key) != found.get(key):

@@ -1,0 +1,113 @@
+"""Layers of one weight, run with another one by the functional form of their kind.
+
+`torch.func.functional_call` would be silently wrong under FSDP1 with `use_orig_params`.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from transformers.pytorch_utils import Conv1D
+
+from condft.tuner.layer import CondFTLayer
+from condft.tuner.slices import Slices
+
+__all__ = ["SLICEABLE_LAYERS", "SUPPORTED_LAYERS", "FunctionalLayer"]
+
+SLICEABLE_LAYERS = (nn.Linear, Conv1D)
+SUPPORTED_LAYERS = (*SLICEABLE_LAYERS, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class FunctionalLayer(CondFTLayer):
+    """Wraps one of `SUPPORTED_LAYERS`: its weight (of a linear layer also rows or columns), and its bias if asked."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        adapter = self._acting()
+        if adapter is None:
+            result: Tensor = self.base_layer(x, *args, **kwargs)
+            return result
+        base = self._base
+        weight: Tensor = self.copies_of("weight")[adapter]
+        if isinstance(base, nn.Embedding):
+            return self._embed(x, weight.to(base.weight.dtype))
+        x = self._cast_input_dtype(x, base.weight.dtype)
+        bias = self._bias(adapter)
+        slices = self.slices["weight"][adapter]
+        if slices is not None:
+            return _spliced(x, base.weight, weight, bias, slices, transposed=isinstance(base, Conv1D))
+        # Under autocast the copies go in as they are: autocast casts them itself, once a step, and caches that.
+        if not torch.is_autocast_enabled(x.device.type):
+            weight = weight.to(x.dtype)
+            bias = None if bias is None else bias.to(x.dtype)
+        if isinstance(base, nn.Linear):
+            return F.linear(x, weight, bias)
+        if isinstance(base, Conv1D):
+            assert bias is not None  # a Conv1D always has one
+            flat = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)
+            return flat.reshape(*x.shape[:-1], base.nf)
+        convolved: Tensor = base._conv_forward(x, weight, bias)
+        return convolved
+
+    def _bias(self, adapter: str) -> Tensor | None:
+        bias: Tensor | None = self._base.bias
+        if bias is None or adapter not in self.slices.get("bias", ()):
+            return bias
+        slices, copy = self.slices["bias"][adapter], self.copies_of("bias")[adapter]
+        return copy if slices is None else slices.splice(bias.to(copy.dtype), copy)
+
+    def _embed(self, ids: Tensor, weight: Tensor) -> Tensor:
+        base = self._base
+        embedded = F.embedding(
+            ids, weight, base.padding_idx, base.max_norm, base.norm_type, base.scale_grad_by_freq, base.sparse
+        )
+        scale = self._get_embed_scale()  # some embeddings multiply by a constant in their forward (Gemma 3)
+        return embedded if scale is None else embedded * scale.to(embedded.dtype)
+
+
+def _spliced(
+    x: Tensor, base: Tensor, values: Tensor, bias: Tensor | None, slices: Slices, *, transposed: bool
+) -> Tensor:
+    """A linear layer with `values` in the place of some rows or columns of its weight."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if transposed:
+        base, values, slices = base.t(), values.t(), slices.transposed()
+    bias = None if bias is None else bias.to(dtype)
+    # The casts stand outside, so that autograd undoes them; inside there is nothing left for autocast to do.
+    with torch.autocast(device, enabled=False):
+        result: Tensor = _SplicedLinear.apply(x.to(dtype), base.to(dtype), values.to(dtype), bias, slices)
+    return result
+
+
+class _SplicedLinear(torch.autograd.Function):
+    """`F.linear` with a weight spliced together for it, and again for the backward: it is not kept in between.
+
+    Only the slices' own gradient is computed, never that of the whole weight.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Tensor, base: Tensor, values: Tensor, bias: Tensor | None, slices: Slices
+    ) -> Tensor:
+        ctx.save_for_backward(x, base, values)
+        ctx.slices = slices  # type: ignore[attr-defined]  # autograd's own way to hand things on
+        return F.linear(x, slices.splice(base, values), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, base, values = ctx.saved_tensors
+        slices: Slices = ctx.slices
+        flat_grad, flat_x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        for_x = for_values = for_bias = None
+        if ctx.needs_input_grad[0]:
+            for_x = grad @ slices.splice(base, values)
+        if ctx.needs_input_grad[2]:
+            rows = slices.take(flat_grad, dim=1) if slices.dim == 0 else flat_grad
+            columns = slices.take(flat_x, dim=1) if slices.dim == 1 else flat_x
+            for_values = rows.t() @ columns
+        if ctx.needs_input_grad[3]:
+            for_bias = flat_grad.sum(0)
+        return for_x, None, for_values, for_bias, None

@@ -1,0 +1,65 @@
+"""Modules that read their weights by attribute (`nn.MultiheadAttention`, fused experts), run with others in place.
+
+For the length of a forward the acting tensors stand in the module's `__dict__`, where attribute access finds them
+before `nn.Module.__getattr__` looks among the registered parameters. The module stays the same object with the same
+parameters, so hooks, offloading and sharding see what they always saw, and nothing is registered or removed, as a
+parametrisation would. As with those, two threads must not run one module at the same time.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from condft.tuner.layer import CondFTLayer
+
+__all__ = ["SubstitutingLayer", "substituted"]
+
+_ABSENT = object()
+
+
+@contextmanager
+def substituted(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, the module's attributes of these names (paths such as `out_proj.weight` too) are these tensors."""
+    places = []
+    for name, tensor in tensors.items():
+        owner, _, key = name.rpartition(".")
+        attributes = module.get_submodule(owner).__dict__
+        # FSDP1 puts its views of flat parameters here itself.
+        places.append((attributes, key, attributes.get(key, _ABSENT)))
+        attributes[key] = tensor
+    try:
+        yield
+    finally:
+        for attributes, key, before in places:
+            if before is _ABSENT:
+                del attributes[key]
+            else:
+                attributes[key] = before
+
+
+class SubstitutingLayer(CondFTLayer):
+    """Wraps a module whose forward reads its parameters as attributes; they read the active adapter's copies."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        adapter = self._acting()
+        if adapter is None:
+            return self.base_layer(*args, **kwargs)
+        acting = {parameter: self._acting_tensor(parameter, adapter) for parameter, _, _ in self.parts_of(adapter)}
+        with substituted(self._base, acting):
+            return self.base_layer(*args, **kwargs)
+
+    def _acting_tensor(self, parameter: str, adapter: str) -> Tensor:
+        base = self.base_parameter(parameter)
+        slices, copy = self.slices[parameter][adapter], self.copies_of(parameter)[adapter].to(base.dtype)
+        return copy if slices is None else slices.splice(base.detach(), copy)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the wrapper lacks, it has from the module: callers read `num_experts` or `batch_first`."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
