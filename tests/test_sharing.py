@@ -90,9 +90,9 @@ def test_the_cost_ranks_what_takes_long() -> None:
 
 
 def run_two(case: str, folder: Path) -> list[dict[str, Any]]:
-    script = Path(__file__).with_name("sharing_on_rank.py")
-    command = [sys.executable, str(script), case]
-    ranks = [subprocess.Popen([*command, str(rank), str(folder)], stderr=subprocess.PIPE) for rank in range(2)]
+    command = [sys.executable, "-m", "tests.sharing_on_rank", case]
+    root = Path(__file__).parents[1]
+    ranks = [subprocess.Popen([*command, str(r), str(folder)], stderr=subprocess.PIPE, cwd=root) for r in range(2)]
     try:
         outcomes = [process.communicate(timeout=120)[1].decode() for process in ranks]
         assert [process.returncode for process in ranks] == [0, 0], outcomes
