@@ -18,6 +18,7 @@ from transformers import (
 
 from condft.multimodal import PassThroughTower
 from condft.training import RunConfig, load_config
+from condft.tuner import CondFTConfig
 
 VOCABULARY, AUDIO_TOKEN, TOWER_DIM = 64, 63, 16
 
@@ -57,6 +58,18 @@ def build_trainee(dropout: float = 0.0) -> PeftModel:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         return get_peft_model(model, config)
+
+
+def build_condft_trainee(dtype: torch.dtype = torch.float32) -> PeftModel:
+    """The same with CondFT: fp32 copies of some language-model weights, and the projector beside them."""
+    model = build_audio_llm().to(dtype)
+    model.model.audio_tower = PassThroughTower()
+    layers = "model.language_model.layers"
+    units = [f"{layers}.0.self_attn.v_proj.weight", f"{layers}.1.mlp.down_proj.weight"]
+    config = CondFTConfig(target_units=units, modules_to_save=["multi_modal_projector"])
+    trainee = get_peft_model(model, config)
+    # PEFT leaves modules_to_save in the base's dtype; with AdamW, bf16 would round most of the steps away
+    return trainee
 
 
 def build_examples(count: int = 11) -> list[dict[str, torch.Tensor]]:

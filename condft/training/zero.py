@@ -1,0 +1,87 @@
+"""DeepSpeed ZeRO-2 and ZeRO-3 as an engine. Needs the package `deepspeed`, and is imported only where it is launched.
+
+DeepSpeed's own mixed precision is not used: it casts every parameter, so the frozen base would change and the copies
+would lose their bits. The copies that train are fp32 as they are; under bf16, DeepSpeed's autocast computes in it.
+Nor are DeepSpeed's checkpoints: they are pickles, read back without `weights_only`.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from accelerate import Accelerator
+from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state, safe_set_local_optimizer_state
+from torch import Tensor, nn, zeros_like
+from torch.optim.optimizer import Optimizer
+
+from condft.training.engine import Engine, OptimizerState
+
+__all__ = ["DeepSpeedEngine"]
+
+_PARTITIONED = ("exp_avg", "exp_avg_sq")
+
+
+class DeepSpeedEngine(Engine):
+    """DeepSpeed through accelerate; every stage has an engine of its own, closed at its end.
+
+    Raises:
+        ValueError: A ZeRO stage other than 2 or 3, or fp16.
+    """
+
+    leaves_model_whole = False
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        super().__init__(accelerator)
+        self.stage: int = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"]
+        if self.stage not in (2, 3):
+            raise ValueError(f"DeepSpeed with ZeRO stage {self.stage}: training knows stages 2 and 3; set zero_stage")
+
+    def prepare(
+        self, model: nn.Module, optimizer: Optimizer, *, per_device_batch_size: int, max_grad_norm: float
+    ) -> tuple[Any, Any]:
+        config = self.accelerator.state.deepspeed_plugin.deepspeed_config
+        config["train_micro_batch_size_per_gpu"] = per_device_batch_size
+        config["train_batch_size"] = "auto"  # of the numbers above; the stage before left its own here
+        config["gradient_clipping"] = max_grad_norm
+        return super().prepare(model, optimizer, per_device_batch_size=0, max_grad_norm=0)
+
+    @property
+    def _deepspeed(self) -> Any:
+        return self.accelerator.deepspeed_engine_wrapped.engine
+
+    def backward(self, loss: Tensor) -> None:
+        # not accelerator.backward, which takes the step too: a loss that is not finite must stop before it
+        self._deepspeed.set_gradient_accumulation_boundary(is_boundary=self.accelerator.sync_gradients)
+        self._deepspeed.backward(loss)
+
+    def update(self, optimizer: Optimizer, parameters: list[nn.Parameter], max_norm: float) -> float:
+        self._deepspeed.step()  # clips, to the norm given to prepare
+        return float(self._deepspeed.get_global_grad_norm())
+
+    def whole_state(self, optimizer: Optimizer, parameter: nn.Parameter) -> OptimizerState:
+        if not parameter.requires_grad or not optimizer.state:  # rests in this stage
+            return {}
+        state = {key: safe_get_full_optimizer_state(parameter, key) for key in _PARTITIONED}
+        # one step count a flat partition, and all of them step together
+        state["step"] = next(iter(optimizer.state.values()))["step"]
+        return state
+
+    def set_state(self, optimizer: Optimizer, parameter: nn.Parameter, state: OptimizerState) -> None:
+        zero = self._deepspeed.optimizer
+        if not optimizer.state:  # the optimizer would fill it at its first step
+            flat = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+            for partition in flat:
+                optimizer.state[partition] = {key: zeros_like(partition) for key in _PARTITIONED}
+                optimizer.state[partition]["step"] = state["step"].clone()
+            if self.stage == 2:
+                zero._lazy_init_hp_params_optimizer_state()
+        for key in _PARTITIONED:
+            if self.stage == 2:
+                safe_set_full_optimizer_state(parameter, state[key], key)
+            else:
+                safe_set_local_optimizer_state(parameter, self._partition(parameter, state[key]), key)
+
+    def _partition(self, parameter: Any, value: Tensor) -> Tensor:
+        """This rank's share of a whole value under ZeRO-3: equal cuts of it, the last one filled up."""
+        size = parameter.ds_tensor.numel()
+        flat = F.pad(value.flatten(), (0, size * self.accelerator.num_processes - value.numel()))
+        return flat.narrow(0, size * self.accelerator.process_index, size)
