@@ -187,9 +187,14 @@ def _gather(
         weight = whole(parameter)
         state = engine.whole_state(optimizer, parameter)
         if keep:
-            weights[name] = weight.cpu().contiguous()
-            states |= {f"{name}/{key}": value.cpu().contiguous() for key, value in state.items()}
+            # copies: ZeRO keeps parameters as views of one buffer, which safetensors refuses
+            weights[name] = _on_cpu(weight)
+            states |= {f"{name}/{key}": _on_cpu(value) for key, value in state.items()}
     return weights, states
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu", copy=True).contiguous()
 
 
 def find_checkpoint(config: RunConfig, *, num_processes: int) -> Checkpoint | None:

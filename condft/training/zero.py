@@ -7,17 +7,24 @@ Nor are DeepSpeed's checkpoints: they are pickles, read back without `weights_on
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state, safe_set_local_optimizer_state
-from torch import Tensor, nn, zeros_like
+from deepspeed.utils import (
+    safe_get_full_optimizer_state,
+    safe_set_full_optimizer_state,
+    safe_set_local_optimizer_state,
+    set_z3_leaf_modules,
+)
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from condft.training.engine import Engine, OptimizerState
 
 __all__ = ["DeepSpeedEngine"]
 
-_PARTITIONED = ("exp_avg", "exp_avg_sq")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class DeepSpeedEngine(Engine):
@@ -42,7 +49,19 @@ class DeepSpeedEngine(Engine):
         config["train_micro_batch_size_per_gpu"] = per_device_batch_size
         config["train_batch_size"] = "auto"  # of the numbers above; the stage before left its own here
         config["gradient_clipping"] = max_grad_norm
-        return super().prepare(model, optimizer, per_device_batch_size=0, max_grad_norm=0)
+        if self.stage == 3:
+            # A PEFT layer reads parameters of submodules that it does not call; only as a leaf are they gathered.
+            kinds = {type(module) for module in model.modules() if isinstance(module, BaseTunerLayer)}
+            set_z3_leaf_modules(model, list(kinds), raise_if_not_found=False)
+        prepared = super().prepare(model, optimizer, per_device_batch_size=0, max_grad_norm=0)
+        # AdamW's own start. Left to its first step, ZeRO-2 would look for the state of all groups after stepping the
+        # first (DeepSpeed 0.19), and never find that of the others again.
+        zero = self._deepspeed.optimizer
+        for partition in zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups:
+            optimizer.state[partition] = {"step": torch.tensor(0.0), **{k: torch.zeros_like(partition) for k in _MOMENTS}}
+        if self.stage == 2:
+            zero._lazy_init_hp_params_optimizer_state()
+        return prepared
 
     @property
     def _deepspeed(self) -> Any:
@@ -58,23 +77,16 @@ class DeepSpeedEngine(Engine):
         return float(self._deepspeed.get_global_grad_norm())
 
     def whole_state(self, optimizer: Optimizer, parameter: nn.Parameter) -> OptimizerState:
-        if not parameter.requires_grad or not optimizer.state:  # rests in this stage
+        if not parameter.requires_grad:  # rests in this stage
             return {}
-        state = {key: safe_get_full_optimizer_state(parameter, key) for key in _PARTITIONED}
-        # one step count a flat partition, and all of them step together
-        state["step"] = next(iter(optimizer.state.values()))["step"]
-        return state
+        state = {key: safe_get_full_optimizer_state(parameter, key) for key in _MOMENTS}
+        # a count for each flat partition, and all of them step together
+        return state | {"step": next(iter(optimizer.state.values()))["step"]}
 
     def set_state(self, optimizer: Optimizer, parameter: nn.Parameter, state: OptimizerState) -> None:
-        zero = self._deepspeed.optimizer
-        if not optimizer.state:  # the optimizer would fill it at its first step
-            flat = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
-            for partition in flat:
-                optimizer.state[partition] = {key: zeros_like(partition) for key in _PARTITIONED}
-                optimizer.state[partition]["step"] = state["step"].clone()
-            if self.stage == 2:
-                zero._lazy_init_hp_params_optimizer_state()
-        for key in _PARTITIONED:
+        for partition in optimizer.state.values():
+            partition["step"].copy_(state["step"])
+        for key in _MOMENTS:
             if self.stage == 2:
                 safe_set_full_optimizer_state(parameter, state[key], key)
             else:
