@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from deepspeed.runtime.zero import register_external_parameter
 from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_optimizer_state,
     safe_set_local_optimizer_state,
-    set_z3_leaf_modules,
 )
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -49,17 +49,20 @@ class DeepSpeedEngine(Engine):
         config["train_micro_batch_size_per_gpu"] = per_device_batch_size
         config["train_batch_size"] = "auto"  # of the numbers above; the stage before left its own here
         config["gradient_clipping"] = max_grad_norm
-        if self.stage == 3:
-            # A PEFT layer reads parameters of submodules that it does not call; only as a leaf are they gathered.
-            kinds = {type(module) for module in model.modules() if isinstance(module, BaseTunerLayer)}
-            set_z3_leaf_modules(model, list(kinds), raise_if_not_found=False)
         prepared = super().prepare(model, optimizer, per_device_batch_size=0, max_grad_norm=0)
         # AdamW's own start. Left to its first step, ZeRO-2 would look for the state of all groups after stepping the
         # first (DeepSpeed 0.19), and never find that of the others again.
         zero = self._deepspeed.optimizer
         for partition in zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups:
             optimizer.state[partition] = {"step": torch.tensor(0.0), **{k: torch.zeros_like(partition) for k in _MOMENTS}}
-        if self.stage == 2:
+        if self.stage == 3:
+            # ZeRO-3 gathers what a module holds when the module is called, and a PEFT layer reads parameters of
+            # submodules that it does not call: they are declared as its own.
+            for module in model.modules():
+                if isinstance(module, BaseTunerLayer):
+                    for parameter in module.parameters():
+                        register_external_parameter(module, parameter)
+        else:
             zero._lazy_init_hp_params_optimizer_state()
         return prepared
 

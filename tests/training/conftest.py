@@ -60,16 +60,14 @@ def build_trainee(dropout: float = 0.0) -> PeftModel:
         return get_peft_model(model, config)
 
 
-def build_condft_trainee(dtype: torch.dtype = torch.float32) -> PeftModel:
+def build_condft_trainee() -> PeftModel:
     """The same with CondFT: fp32 copies of some language-model weights, and the projector beside them."""
-    model = build_audio_llm().to(dtype)
+    model = build_audio_llm()
     model.model.audio_tower = PassThroughTower()
     layers = "model.language_model.layers"
     units = [f"{layers}.0.self_attn.v_proj.weight", f"{layers}.1.mlp.down_proj.weight"]
     config = CondFTConfig(target_units=units, modules_to_save=["multi_modal_projector"])
-    trainee = get_peft_model(model, config)
-    # PEFT leaves modules_to_save in the base's dtype; with AdamW, bf16 would round most of the steps away
-    return trainee
+    return get_peft_model(model, config)
 
 
 def build_examples(count: int = 11) -> list[dict[str, torch.Tensor]]:
@@ -146,6 +144,11 @@ def audio_llm() -> Callable[..., AudioFlamingo3ForConditionalGeneration]:
 @pytest.fixture
 def trainee() -> Callable[..., PeftModel]:
     return build_trainee
+
+
+@pytest.fixture
+def condft_trainee() -> Callable[..., PeftModel]:
+    return build_condft_trainee
 
 
 @pytest.fixture
