@@ -119,7 +119,7 @@ def make_engine(accelerator: Accelerator) -> Engine:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that ranks may hold in shards (FSDP2, ZeRO-3), detached. Collective: call it on every rank."""
     if isinstance(tensor, DTensor):
-        return tensor.detach().full_tensor()
+        return tensor.detach().full_tensor()  # type: ignore[attr-defined]  # detach is typed Tensor
     if hasattr(tensor, "ds_id"):
         from deepspeed.runtime.zero import GatheredParameters
 

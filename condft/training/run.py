@@ -17,6 +17,7 @@ from accelerate.utils import (
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from condft.training.checkpoint import METRICS, TENSORBOARD, find_checkpoint, load_parameters, save_checkpoint
 from condft.training.config import RunConfig
@@ -52,13 +53,18 @@ def make_accelerator(config: RunConfig, *, cpu: bool = False) -> Accelerator:
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     if accelerator.distributed_type is DistributedType.DEEPSPEED:
         _set_deepspeed_precision(accelerator, precision)
+        # Else transformers builds every model in ZeRO-3's partitions, whatever zero3_init_flag says, and the analysis
+        # and the copies of the selected weights would be made of empty tensors.
+        unset_hf_deepspeed_config()
     return accelerator
 
 
 def _set_deepspeed_precision(accelerator: Accelerator, precision: str) -> None:
     """DeepSpeed's autocast instead of its casting, which would change the frozen base and round the fp32 copies."""
     if precision == "fp16":
-        raise ValueError("training.mixed_precision fp16 does not run under DeepSpeed; take bf16, no, or another engine")
+        raise ValueError(
+            "training.mixed_precision fp16 does not run under DeepSpeed; take bf16, no, or another engine"
+        )
     if precision == "bf16":
         accelerator.state.deepspeed_plugin.deepspeed_config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
 

@@ -58,9 +58,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @contextmanager
-def only_components_of(
-    stage: Stage, model: nn.Module, *, by_flag: bool = True
-) -> Iterator[dict[str, nn.Parameter]]:
+def only_components_of(stage: Stage, model: nn.Module, *, by_flag: bool = True) -> Iterator[dict[str, nn.Parameter]]:
     """Within, only the stage's components have `requires_grad`; afterwards all flags are as they were.
 
     Args:

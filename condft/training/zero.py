@@ -39,8 +39,11 @@ class DeepSpeedEngine(Engine):
     def __init__(self, accelerator: Accelerator) -> None:
         super().__init__(accelerator)
         self.stage: int = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"]
-        if self.stage not in (2, 3):
-            raise ValueError(f"DeepSpeed with ZeRO stage {self.stage}: training knows stages 2 and 3; set zero_stage")
+        if self.stage != 2:
+            raise ValueError(
+                f"DeepSpeed with ZeRO stage {self.stage}: only stage 2 has been seen to train as one process does. "
+                "Set zero_stage: 2, or shard parameters with configs/accelerate/fsdp2.yaml"
+            )
 
     def prepare(
         self, model: nn.Module, optimizer: Optimizer, *, per_device_batch_size: int, max_grad_norm: float
@@ -53,8 +56,13 @@ class DeepSpeedEngine(Engine):
         # AdamW's own start. Left to its first step, ZeRO-2 would look for the state of all groups after stepping the
         # first (DeepSpeed 0.19), and never find that of the others again.
         zero = self._deepspeed.optimizer
-        for partition in zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups:
-            optimizer.state[partition] = {"step": torch.tensor(0.0), **{k: torch.zeros_like(partition) for k in _MOMENTS}}
+        for partition in (
+            zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        ):
+            optimizer.state[partition] = {
+                "step": torch.tensor(0.0),
+                **{k: torch.zeros_like(partition) for k in _MOMENTS},
+            }
         if self.stage == 3:
             # ZeRO-3 gathers what a module holds when the module is called, and a PEFT layer reads parameters of
             # submodules that it does not call: they are declared as its own.

@@ -43,7 +43,6 @@ def launch(engine: str, folder: Path, content: dict[str, Any]) -> dict[str, Any]
         ("ddp_cpu", "MULTI_CPU", "Tensor"),
         ("fsdp2_cpu", "FSDP", "DTensor"),
         pytest.param("deepspeed_zero2_cpu", "DEEPSPEED", "Tensor", marks=needs_deepspeed),
-        pytest.param("deepspeed_zero3_cpu", "DEEPSPEED", "Tensor", marks=needs_deepspeed),
     ],
 )
 def test_two_processes_are_one(
