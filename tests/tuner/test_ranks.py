@@ -1,4 +1,4 @@
-"""The tuner on several ranks without our trainer: plain FSDP2 and FSDP1 train, disable, save and load as one process."""
+"""The tuner on several ranks without our trainer: plain FSDP2 and FSDP1 train, disable, save, load as one process."""
 
 import os
 import subprocess
