@@ -136,8 +136,9 @@ def _adapt(parts: _Parts, config: RunConfig, accelerator: Accelerator, resume: b
         began = time.perf_counter()
         results = train(accelerator, model, parts.train, parts.collator, config, resume=resume)
         parts.seconds["seconds_train"] = time.perf_counter() - began
-        parts.freeze = compare(parts.checksums, checksum_tensors(frozen_tensors(model)))
-        _save_adapter(parts, config, accelerator)
+    # with the tower back in its place, and of the very model that was trained
+    parts.freeze = compare(parts.checksums, checksum_tensors(frozen_tensors(model)))
+    _save_adapter(parts, config, accelerator)
     if not make_engine(accelerator).leaves_model_whole:
         model = parts.model = _load_whole(parts, config, accelerator)
     with precomputed_features(model):

@@ -1,4 +1,4 @@
-"""One rank of test_ranks: `fsdp_on_rank.py RANK FOLDER`. The tuner under plain FSDP2 and FSDP1, without our trainer."""
+"""One rank of test_ranks: `fsdp_on_rank.py RANK FOLDER`. The tuner under plain FSDP2 and FSDP1."""
 
 import sys
 from functools import partial
