@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 from accelerate import Accelerator
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 
 from condft.analysis import analyze
 from condft.files import atomic_directory, write_json, write_text
@@ -24,12 +24,15 @@ from condft.training import (
     RunConfig,
     checksum_tensors,
     compare,
+    find_checkpoint,
     frozen_tensors,
     make_accelerator,
     prepare_output_dir,
     read_metrics,
     train,
 )
+from condft.training.checkpoint import load_trained
+from condft.training.engine import make_engine
 
 __all__ = ["ADAPTER", "CONFIG", "run"]
 
@@ -48,6 +51,7 @@ class _Parts:
     test: list[SpeechExample]
     checksums: dict[str, str]
     total_parameters: int
+    freeze: FreezeReport | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -75,7 +79,8 @@ def run(config: RunConfig, *, resume: bool = False, overwrite: bool = False, cpu
     parts = _prepare(config, accelerator)
     _tune(parts, config, accelerator, output_dir)
     measured = _adapt(parts, config, accelerator, resume)
-    freeze = compare(parts.checksums, checksum_tensors(frozen_tensors(parts.model)))
+    freeze = parts.freeze
+    assert freeze is not None  # _adapt sets it
     parts.seconds["seconds_total"] = time.perf_counter() - began
     summary = measured | _facts(parts, config, accelerator, freeze)
     if accelerator.is_main_process:
@@ -131,6 +136,12 @@ def _adapt(parts: _Parts, config: RunConfig, accelerator: Accelerator, resume: b
         began = time.perf_counter()
         results = train(accelerator, model, parts.train, parts.collator, config, resume=resume)
         parts.seconds["seconds_train"] = time.perf_counter() - began
+    # with the tower back in its place, and of the very model that was trained
+    parts.freeze = compare(parts.checksums, checksum_tensors(frozen_tensors(model)))
+    _save_adapter(parts, config, accelerator)
+    if not make_engine(accelerator).leaves_model_whole:
+        model = parts.model = _load_whole(parts, config, accelerator)
+    with precomputed_features(model):
         heard = measure_hearing(model, parts.collator, parts.test, settings)
         text_after = measure_text(model, tokenizer, settings)
         kl = kl_on_own_text(model, tokenizer, settings, seed=config.seed)
@@ -150,6 +161,25 @@ def _adapt(parts: _Parts, config: RunConfig, accelerator: Accelerator, resume: b
             for said, text in list(zip(heard.references, heard.hypotheses, strict=True))[:8]
         ],
     }
+
+
+def _save_adapter(parts: _Parts, config: RunConfig, accelerator: Accelerator) -> None:
+    """Writes the adapter from the last checkpoint, which holds whole tensors whatever engine sharded the model."""
+    if accelerator.is_main_process:
+        checkpoint = find_checkpoint(config, num_processes=accelerator.num_processes)
+        assert checkpoint is not None  # every stage ends with one
+        with atomic_directory(Path(config.output_dir) / ADAPTER) as folder:
+            parts.model.save_pretrained(folder, state_dict=load_trained(checkpoint))
+            parts.processor.save_pretrained(folder)
+    accelerator.wait_for_everyone()
+
+
+def _load_whole(parts: _Parts, config: RunConfig, accelerator: Accelerator) -> PeftModel:
+    """The base composed anew with the saved adapter, whole on every rank as before training: it can be measured."""
+    parts.model = None  # the shards go first
+    model, _ = compose(config, max_seconds=parts.speech.longest_seconds)
+    model = PeftModel.from_pretrained(model, Path(config.output_dir) / ADAPTER, is_trainable=True)
+    return model.to(accelerator.device)
 
 
 def _facts(parts: _Parts, config: RunConfig, accelerator: Accelerator, freeze: FreezeReport) -> dict[str, Any]:
@@ -179,9 +209,6 @@ def _facts(parts: _Parts, config: RunConfig, accelerator: Accelerator, freeze: F
 
 def _leave(parts: _Parts, config: RunConfig, output_dir: Path, summary: dict[str, Any]) -> None:
     """Writes what the run leaves, and shows it."""
-    with atomic_directory(output_dir / ADAPTER) as folder:
-        parts.model.save_pretrained(folder)
-        parts.processor.save_pretrained(folder)
     plot_training(read_metrics(output_dir / "metrics.jsonl"), output_dir / "training.png", title=str(output_dir))
     write_json(output_dir / "summary.json", summary)
     print_summary(summary, output_dir)

@@ -2,9 +2,11 @@
 
     OUTPUT/checkpoints/00000120-adapt/     the run's optimizer steps so far, and the stage they ended in
         trainable.safetensors              the trained parameters by name; nothing frozen is ever written
-        optimizer.pt                       optimizer, schedule, loss scaler and random states
+        optimizer.safetensors              the optimizer's state, `<parameter>/<key>`
+        training.pt                        learning rates, schedule, loss scaler and random states
         state.json                         stage, step, config, fingerprint, versions
 
+Tensors are whole, whatever engine sharded them: ranks gather them one at a time, and rank 0 keeps and writes them.
 The `.pt` file holds tensors and plain values only and is read with `weights_only=True`: loading runs no code.
 """
 
@@ -12,6 +14,7 @@ import json
 import random
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,15 +23,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from condft.files import atomic_directory, write_json
 from condft.training.config import RunConfig, flatten
+from condft.training.engine import Engine, whole
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
@@ -47,7 +52,8 @@ RUN_CONTENT = (
 """What a run leaves in its output folder: the marks of a run, and all that `overwrite` removes."""
 
 _FOLDER = re.compile(r"\d{8,}-\w+")
-_WEIGHTS, _OPTIMIZER, _STATE = "trainable.safetensors", "optimizer.pt", "state.json"
+_WEIGHTS, _OPTIMIZER = "trainable.safetensors", "optimizer.safetensors"
+_TRAINING, _STATE = "training.pt", "state.json"
 
 
 @dataclass(frozen=True)
@@ -111,8 +117,8 @@ def _prepare(output_dir: Path, resume: bool, overwrite: bool) -> Any:
 
 
 def save_checkpoint(
-    accelerator: Accelerator,
-    parameters: Mapping[str, Tensor],
+    engine: Engine,
+    parameters: Mapping[str, nn.Parameter],
     optimizer: Optimizer,
     scheduler: LRScheduler,
     *,
@@ -124,7 +130,7 @@ def save_checkpoint(
     """Writes a checkpoint below `config.output_dir` and prunes old ones. Call it on every rank: all wait.
 
     Args:
-        accelerator: Gives the rank, the loss scaler, and the barrier.
+        engine: Gathers what is sharded.
         parameters: All that the run trains, by name (also what the present stage leaves alone).
         optimizer: The stage's optimizer.
         scheduler: The stage's schedule.
@@ -136,20 +142,22 @@ def save_checkpoint(
     Returns:
         The checkpoint's folder.
     """
+    accelerator = engine.accelerator
     folder = Path(config.output_dir) / CHECKPOINTS
     target = folder / f"{global_step:08d}-{stage}"
     random_states = gather_object([_random_state()])
+    weights, states = _gather(engine, parameters, optimizer)
     if accelerator.is_main_process:
         with atomic_directory(target) as temporary:
-            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in parameters.items()}
             save_file(weights, temporary / _WEIGHTS, metadata={"format": "pt"})
+            save_file(states, temporary / _OPTIMIZER, metadata={"format": "pt"})
             training_state = {
-                "optimizer": optimizer.state_dict(),
+                "groups": [{**group, "params": None} for group in optimizer.param_groups],
                 "scheduler": scheduler.state_dict(),
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
                 "random": random_states,
             }
-            torch.save(training_state, temporary / _OPTIMIZER)
+            torch.save(training_state, temporary / _TRAINING)
             state = {
                 "stage": stage,
                 "step": step,
@@ -166,6 +174,27 @@ def save_checkpoint(
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return target
+
+
+def _gather(
+    engine: Engine, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Whole weights and optimizer state on the CPU of rank 0; on the others, which only take part, nothing."""
+    weights: dict[str, Tensor] = {}
+    states: dict[str, Tensor] = {}
+    keep = engine.accelerator.is_main_process
+    for name, parameter in parameters.items():
+        weight = whole(parameter)
+        state = engine.whole_state(optimizer, parameter)
+        if keep:
+            # copies: ZeRO keeps parameters as views of one buffer, which safetensors refuses
+            weights[name] = _on_cpu(weight)
+            states |= {f"{name}/{key}": _on_cpu(value) for key, value in state.items()}
+    return weights, states
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu", copy=True).contiguous()
 
 
 def find_checkpoint(config: RunConfig, *, num_processes: int) -> Checkpoint | None:
@@ -199,7 +228,7 @@ def find_checkpoint(config: RunConfig, *, num_processes: int) -> Checkpoint | No
 
 
 def load_parameters(checkpoint: Checkpoint, parameters: Mapping[str, Tensor]) -> None:
-    """Copies the checkpoint's values into the model's trained parameters, in place.
+    """Copies the checkpoint's values into the model's trained parameters, in place, before anything is sharded.
 
     Raises:
         ValueError: Names, shapes or dtypes differ: the model was built differently.
@@ -220,12 +249,36 @@ def load_parameters(checkpoint: Checkpoint, parameters: Mapping[str, Tensor]) ->
             tensor.copy_(saved[name])
 
 
+def load_trained(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The trained parameters of a checkpoint, whole, by name."""
+    return load_file(checkpoint.path / _WEIGHTS)
+
+
 def load_training_state(
-    checkpoint: Checkpoint, accelerator: Accelerator, optimizer: Optimizer, scheduler: LRScheduler
+    checkpoint: Checkpoint, engine: Engine, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler
 ) -> None:
-    """Restores optimizer, schedule, loss scaler and this rank's random states; call it last before the next step."""
-    state = torch.load(checkpoint.path / _OPTIMIZER, map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
+    """Restores optimizer, schedule, loss scaler and this rank's random states; call it last before the next step.
+
+    Args:
+        checkpoint: The checkpoint.
+        engine: Cuts each rank's share of the optimizer's state.
+        model: As the engine prepared it: its parameters are those of the optimizer.
+        optimizer: The stage's.
+        scheduler: The stage's.
+    """
+    accelerator = engine.accelerator
+    state = torch.load(checkpoint.path / _TRAINING, map_location="cpu", weights_only=True)
+    for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
+        group.update({key: value for key, value in saved.items() if key != "params"})
+    with safe_open(checkpoint.path / _OPTIMIZER, framework="pt") as file:
+        keys: dict[str, list[str]] = defaultdict(list)
+        for key in file.keys():  # noqa: SIM118 - a handle, not a mapping
+            name, _, part = key.rpartition("/")
+            keys[name].append(part)
+        for name, parameter in model.named_parameters():
+            if name in keys:
+                whole_state = {part: file.get_tensor(f"{name}/{part}") for part in keys[name]}
+                engine.set_state(optimizer, parameter, whole_state)
     scheduler.load_state_dict(state["scheduler"])
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from condft.digests import tensor_sha256
+from condft.training.engine import whole
 from condft.weights import canonical_name
 
 
@@ -58,6 +59,8 @@ def frozen_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def checksum_tensors(named_tensors: Iterable[tuple[str, Tensor]], *, progress: bool = True) -> dict[str, str]:
     """The checksum of each tensor by name.
 
+    Sharded tensors (FSDP2, ZeRO-3) are gathered one at a time, so every rank has to call it.
+
     Raises:
         ValueError: A name comes twice, or a tensor is on the meta device.
     """
@@ -67,7 +70,7 @@ def checksum_tensors(named_tensors: Iterable[tuple[str, Tensor]], *, progress: b
             raise ValueError(f"two tensors have the name {name!r}: the comparison would not see one of them")
         if tensor.is_meta:
             raise ValueError(f"{name} is on the meta device and has no values to check; load the weights first")
-        checksums[name] = tensor_sha256(tensor)
+        checksums[name] = tensor_sha256(whole(tensor))
     return checksums
 
 

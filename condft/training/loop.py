@@ -7,13 +7,12 @@ and micro-batches it is divided between.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object, send_to_device, set_seed
+from accelerate.utils import gather_object, send_to_device, set_seed
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 
 from condft.training.checkpoint import Checkpoint, load_training_state
 from condft.training.config import TrainingConfig
+from condft.training.engine import Engine, as_found, make_engine
 from condft.training.objective import answer_loss_sum, count_answer_tokens
 from condft.training.order import DataOrder, iter_micro_batches
 from condft.training.stage import Stage, build_optimizer, build_schedule, only_components_of
@@ -67,13 +67,14 @@ def train_stage(
     start_step: int = 0,
     resume_from: Checkpoint | None = None,
     on_step: Callable[[Record], None] | None = None,
-    on_checkpoint: Callable[[int, Optimizer, LambdaLR], None] | None = None,
+    on_checkpoint: Callable[[int, Engine, Optimizer, LambdaLR], None] | None = None,
 ) -> TrainResult:
     """Trains one stage from `start_step` on.
 
     Args:
         accelerator: The micro-batches of a step are its `gradient_accumulation_steps`.
-        model: Changed in place; unwrapped again, and its `requires_grad` flags restored, at the end.
+        model: Changed in place; unwrapped again, and its `requires_grad` flags restored, at the end. Under FSDP2 and
+            ZeRO-3 its parameters stay sharded.
         examples: The training split: mappings with `features`, whose lengths group them (`group_by_length`).
         collate: Makes a batch of a list of examples.
         stage: What learns, how long, how fast.
@@ -89,25 +90,32 @@ def train_stage(
     Raises:
         ValueError: A batch without answers, a loss or gradient that is not finite, an engine not supported.
     """
-    _check_engine(accelerator)
+    engine = make_engine(accelerator)
     set_seed(stage.seed, device_specific=True)
     records: list[Record] = []
-    with only_components_of(stage, model) as parameters:
+    with as_found(model), only_components_of(stage, model, by_flag=engine.rests_by_flag) as parameters:
         optimizer = build_optimizer(stage, parameters, training.weight_decay)
-        with _prepared(accelerator, model, optimizer) as (wrapped, prepared_optimizer):
-            schedule = build_schedule(optimizer, stage, training)
-            if resume_from:
-                load_training_state(resume_from, accelerator, optimizer, schedule)
-            batches = _iter_steps(accelerator, examples, collate, stage, training, start_step)
-            stepper = _Stepper(accelerator, wrapped, prepared_optimizer, schedule, stage, training.max_grad_norm)
-            bar = tqdm(
-                batches,
-                desc=f"stage {stage.name}",
-                initial=start_step,
-                total=stage.steps,
-                unit="step",
-                disable=not accelerator.is_main_process,
-            )
+        wrapped, prepared_optimizer = engine.prepare(
+            model,
+            optimizer,
+            per_device_batch_size=training.per_device_batch_size,
+            max_grad_norm=training.max_grad_norm,
+        )
+        wrapped.train()
+        schedule = build_schedule(optimizer, stage, training)
+        if resume_from:
+            load_training_state(resume_from, engine, model, optimizer, schedule)
+        batches = _iter_steps(accelerator, examples, collate, stage, training, start_step)
+        stepper = _Stepper(engine, wrapped, prepared_optimizer, schedule, stage, training.max_grad_norm)
+        bar = tqdm(
+            batches,
+            desc=f"stage {stage.name}",
+            initial=start_step,
+            total=stage.steps,
+            unit="step",
+            disable=not accelerator.is_main_process,
+        )
+        try:
             for step, batch in enumerate(bar, start=start_step + 1):
                 records.append(stepper.run(step, batch))
                 bar.set_postfix(loss=f"{records[-1]['loss']:.3f}", refresh=False)
@@ -115,7 +123,9 @@ def train_stage(
                     on_step(records[-1])
                 due = training.checkpoint_every and step % training.checkpoint_every == 0
                 if on_checkpoint and (due or step == stage.steps):
-                    on_checkpoint(step, optimizer, schedule)
+                    on_checkpoint(step, engine, optimizer, schedule)
+        finally:
+            accelerator.free_memory()
     return TrainResult.of(stage.name, records)
 
 
@@ -124,14 +134,15 @@ class _Stepper:
 
     def __init__(
         self,
-        accelerator: Accelerator,
+        engine: Engine,
         model: nn.Module,
         optimizer: Optimizer,
         schedule: LambdaLR,
         stage: Stage,
         max_grad_norm: float,
     ) -> None:
-        self.accelerator, self.model, self.optimizer, self.schedule = accelerator, model, optimizer, schedule
+        self.engine, self.accelerator = engine, engine.accelerator
+        self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.stage, self.max_grad_norm = stage, max_grad_norm
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
@@ -146,7 +157,7 @@ class _Stepper:
         for _, batch in micro_batches:
             with accelerator.accumulate(self.model):
                 loss = answer_loss_sum(self.model, send_to_device(batch, accelerator.device))
-                accelerator.backward(loss * scale)
+                self.engine.backward(loss * scale)
                 sums.append(loss.detach())
         own_sums = torch.stack(sums)
         loss_value = float(accelerator.reduce(own_sums.sum().reshape(1), reduction="sum")) / tokens
@@ -154,14 +165,8 @@ class _Stepper:
             bad = [not math.isfinite(value) for value in own_sums.tolist()]
             indices = [indices for (indices, _), is_bad in zip(micro_batches, bad, strict=True) if is_bad]
             self._stop(f"the loss is {loss_value}", step, gather_object(indices))
-        grad_norm = float(accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm))
-        if accelerator.scaler is None and not math.isfinite(grad_norm):  # fp16's scaler skips such steps by itself
-            self._stop(f"the gradient norm is {grad_norm}", step, gather_object([i for i, _ in micro_batches]))
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
-        self.optimizer.step()
-        if accelerator.scaler is None or not accelerator.optimizer_step_was_skipped:
-            self.schedule.step()
-        self.optimizer.zero_grad()
+        grad_norm = self._update(step, micro_batches)
         return {
             "stage": self.stage.name,
             "step": step,
@@ -172,10 +177,22 @@ class _Stepper:
             "seconds": time.perf_counter() - began,
         }
 
+    def _update(self, step: int, micro_batches: MicroBatches) -> float:
+        """Clips, steps optimizer and schedule, and returns the gradients' norm before clipping."""
+        accelerator = self.accelerator
+        grad_norm = self.engine.update(self.optimizer, self.parameters, self.max_grad_norm)
+        if accelerator.scaler is None and not math.isfinite(grad_norm):
+            self._stop(f"the gradient norm is {grad_norm}", step, gather_object([i for i, _ in micro_batches]))
+        if accelerator.scaler is None or not accelerator.optimizer_step_was_skipped:
+            self.schedule.step()
+        # also of what rests: it may have gathered gradients (see Engine.rests_by_flag)
+        self.model.zero_grad()
+        return grad_norm
+
     def _stop(self, problem: str, step: int, indices: list[list[int]]) -> None:
         raise ValueError(
-            f"{problem} at step {step} of stage {self.stage.name!r}, in the batches of training examples {indices}; "
-            "nothing was updated with it. Lower training.learning_rate, look at these examples, or resume from the "
+            f"{problem} at step {step} of stage {self.stage.name!r}, in the batches of training examples {indices}. "
+            "Lower training.learning_rate, look at these examples, or resume from the "
             "last checkpoint."
         )
 
@@ -207,40 +224,3 @@ def _iter_steps(
         if len(micro_batches) == accelerator.gradient_accumulation_steps:
             yield micro_batches
             micro_batches = []
-
-
-@contextmanager
-def _prepared(
-    accelerator: Accelerator, model: nn.Module, optimizer: Optimizer
-) -> Iterator[tuple[nn.Module, Optimizer]]:
-    """The model and optimizer prepared for the launch set-up; afterwards the model is as it was.
-
-    accelerate marks a model as prepared and replaces its `forward` by one under autocast. Its own unwrapping leaves
-    the mark, so the next stage would run without autocast, and strips transformers' decorators from `forward` too;
-    so what it sets on the instance is taken back here.
-    """
-    touched = ("forward", "_original_forward", "_is_accelerate_prepared")
-    before = {name: model.__dict__[name] for name in touched if name in model.__dict__}
-    was_training = {module: module.training for module in model.modules()}
-    try:
-        wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
-        wrapped.train()
-        yield wrapped, prepared_optimizer
-    finally:
-        for name in touched:
-            model.__dict__.pop(name, None)
-        model.__dict__.update(before)
-        for module, training in was_training.items():
-            module.training = training
-        for parameter in model.parameters():
-            parameter.grad = None
-        accelerator.free_memory()
-
-
-def _check_engine(accelerator: Accelerator) -> None:
-    sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA)
-    if accelerator.distributed_type in sharded:
-        raise ValueError(
-            f"training runs on one process or data parallel (DDP); {accelerator.distributed_type.value} shards "
-            "parameters, which its checkpoints do not know yet. Launch with --multi_gpu, or without a sharding engine."
-        )

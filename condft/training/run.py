@@ -1,39 +1,72 @@
 """A whole run: every stage, with its metrics, TensorBoard events and checkpoints, from the start or resumed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate import Accelerator, PartialState
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+)
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from condft.training.checkpoint import METRICS, TENSORBOARD, find_checkpoint, load_parameters, save_checkpoint
 from condft.training.config import RunConfig
+from condft.training.engine import Engine
 from condft.training.loop import Collate, Record, TrainResult, train_stage
 from condft.training.metrics import MetricsFile, read_metrics, truncate_metrics
 from condft.training.stage import stages_of, trainable_parameters
 
 
 def make_accelerator(config: RunConfig, *, cpu: bool = False) -> Accelerator:
-    """The Accelerator that a run of `config` needs; `accelerate launch` decides about ranks and devices."""
+    """The Accelerator that a run of `config` needs; `accelerate launch` decides about ranks, devices and engine."""
     # A plugin, not a number: `accelerate launch` exports its own default of 1, which would silently win. And no
     # coupling to the end of a data loader: every step has its full number of micro-batches.
     accumulation = GradientAccumulationPlugin(
         num_steps=config.training.gradient_accumulation_steps, sync_with_dataloader=False
     )
-    return Accelerator(
-        mixed_precision=config.training.resolve_mixed_precision(),
+    # Without an accelerator, accelerate takes ranks started by torchrun for single processes unless told so.
+    cpu = cpu or not torch.accelerator.is_available()
+    deepspeed_on_cpu = cpu and parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+    precision = config.training.resolve_mixed_precision()
+    accelerator = Accelerator(
+        mixed_precision="no" if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") else precision,
         gradient_accumulation_plugin=accumulation,
         log_with="tensorboard",
         project_dir=config.output_dir,
-        # Without an accelerator, accelerate takes ranks started by torchrun for single processes unless told so.
-        cpu=cpu or not torch.accelerator.is_available(),
+        # accelerate knows neither DeepSpeed nor FSDP with cpu=True: it would run DDP and say nothing.
+        cpu=cpu and not deepspeed_on_cpu,
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if deepspeed_on_cpu else None,
     )
+    if accelerator.distributed_type is DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        # in both states: every new AcceleratorState() copies what PartialState says over its own
+        PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    if accelerator.distributed_type is DistributedType.DEEPSPEED:
+        _set_deepspeed_precision(accelerator, precision)
+        # Else transformers builds every model in ZeRO-3's partitions, whatever zero3_init_flag says, and the analysis
+        # and the copies of the selected weights would be made of empty tensors.
+        unset_hf_deepspeed_config()
+    return accelerator
+
+
+def _set_deepspeed_precision(accelerator: Accelerator, precision: str) -> None:
+    """DeepSpeed's autocast instead of its casting, which would change the frozen base and round the fp32 copies."""
+    if precision == "fp16":
+        raise ValueError(
+            "training.mixed_precision fp16 does not run under DeepSpeed; take bf16, no, or another engine"
+        )
+    if precision == "bf16":
+        accelerator.state.deepspeed_plugin.deepspeed_config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
 
 
 def train(
@@ -63,7 +96,7 @@ def train(
     Raises:
         ValueError: The checkpoint is of another run or model, or a loss is not finite.
     """
-    parameters = trainable_parameters(model)
+    names = list(trainable_parameters(model))
     checkpoint = find_checkpoint(config, num_processes=accelerator.num_processes) if resume else None
     done = checkpoint.global_step if checkpoint else 0
     metrics_path = Path(config.output_dir) / METRICS
@@ -72,7 +105,7 @@ def train(
     accelerator.wait_for_everyone()
     history = read_metrics(metrics_path)
     if checkpoint:
-        load_parameters(checkpoint, parameters)
+        load_parameters(checkpoint, trainable_parameters(model))
     if not accelerator.trackers:
         accelerator.init_trackers(TENSORBOARD, init_kwargs={"tensorboard": {"purge_step": done + 1}})
     results: list[TrainResult] = []
@@ -82,7 +115,7 @@ def train(
             start = min(max(done - offset, 0), stage.steps)
             records = history[offset : offset + start]
             if start < stage.steps:
-                recorder = _Recorder(accelerator, config, metrics, parameters, stage.name, offset, records)
+                recorder = _Recorder(accelerator, config, metrics, model, names, stage.name, offset, records)
                 train_stage(
                     accelerator,
                     model,
@@ -107,7 +140,8 @@ class _Recorder:
     accelerator: Accelerator
     config: RunConfig
     metrics: MetricsFile
-    parameters: Mapping[str, nn.Parameter]
+    model: nn.Module
+    names: Sequence[str]
     stage: str
     offset: int
     records: list[Record]
@@ -121,10 +155,11 @@ class _Recorder:
             values |= {f"learning_rate/{name}": rate for name, rate in record["learning_rate"].items()}
             self.accelerator.log({f"{self.stage}/{key}": value for key, value in values.items()}, step=step)
 
-    def save(self, step: int, optimizer: Optimizer, schedule: LambdaLR) -> None:
+    def save(self, step: int, engine: Engine, optimizer: Optimizer, schedule: LambdaLR) -> None:
+        here = dict(self.model.named_parameters())  # looked up anew: sharding replaces the objects, not the names
         save_checkpoint(
-            self.accelerator,
-            self.parameters,
+            engine,
+            {name: here[name] for name in self.names},
             optimizer,
             schedule,
             config=self.config,

@@ -58,8 +58,13 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @contextmanager
-def only_components_of(stage: Stage, model: nn.Module) -> Iterator[dict[str, nn.Parameter]]:
+def only_components_of(stage: Stage, model: nn.Module, *, by_flag: bool = True) -> Iterator[dict[str, nn.Parameter]]:
     """Within, only the stage's components have `requires_grad`; afterwards all flags are as they were.
+
+    Args:
+        stage: Its components learn.
+        model: The model.
+        by_flag: False leaves the flags alone: the others rest because no optimizer has them.
 
     Yields:
         The parameters that train, by name.
@@ -74,11 +79,12 @@ def only_components_of(stage: Stage, model: nn.Module) -> Iterator[dict[str, nn.
                 f"stage {stage.name!r} trains the {component}, but none of its parameters has requires_grad "
                 f"({len(before)} elsewhere do); select some, or set the stage's steps to 0"
             )
-    resting = [parameter for name, parameter in before.items() if component_of(name) not in stage.learning_rate]
+    learning = {name: parameter for name, parameter in before.items() if component_of(name) in stage.learning_rate}
+    resting = [parameter for name, parameter in before.items() if by_flag and name not in learning]
     try:
         for parameter in resting:
             parameter.requires_grad_(False)
-        yield trainable_parameters(model)
+        yield learning
     finally:
         for parameter in resting:
             parameter.requires_grad_(True)

@@ -259,12 +259,13 @@ def test_command_line(configure: Callable[..., Any], tmp_path: Path, parts: dict
 
 
 @pytest.mark.multiprocess
-def test_two_processes_agree_with_one(configure: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["ddp_cpu", "fsdp2_cpu"])
+def test_two_processes_agree_with_one(configure: Callable[..., Any], tmp_path: Path, engine: str) -> None:
     """Launched as a user would, on gloo: the same selection, and the same losses at the same global batch."""
     path, config = configure("training.per_device_batch_size=4", f"output_dir={tmp_path / 'one'}")
     single = run(config, cpu=True)
     command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--config_file", str(ROOT / "configs" / "accelerate" / "ddp_cpu.yaml"), "--main_process_port", "0"]
+    command += ["--config_file", str(ROOT / "configs" / "accelerate" / f"{engine}.yaml"), "--main_process_port", "0"]
     command += [str(ROOT / "scripts" / "train.py"), "--config", str(path)]
     command += ["training.per_device_batch_size=2", f"output_dir={tmp_path / 'two'}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)

@@ -18,6 +18,7 @@ from transformers import (
 
 from condft.multimodal import PassThroughTower
 from condft.training import RunConfig, load_config
+from condft.tuner import CondFTConfig
 
 VOCABULARY, AUDIO_TOKEN, TOWER_DIM = 64, 63, 16
 
@@ -57,6 +58,16 @@ def build_trainee(dropout: float = 0.0) -> PeftModel:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         return get_peft_model(model, config)
+
+
+def build_condft_trainee() -> PeftModel:
+    """The same with CondFT: fp32 copies of some language-model weights, and the projector beside them."""
+    model = build_audio_llm()
+    model.model.audio_tower = PassThroughTower()
+    layers = "model.language_model.layers"
+    units = [f"{layers}.0.self_attn.v_proj.weight", f"{layers}.1.mlp.down_proj.weight"]
+    config = CondFTConfig(target_units=units, modules_to_save=["multi_modal_projector"])
+    return get_peft_model(model, config)
 
 
 def build_examples(count: int = 11) -> list[dict[str, torch.Tensor]]:
@@ -133,6 +144,11 @@ def audio_llm() -> Callable[..., AudioFlamingo3ForConditionalGeneration]:
 @pytest.fixture
 def trainee() -> Callable[..., PeftModel]:
     return build_trainee
+
+
+@pytest.fixture
+def condft_trainee() -> Callable[..., PeftModel]:
+    return build_condft_trainee
 
 
 @pytest.fixture

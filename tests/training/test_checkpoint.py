@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from condft.training import RunConfig, find_checkpoint, prepare_output_dir, stages_of
 from condft.training.checkpoint import load_parameters, load_training_state, save_checkpoint
+from condft.training.engine import make_engine
 from condft.training.stage import build_optimizer, build_schedule, trainable_parameters
 
 MakeConfig = Callable[..., RunConfig]
@@ -32,7 +33,7 @@ def save(make_config: MakeConfig, trainee: Any) -> Callable[..., Any]:
         optimizer.step()
         schedule.step()
         path = save_checkpoint(
-            Accelerator(cpu=True),
+            make_engine(Accelerator(cpu=True)),
             parameters,
             optimizer,
             schedule,
@@ -53,13 +54,14 @@ def test_round_trip(save: Any, make_config: MakeConfig, trainee: Any) -> None:
     checkpoint = find_checkpoint(config, num_processes=1)
     assert checkpoint is not None
     assert (checkpoint.path, checkpoint.stage, checkpoint.step, checkpoint.global_step) == (path, "adapt", 4, 4)
-    fresh = trainable_parameters(trainee())
+    fresh_model = trainee()
+    fresh = trainable_parameters(fresh_model)
     load_parameters(checkpoint, fresh)
     assert all(torch.equal(fresh[name], value) for name, value in parameters.items())
     adapt = stages_of(config)[-1]
     other = build_optimizer(adapt, fresh, 0.0)
     other_schedule = build_schedule(other, adapt, config.training)
-    load_training_state(checkpoint, Accelerator(cpu=True), other, other_schedule)
+    load_training_state(checkpoint, make_engine(Accelerator(cpu=True)), fresh_model, other, other_schedule)
     torch.testing.assert_close(other.state_dict()["state"], optimizer.state_dict()["state"], rtol=0, atol=0)
     assert other.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
     assert other_schedule.last_epoch == schedule.last_epoch == 1
@@ -69,8 +71,12 @@ def test_round_trip(save: Any, make_config: MakeConfig, trainee: Any) -> None:
 def test_only_what_is_trained_is_written(save: Any) -> None:
     path, parameters, *_ = save()
     assert load_file(path / "trainable.safetensors").keys() == parameters.keys()
-    assert sorted(file.name for file in path.iterdir()) == ["optimizer.pt", "state.json", "trainable.safetensors"]
-    torch.load(path / "optimizer.pt", weights_only=True)  # would refuse anything but tensors and plain values
+    assert load_file(path / "optimizer.safetensors").keys() == {
+        f"{name}/{key}" for name in parameters for key in ("step", "exp_avg", "exp_avg_sq")
+    }
+    files = sorted(file.name for file in path.iterdir())
+    assert files == ["optimizer.safetensors", "state.json", "trainable.safetensors", "training.pt"]
+    torch.load(path / "training.pt", weights_only=True)  # would refuse anything but tensors and plain values
     state = json.loads((path / "state.json").read_text())
     assert state["config"]["training"]["steps"] == 4
     assert set(state["versions"]) == {"condft", "torch", "transformers", "peft", "accelerate"}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from condft.training import RunConfig, TrainResult, make_accelerator, stages_of, train_stage
 
@@ -122,11 +122,12 @@ def test_examples_without_answers_are_named(make_config: MakeConfig, trainee: An
         run(make_config(per_device_batch_size=1, steps=11), trainee(), (examples, collate))
 
 
-def test_sharding_engines_are_refused(make_config: MakeConfig, trainee: Any, data: Any) -> None:
+def test_engines_that_it_does_not_know_are_refused(make_config: MakeConfig, trainee: Any, data: Any) -> None:
     config = make_config()
     accelerator = make_accelerator(config, cpu=True)
     accelerator.state.distributed_type = DistributedType.FSDP
-    with pytest.raises(ValueError, match="FSDP shards parameters"):
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=1)
+    with pytest.raises(ValueError, match="not on FSDP version 1: set fsdp_version: 2"):
         train_stage(accelerator, trainee(), *data, stages_of(config)[0], config.training)
 
 

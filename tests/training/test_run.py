@@ -1,14 +1,11 @@
 """Whole runs: files, interruption and resume bit for bit, and the same mathematics on two processes."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from condft.training import RunConfig, TrainResult, make_accelerator, read_metrics, train
@@ -95,34 +92,10 @@ def test_resume_with_nothing_to_resume_starts(make_config: MakeConfig, trainee: 
     assert len(run(make_config(), trainee(), data, resume=True)[1].losses) == 4
 
 
-def launch(folder: Path, content: dict[str, Any], name: str, processes: int, *options: str) -> Any:
-    config, target = folder / f"{name}.yaml", folder / f"{name}.pt"
-    config.write_text(yaml.safe_dump(content))
-    worker = str(Path(__file__).with_name("train_on_rank.py"))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
-    done = subprocess.run(
-        [*torchrun, worker, str(config), str(target), *options], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(target, weights_only=True)
-
-
-@pytest.mark.multiprocess
-def test_two_processes_are_one(content: dict[str, Any], tmp_path: Path, trainee: Any, data: Any) -> None:
-    """4 clips on one process, 2 on each of two, in two micro-batches: the same losses and weights."""
-    divided = content["training"] | {"per_device_batch_size": 1, "gradient_accumulation_steps": 2}
-    two = launch(tmp_path, content | {"training": divided, "output_dir": str(tmp_path / "two")}, "two", 2)
-    assert two["processes"] == 2
-    config = RunConfig.model_validate(content)
-    model = trainee()
-    one = run(config, model, data)
-    for ours, theirs in zip([result.losses for result in one], two["losses"], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5)
-    torch.testing.assert_close(two["trained"], trained(model), rtol=1e-3, atol=1e-4)
-    assert len(read_metrics(tmp_path / "two" / "metrics.jsonl")) == 7  # the main process alone wrote them
-
-    again = content | {"training": divided, "output_dir": str(tmp_path / "two")}
-    finished = launch(tmp_path, again, "again", 2, "--resume")
-    assert finished["losses"] == two["losses"]
+def test_a_checkpoint_of_more_processes_is_refused(make_config: MakeConfig, trainee: Any, data: Any) -> None:
+    config = make_config()
+    run(config, trainee(), data)
+    state = Path(config.output_dir) / "checkpoints" / "00000007-adapt" / "state.json"
+    state.write_text(state.read_text().replace('"num_processes": 1', '"num_processes": 2'))
     with pytest.raises(ValueError, match="was taken on 2 processes, this is 1"):
-        run(RunConfig.model_validate(again), trainee(), data, resume=True)
+        run(config, trainee(), data, resume=True)

@@ -1,26 +1,73 @@
-"""A run for test_run's multi-process tests: `torchrun … train_on_rank.py CONFIG.yaml OUT.pt [--resume]`."""
+"""One rank of test_engines: `accelerate launch … train_on_rank.py CONFIG.yaml OUT.pt`.
+
+Trains a whole run, then one that is cut off in its last stage and resumed, and leaves what the test compares.
+"""
 
 import sys
+from pathlib import Path
 
 import torch
-from conftest import build_examples, build_trainee, collate
+from conftest import build_condft_trainee, build_examples, collate
 
-from condft.training import load_config, make_accelerator, prepare_output_dir, train
+from condft.training import (
+    checksum_tensors,
+    compare,
+    find_checkpoint,
+    frozen_tensors,
+    load_config,
+    make_accelerator,
+    prepare_output_dir,
+    train,
+)
+from condft.training.checkpoint import load_trained
 
 
-def main(config_path: str, target: str, resume: bool) -> None:
+class CutOff(BaseException):
+    """Like KeyboardInterrupt: nobody catches it."""
+
+
+def main(config_path: str, target: str) -> None:
     torch.set_num_threads(1)
     config = load_config(config_path)
     accelerator = make_accelerator(config, cpu=True)
-    prepare_output_dir(config.output_dir, resume=resume)
-    model = build_trainee()
-    results = train(accelerator, model, build_examples(), collate, config, resume=resume)
+    prepare_output_dir(config.output_dir)
+    model, examples = build_condft_trainee(), build_examples()
+    before = checksum_tensors(frozen_tensors(model), progress=False)
+    results = train(accelerator, model, examples, collate, config)
+    frozen = compare(before, checksum_tensors(frozen_tensors(model), progress=False))
+    checkpoint = find_checkpoint(config, num_processes=accelerator.num_processes)
+    assert checkpoint is not None
     if accelerator.is_main_process:
-        trained = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
-        losses = [result.losses for result in results]
-        torch.save({"losses": losses, "trained": trained, "processes": accelerator.num_processes}, target)
+        model.save_pretrained(Path(config.output_dir) / "adapter", state_dict=load_trained(checkpoint))
+
+    again = config.model_copy(update={"output_dir": f"{config.output_dir}-again"})
+    prepare_output_dir(again.output_dir)
+    left = iter(range(11))  # of 2 micro-batches a step: the 6th of 7 steps is cut off
+
+    def cut_off(batch: list) -> dict:
+        if next(left, None) is None:
+            raise CutOff
+        return collate(batch)
+
+    try:
+        train(accelerator, build_condft_trainee(), examples, cut_off, again)
+    except CutOff:
+        accelerator.wait_for_everyone()
+    resumed = train(accelerator, build_condft_trainee(), examples, collate, again, resume=True)
+    if accelerator.is_main_process:
+        result = {
+            "engine": str(accelerator.distributed_type),
+            "processes": accelerator.num_processes,
+            "sharded": sorted({type(parameter.data).__name__ for parameter in model.parameters()}),
+            "elements": sum(parameter.numel() for parameter in model.parameters()),
+            "losses": [result.losses for result in results],
+            "resumed": [result.losses for result in resumed],
+            "trained": load_trained(checkpoint),
+            "frozen": (frozen.unchanged, frozen.checked),
+        }
+        torch.save(result, target)
     accelerator.end_training()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], "--resume" in sys.argv)
+    main(sys.argv[1], sys.argv[2])
