@@ -32,6 +32,11 @@ class Update:
     layer: nn.Module
     selected: bool
 
+    def difference(self) -> Tensor:
+        """`trained - base` in fp32, or wider if one of them is."""
+        wide = torch.promote_types(torch.promote_types(self.base.dtype, self.trained.dtype), torch.float32)
+        return self.trained.to(wide) - self.base.to(self.trained.device, wide)
+
 
 def iter_updates(model: nn.Module, adapter_name: str = "default") -> Iterator[Update]:
     """Yields everything that an adapter trains, each parameter once; nothing is modified.
@@ -77,9 +82,8 @@ def _updates_of(name: str, module: nn.Module, adapter: str, names_of: dict[int, 
         assert isinstance(rows, TrainableTokensLayer)
         # A tied wrapper shows the same rows once more, under the other module's name.
         if rows.tied_adapter is None and adapter in rows.trainable_tokens_delta:
-            original: Tensor = rows.get_base_layer().weight
             with torch.no_grad():
-                trained = rows.get_merged_weights([adapter])
+                original, trained = rows.get_merged_weights([]), rows.get_merged_weights([adapter])
             yield Update(f"{name}.weight", original.detach(), trained, rows.get_base_layer(), False)
 
 
