@@ -8,7 +8,7 @@ the two. The adapter itself, which holds the trained values, is the place for bi
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ class DeltaTensor:
         base_dtype: The base parameter's dtype, such as "bfloat16".
         base_digest: `condft.digests.tensor_digest` of the base parameter.
         dim: Dimension that `index` counts in.
-        index: The entries along `dim` that changed (experts of a stack, token rows, heads), int64; None for all.
+        index: The entries along `dim` that were trained (experts of a stack, token rows, heads), int64, ascending;
+            None for all.
     """
 
     values: Tensor
@@ -166,14 +167,9 @@ def combine_deltas(deltas: Sequence[Delta | str | Path], weights: Sequence[float
     loaded = [_loaded(delta) for delta in deltas]
     for delta, weight in zip(loaded, weights, strict=True):
         for name, tensor in delta.tensors.items():
-            values = weight * tensor.dense()
-            before = summed.get(name)
-            if before is not None:
-                if (before.base_digest, before.shape) != (tensor.base_digest, tensor.shape):
-                    raise ValueError(f"the differences were made from different bases: {name} differs between them")
-                values = before.values + values
-            summed[name] = DeltaTensor(values, tensor.shape, tensor.base_dtype, tensor.base_digest)
-    return Delta({name: _without_zeros(tensor) for name, tensor in summed.items()}, loaded[0].base_model)
+            scaled = replace(tensor, values=weight * tensor.values)
+            summed[name] = _sum(name, summed[name], scaled) if name in summed else scaled
+    return Delta(summed, loaded[0].base_model)
 
 
 def apply_delta(model: nn.Module, delta: Delta | str | Path, weight: float = 1.0) -> nn.Module:
@@ -205,24 +201,24 @@ def apply_delta(model: nn.Module, delta: Delta | str | Path, weight: float = 1.0
 
 
 def _difference(update: Update, dtype: torch.dtype | None) -> DeltaTensor:
-    difference = update.difference()
-    difference = difference.to("cpu", dtype or difference.dtype)
-    dtype_name = str(update.base.dtype).removeprefix("torch.")
-    return _without_zeros(DeltaTensor(difference, tuple(difference.shape), dtype_name, tensor_digest(update.base)))
+    values = update.difference()
+    values = values.to("cpu", dtype or values.dtype)
+    base_dtype = str(update.base.dtype).removeprefix("torch.")
+    whole = DeltaTensor(values, tuple(update.base.shape), base_dtype, tensor_digest(update.base))
+    if update.slices is None:
+        return whole
+    return replace(whole, dim=update.slices.dim, index=torch.tensor(update.slices.indices))
 
 
-def _without_zeros(tensor: DeltaTensor) -> DeltaTensor:
-    """Leaves out the entries that did not change, along the dimension (the first or second) that spares the most."""
-    values = tensor.values
-    if values.ndim < 2:
-        return tensor
-    changed = [(values != 0).transpose(0, dim).flatten(1).any(1) for dim in (0, 1)]
-    dim = min((0, 1), key=lambda d: changed[d].float().mean().item())
-    if bool(changed[dim].all()):
-        return tensor
-    index = changed[dim].nonzero().flatten()
-    kept = values.index_select(dim, index)
-    return DeltaTensor(kept, tensor.shape, tensor.base_dtype, tensor.base_digest, dim, index)
+def _sum(name: str, one: DeltaTensor, other: DeltaTensor) -> DeltaTensor:
+    if (one.base_digest, one.shape) != (other.base_digest, other.shape):
+        raise ValueError(f"the differences were made from different bases: {name} differs between them")
+    if one.index is None or other.index is None or one.dim != other.dim:
+        return replace(one, values=one.dense() + other.dense(), index=None)
+    union = torch.cat([one.index, other.index]).unique()
+    values = sum(t.dense().index_select(one.dim, union) for t in (one, other))
+    assert isinstance(values, Tensor)
+    return replace(one, values=values, index=union)
 
 
 def _check_base(parameters: Mapping[str, Tensor], delta: Delta) -> None:

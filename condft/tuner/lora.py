@@ -93,9 +93,9 @@ def export_lora(
         for update in iter_updates(live, adapter_name):
             if not update.selected:
                 continue
-            difference = update.difference()
+            difference = update.dense_difference()
             norm = torch.linalg.vector_norm(difference, dtype=torch.float64).item()
-            reason = "unchanged" if norm == 0.0 else _no_lora_form(update.layer)
+            reason = "unchanged" if norm == 0.0 else _no_lora_form(update)
             squares[1] += norm**2
             if reason is not None:
                 left_out[update.name] = reason
@@ -126,12 +126,17 @@ def _check_choice(rank: int | None, max_error: float | None) -> None:
         raise ValueError(f"max_error={max_error} must lie in [0, 1): 1 would leave every update out")
 
 
-def _no_lora_form(layer: nn.Module) -> str | None:
-    if isinstance(layer, _CONVOLUTIONS):
-        return None if layer.groups == 1 else f"PEFT's LoRA cannot merge a convolution of {layer.groups} groups"
-    if isinstance(layer, nn.Linear | Conv1D | nn.Embedding):
-        return None
-    return f"LoRA has no form for a {type(layer).__name__}"
+def _no_lora_form(update: Update) -> str | None:
+    layer = update.layer
+    if not isinstance(layer, (nn.Linear, Conv1D, nn.Embedding, *_CONVOLUTIONS)):
+        return f"no LoRA of one product for a parameter of a {type(layer).__name__}"
+    if not update.name.endswith(".weight"):
+        return "LoRA holds no bias"
+    if isinstance(layer, _CONVOLUTIONS) and layer.groups != 1:
+        return f"PEFT's LoRA cannot merge a convolution of {layer.groups} groups"
+    if isinstance(layer, _CONVOLUTIONS) and (set(layer.dilation) != {1} or layer.padding_mode != "zeros"):
+        return "PEFT's LoRA of a convolution knows neither dilation nor padding but with zeros"
+    return None
 
 
 def _as_matrix(layer: nn.Module, difference: Tensor) -> Tensor:

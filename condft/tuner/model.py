@@ -99,6 +99,13 @@ class CondFTModel(BaseTuner):
         else:
             super()._replace_module(parent, child_name, new_module, child)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, AuxiliaryTrainingWrapper):
+            # PEFT's own assigns the wrapper's weight to the unloaded layer; of token rows that is no parameter.
+            setattr(parent, child_name, new_module)
+            return
+        super()._replace_module(parent, child_name, new_module, child)
+
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
         """Freezes the base. PEFT's own also unfreezes biases in place, and knows no bias="selected"."""
         own = [module for module in model.modules() if isinstance(module, CondFTLayer | AuxiliaryTrainingWrapper)]

@@ -109,7 +109,9 @@ def _trainable(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
     component_of: dict[int, str] = {}
     for module in model.modules():
         if isinstance(module, CondFTLayer):
-            component_of.update((id(p), "selected") for p in module.condft_weight.parameters())
+            component_of.update(
+                (id(p), "selected") for n in module.adapter_layer_names for p in getattr(module, n).values()
+            )
         elif isinstance(module, ModulesToSaveWrapper):
             component_of.update((id(p), "modules_to_save") for p in module.modules_to_save.parameters())
         elif isinstance(module, TrainableTokensWrapper):
@@ -123,12 +125,14 @@ def _base_pairs(model: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
     """Every trained parameter beside the base values that it started from."""
     for module in model.modules():
         if isinstance(module, CondFTLayer):
-            for parameter in module.condft_weight.values():
-                yield parameter, module.original_weight().detach()
+            for key, by_adapter in module.slices.items():
+                for adapter, slices in by_adapter.items():
+                    base = module.base_values(key)
+                    yield module.copies_of(key)[adapter], base if slices is None else slices.take(base)
         elif isinstance(module, ModulesToSaveWrapper):
-            base = dict(module.original_module.named_parameters())
+            originals = dict(module.original_module.named_parameters())
             for saved in module.modules_to_save.values():
-                yield from ((parameter, base[key].detach()) for key, parameter in saved.named_parameters())
+                yield from ((parameter, originals[key].detach()) for key, parameter in saved.named_parameters())
         elif isinstance(module, TrainableTokensWrapper):
             rows = module.token_adapter
             yield from ((p, rows.trainable_tokens_original[name]) for name, p in rows.trainable_tokens_delta.items())

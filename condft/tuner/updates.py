@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 
 from condft.names import canonical_name
 from condft.tuner.layer import CondFTLayer
+from condft.tuner.slices import Slices
 
 __all__ = ["Update", "iter_updates"]
 
@@ -20,22 +21,35 @@ class Update:
 
     Attributes:
         name: The parameter's name in the base model.
-        base: Its values in the base model (dequantised, if the base is quantised); no copy where that can be helped.
-        trained: The values that act when the adapter is active: same shape, the dtype that was trained.
-        layer: The base model's module that holds the parameter.
+        base: All of its values in the base model (dequantised, if the base is quantised).
+        trained: The values that act when the adapter is active, in the dtype that was trained: of the whole
+            parameter, or of the slices that train.
+        slices: Which slices train; None for the whole parameter.
+        layer: The base model's module that is wrapped.
         selected: True for a weight that CondFT selected, False for `modules_to_save` and token rows.
     """
 
     name: str
     base: Tensor
     trained: Tensor
+    slices: Slices | None
     layer: nn.Module
     selected: bool
 
     def difference(self) -> Tensor:
-        """`trained - base` in fp32, or wider if one of them is."""
-        wide = torch.promote_types(torch.promote_types(self.base.dtype, self.trained.dtype), torch.float32)
-        return self.trained.to(wide) - self.base.to(self.trained.device, wide)
+        """`trained - base` of what trains, in fp32, or wider if one of them is."""
+        base = self.base if self.slices is None else self.slices.take(self.base)
+        wide = torch.promote_types(torch.promote_types(base.dtype, self.trained.dtype), torch.float32)
+        return self.trained.to(wide) - base.to(self.trained.device, wide)
+
+    def dense_difference(self) -> Tensor:
+        """The same in the parameter's whole shape."""
+        part = self.difference()
+        if self.slices is None:
+            return part
+        whole = part.new_zeros(self.base.shape)
+        self.slices.write(whole, part)
+        return whole
 
 
 def iter_updates(model: nn.Module, adapter_name: str = "default") -> Iterator[Update]:
@@ -69,22 +83,26 @@ def iter_updates(model: nn.Module, adapter_name: str = "default") -> Iterator[Up
 
 
 def _updates_of(name: str, module: nn.Module, adapter: str, names_of: dict[int, list[str]]) -> Iterator[Update]:
-    if isinstance(module, CondFTLayer) and adapter in module.condft_weight:
-        base, trained = module.original_weight(), module.trained_weight(adapter)
-        yield Update(f"{name}.weight", base.detach(), trained.detach(), module.get_base_layer(), True)
+    if isinstance(module, CondFTLayer):
+        for key, slices, copy in module.parts_of(adapter):
+            yield Update(
+                f"{name}.{key}", module.base_values(key), copy.detach(), slices, module.get_base_layer(), True
+            )
     elif isinstance(module, ModulesToSaveWrapper) and adapter in module.modules_to_save:
         saved = dict(module.modules_to_save[adapter].named_parameters())
         for key, base in module.original_module.named_parameters():
             _refuse_tied(f"{name}.{key}", names_of[id(base)])
-            yield Update(f"{name}.{key}", base.detach(), saved[key].detach(), module.original_module, False)
+            yield Update(f"{name}.{key}", base.detach(), saved[key].detach(), None, module.original_module, False)
     elif isinstance(module, TrainableTokensWrapper):
-        rows = module.token_adapter
-        assert isinstance(rows, TrainableTokensLayer)
+        rows: Any = module.token_adapter
         # A tied wrapper shows the same rows once more, under the other module's name.
         if rows.tied_adapter is None and adapter in rows.trainable_tokens_delta:
-            with torch.no_grad():
-                original, trained = rows.get_merged_weights([]), rows.get_merged_weights([adapter])
-            yield Update(f"{name}.weight", original.detach(), trained, rows.get_base_layer(), False)
+            indices = rows.token_indices[adapter]
+            slices = Slices.joined(0, ((index, index + 1) for index in indices))
+            ascending = torch.tensor(indices).argsort()
+            trained = rows.trainable_tokens_delta[adapter].detach()[ascending]
+            layer = rows.get_base_layer()
+            yield Update(f"{name}.weight", layer.weight.detach(), trained, slices, layer, False)
 
 
 def _refuse_merged(model: nn.Module) -> None:

@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -19,7 +20,6 @@ from transformers.pytorch_utils import Conv1D
 
 from condft import CondFTConfig
 from condft.tuner import Delta, apply_delta, combine_deltas, export_delta, export_lora
-from condft.tuner.delta import DeltaTensor
 from tests.tuner.conftest import logits
 
 EVERYTHING = {
@@ -103,7 +103,7 @@ def test_half_the_weight_is_half_of_the_way(adapter: Any, tiny_llama: Any) -> No
 
 
 def test_a_weighted_sum_merges_adapters_of_different_selections(adapter: Any, tiny_llama: Any, tmp_path: Path) -> None:
-    one, other = adapter(num_tensors=6), adapter(num_tensors=8, order="highest")
+    one, other = adapter(num_tensors=18), adapter(num_tensors=14, order="highest")
     first, second = export_delta(one), export_delta(other, tmp_path / "second.safetensors")
     combined = combine_deltas([first, tmp_path / "second.safetensors"], [0.25, 0.5])
     assert combined.tensors.keys() == first.tensors.keys() | second.tensors.keys()
@@ -191,7 +191,7 @@ LAYERS = {
     "embedding": (lambda: nn.Embedding(9, 4), lambda: torch.randint(0, 9, (3, 5))),
     "conv1d": (lambda: nn.Conv1d(6, 4, 3, padding=1), lambda: torch.randn(2, 6, 8)),
     "conv2d": (lambda: nn.Conv2d(6, 4, 3, stride=2), lambda: torch.randn(2, 6, 8, 8)),
-    "conv3d": (lambda: nn.Conv3d(2, 4, 3, dilation=2), lambda: torch.randn(2, 2, 8, 8, 8)),
+    "conv3d": (lambda: nn.Conv3d(2, 4, 3, padding=1), lambda: torch.randn(2, 2, 8, 8, 8)),
 }
 
 
@@ -236,7 +236,7 @@ def test_the_rank_follows_the_error_asked_for(adapter: Any, tiny_llama: Any, tok
         if ".lora_A" in name
     }
     assert ranks == {row.name.removesuffix(".weight"): row.rank for row in export.factors}
-    scalings = {m.scaling["default"] for m in loaded.modules() if hasattr(m, "scaling") and "default" in m.scaling}
+    scalings = {m.scaling["default"] for m in loaded.modules() if isinstance(m, LoraLayer)}
     assert scalings == {1.0}
 
 
@@ -278,10 +278,8 @@ def test_names_that_other_modules_end_in_are_matched_exactly(tmp_path: Path) -> 
 def test_what_lora_cannot_hold_is_listed(tmp_path: Path) -> None:
     base = nn.ModuleDict({"conv": nn.Conv1d(4, 4, 3, groups=2), "up": nn.Linear(4, 4), "still": nn.Linear(4, 4)})
     config = CondFTConfig(target_modules=["conv", "up", "still"], num_tensors=3, init_weights=False)
-    with pytest.warns(UserWarning, match="takes all 3"):
-        model = get_peft_model(base, config)
-    still = base["still"]
-    still.condft_weight["default"].data.copy_(still.base_layer.weight)
+    model = get_peft_model(base, config)
+    base["still"].condft_weight["default"].data.copy_(base["still"].base_layer.weight)
     export = export_lora(model, tmp_path, rank=4)
     assert [row.name for row in export.factors] == ["up.weight"]
     assert export.left_out == {
@@ -311,16 +309,3 @@ def test_an_untrained_adapter_has_no_lora(tiny_llama: Any, tmp_path: Path) -> No
     model = get_peft_model(tiny_llama(), CondFTConfig(num_tensors=2))
     with pytest.raises(ValueError, match="none of the 2 selected weights has a LoRA form"):
         export_lora(model, tmp_path / "lora", rank=1)
-
-
-def test_heads_and_experts_are_stored_alone() -> None:
-    """What did not change along the first or second dimension is left out, whichever spares more."""
-    dense = torch.zeros(6, 4, 3)
-    dense[[1, 4]] = 1.0
-    from condft.tuner.delta import _without_zeros
-
-    for values, dim, index in ((dense, 0, [1, 4]), (dense.transpose(0, 1).contiguous(), 1, [1, 4])):
-        stored = _without_zeros(DeltaTensor(values, tuple(values.shape), "float32", ""))
-        assert stored.index is not None
-        assert (stored.dim, stored.index.tolist()) == (dim, index)
-        assert torch.equal(stored.dense(), values)
