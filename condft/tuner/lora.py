@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -189,7 +189,8 @@ def _lora_config(model: Any, adapter_name: str, export: LoraExport) -> LoraConfi
         for path in modules
         for name in names
     )
-    base_model = getattr(model, "model", model)
+    base_model = model.get_base_model() if isinstance(model, PeftModel) else model
+    kind = {"base_model_class": type(base_model).__name__, "parent_library": type(base_model).__module__}
     return LoraConfig(
         r=largest,
         lora_alpha=largest,
@@ -200,6 +201,7 @@ def _lora_config(model: Any, adapter_name: str, export: LoraExport) -> LoraConfi
         trainable_token_indices=ours.trainable_token_indices,
         base_model_name_or_path=ours.base_model_name_or_path or base_model.__dict__.get("name_or_path"),
         task_type=ours.task_type,
+        auto_mapping=kind if ours.task_type is None else None,
         inference_mode=True,
     )
 

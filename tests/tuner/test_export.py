@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from condft import CondFTConfig
 from condft.tuner import Delta, apply_delta, combine_deltas, export_delta, export_lora
+from condft.tuner.updates import iter_updates
 from tests.tuner.conftest import logits
 
 EVERYTHING = {
@@ -36,15 +37,21 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_base_and_difference_are_the_merged_model(tiny_llama: Any, adapter: Any, tmp_path: Path, dtype: Any) -> None:
-    """Bit for bit at the size of step that training takes, saved modules and token rows included."""
+    """Bit for bit where the weight stayed within a factor of 2 of its base, within a rounding where it did not."""
+    base = tiny_llama(tied=False).to(dtype)
     model = adapter(base=tiny_llama(tied=False).to(dtype), lr=1e-2, **EVERYTHING)
+    trained = {update.name: update for update in iter_updates(model)}
     export_delta(model, tmp_path / "delta.safetensors")
-    merged = model.merge_and_unload()
-    rebuilt = apply_delta(tiny_llama(tied=False).to(dtype), tmp_path / "delta.safetensors")
-    for name, value in merged.state_dict().items():
-        wrong = (value != rebuilt.state_dict()[name]).float().mean()
-        assert wrong < 1e-3, name  # where training turned a weight's sign the subtraction rounds
-    assert not same_state(rebuilt, tiny_llama(tied=False).to(dtype))
+    merged = model.merge_and_unload().state_dict()
+    rebuilt = apply_delta(tiny_llama(tied=False).to(dtype), tmp_path / "delta.safetensors").state_dict()
+    assert len(trained) == 7
+    for name, before in base.state_dict().items():
+        ratio = merged[name].float() / before.float()
+        near = ((ratio > 0.51) & (ratio < 1.99)) | (merged[name] == before)
+        assert torch.equal(rebuilt[name][near], merged[name][near]), name
+        assert near.float().mean() > 0.9
+        assert torch.allclose(rebuilt[name], merged[name], rtol=2 * torch.finfo(dtype).eps, atol=1e-7), name
+        assert torch.equal(merged[name], before) == (name not in trained)
 
 
 @settings(max_examples=200)
@@ -258,7 +265,7 @@ def test_the_lora_loads_where_condft_is_not_imported(adapter: Any, tiny_llama: A
     tiny_llama().save_pretrained(tmp_path / "base")
     export_lora(adapter(base=tiny_llama().from_pretrained(tmp_path / "base")), tmp_path / "lora", rank=4)
     code = (
-        "import sys; from peft import AutoPeftModelForCausalLM as Auto;"
+        "import sys; from peft import AutoPeftModel as Auto;"
         f"model = Auto.from_pretrained({str(tmp_path / 'lora')!r});"
         "assert 'condft' not in sys.modules; print(model.peft_config['default'].peft_type.value)"
     )
