@@ -93,18 +93,11 @@ class CondFTModel(BaseTuner):
         keep_off_fast_path(model)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """PEFT's own, but that gives back any base layer with its `weight`, which experts have none of."""
-        if isinstance(child, CondFTLayer):
+        """PEFT's own, but that assigns a `weight`: experts have none, and that of trained token rows is no parameter."""
+        if isinstance(child, CondFTLayer | AuxiliaryTrainingWrapper):
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if isinstance(child, AuxiliaryTrainingWrapper):
-            # PEFT's own assigns the wrapper's weight to the unloaded layer; of token rows that is no parameter.
-            setattr(parent, child_name, new_module)
-            return
-        super()._replace_module(parent, child_name, new_module, child)
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
         """Freezes the base. PEFT's own also unfreezes biases in place, and knows no bias="selected"."""
