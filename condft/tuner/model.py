@@ -93,7 +93,7 @@ class CondFTModel(BaseTuner):
         keep_off_fast_path(model)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """PEFT's own, but that assigns a `weight`: experts have none, and that of trained token rows is no parameter."""
+        """PEFT's own assigns a `weight`: experts have none, and that of trained token rows is no parameter."""
         if isinstance(child, CondFTLayer | AuxiliaryTrainingWrapper):
             setattr(parent, child_name, new_module)
         else:
