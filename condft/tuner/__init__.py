@@ -1,10 +1,27 @@
 """CondFT as a PEFT method: config, layer, model, and its entry into PEFT's tables (on import)."""
 
 from condft.tuner.config import CondFTConfig
+from condft.tuner.delta import Delta, apply_delta, combine_deltas, export_delta
 from condft.tuner.layer import CondFTLayer
+from condft.tuner.loading import load
+from condft.tuner.lora import LoraExport, export_lora
 from condft.tuner.model import CondFTModel
+from condft.tuner.optimizers import decay_towards_base, parameter_groups
 from condft.tuner.registration import register
 
-__all__ = ["CondFTConfig", "CondFTLayer", "CondFTModel"]
+__all__ = [
+    "CondFTConfig",
+    "CondFTLayer",
+    "CondFTModel",
+    "Delta",
+    "LoraExport",
+    "apply_delta",
+    "combine_deltas",
+    "decay_towards_base",
+    "export_delta",
+    "export_lora",
+    "load",
+    "parameter_groups",
+]
 
 register(CondFTConfig, CondFTModel)

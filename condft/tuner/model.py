@@ -93,8 +93,8 @@ class CondFTModel(BaseTuner):
         keep_off_fast_path(model)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """PEFT's own, but that gives back any base layer with its `weight`, which experts have none of."""
-        if isinstance(child, CondFTLayer):
+        """PEFT's own assigns a `weight`: experts have none, and that of trained token rows is no parameter."""
+        if isinstance(child, CondFTLayer | AuxiliaryTrainingWrapper):
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)

@@ -1,0 +1,148 @@
+"""Parameter groups for any torch optimizer, and weight decay towards the base weights instead of towards zero."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeVar
+
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from condft.names import canonical_name
+from condft.tuner.layer import CondFTLayer
+
+__all__ = ["COMPONENTS", "decay_towards_base", "parameter_groups"]
+
+COMPONENTS = ("selected", "modules_to_save", "token_rows", "other")
+
+_PER = ("component", "unit")
+_BASE_DECAY = "decay_towards_base"
+
+AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    lr: float | Mapping[str, float],
+    weight_decay: float | Mapping[str, float] = 0.0,
+    decay_towards: Literal["zero", "base"] = "zero",
+    per: Literal["component", "unit"] = "component",
+) -> list[dict[str, Any]]:
+    """Every trainable parameter in exactly one group, for `torch.optim.AdamW(groups)` or any other optimizer.
+
+    Args:
+        model: The model with its adapter; what requires a gradient is what is grouped.
+        lr: Learning rate; or one for each component that the model has, such as
+            `{"selected": 2e-5, "modules_to_save": 1e-3}`. The components: "selected" (the weights that CondFT
+            chose), "modules_to_save" (a projector), "token_rows" (`trainable_token_indices`) and "other".
+        weight_decay: The same for the weight decay, per step `lr * weight_decay`. Towards zero, vectors (biases,
+            norms) have none, as in transformers' Trainer.
+        decay_towards: "zero", the optimizer's own; or "base": pass the optimizer to `decay_towards_base` as well.
+        per: A group a component, or a group a parameter.
+
+    Returns:
+        Groups with `params`, `lr`, `weight_decay` and a `name`; a new list at each call, in the model's order.
+
+    Raises:
+        ValueError: Nothing is trainable, a choice is unknown, or a mapping lacks a component that the model has.
+    """
+    for option, value, choices in (("decay_towards", decay_towards, ("zero", "base")), ("per", per, _PER)):
+        if value not in choices:
+            raise ValueError(f"{option}={value!r} is unknown: choose among {', '.join(choices)}")
+    groups: dict[str, dict[str, Any]] = {}
+    for name, component, parameter in _trainable(model):
+        decay = _of(weight_decay, component, "weight_decay")
+        decays = decay_towards == "base" or parameter.ndim > 1 or decay == 0.0
+        key = canonical_name(name) if per == "unit" else component if decays else f"{component}, vectors"
+        options: dict[str, Any] = {"name": key, "params": [], "lr": _of(lr, component, "lr")}
+        options["weight_decay"] = decay if decays and decay_towards == "zero" else 0.0
+        if decay_towards == "base":
+            options[_BASE_DECAY] = decay
+        groups.setdefault(key, options)["params"].append(parameter)
+    if not groups:
+        raise ValueError("no parameter of the model requires a gradient: load the adapter with is_trainable=True")
+    return list(groups.values())
+
+
+def decay_towards_base(optimizer: AnyOptimizer, model: nn.Module) -> AnyOptimizer:
+    r"""Makes the groups of `parameter_groups(..., decay_towards="base")` decay towards the base weights.
+
+    Before each step $w \leftarrow w - \eta \lambda (w - w_0)$, which is AdamW's decoupled decay (Loshchilov &
+    Hutter, arXiv 1711.05101) around the base weight $w_0$ (L2-SP, arXiv 1802.01483, decoupled). $w_0$ is read from the
+    wrapped layer, so no second copy of the base is kept. The hook works with Trainer's `optimizers=` and accelerate's
+    `prepare`; a resumed optimizer needs this call again, as hooks are no state, while the rates are in the groups.
+
+    Args:
+        optimizer: Any torch optimizer; its `weight_decay` for these groups is 0.
+        model: The model whose parameters it steps.
+
+    Returns:
+        The same optimizer.
+
+    Raises:
+        ValueError: None of the optimizer's groups asks for it.
+    """
+    if not any(_BASE_DECAY in group for group in optimizer.param_groups):
+        raise ValueError(
+            'no group of the optimizer decays towards the base: make them with parameter_groups(decay_towards="base")'
+        )
+
+    def decay(hooked: Optimizer, args: Any, kwargs: Any) -> None:
+        # Looked up anew at each step: FSDP2 puts other parameters in the place of those the optimizer was made with.
+        base_of = {id(parameter): base for parameter, base in _base_pairs(model)}
+        for group in hooked.param_groups:
+            strength = group["lr"] * group.get(_BASE_DECAY, 0.0)
+            if strength == 0.0:
+                continue
+            for parameter in group["params"]:
+                # No gradient, no step: torch's own optimizers decay nothing then either.
+                if parameter.grad is not None and id(parameter) in base_of:
+                    base = base_of[id(parameter)].to(parameter)
+                    parameter.data.lerp_(base, float(strength))
+
+    optimizer.register_step_pre_hook(decay)
+    return optimizer
+
+
+def _trainable(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Name, component and parameter of everything that requires a gradient."""
+    component_of: dict[int, str] = {}
+    for module in model.modules():
+        if isinstance(module, CondFTLayer):
+            component_of.update(
+                (id(p), "selected") for n in module.adapter_layer_names for p in getattr(module, n).values()
+            )
+        elif isinstance(module, ModulesToSaveWrapper):
+            component_of.update((id(p), "modules_to_save") for p in module.modules_to_save.parameters())
+        elif isinstance(module, TrainableTokensWrapper):
+            component_of.update((id(p), "token_rows") for p in module.token_adapter.trainable_tokens_delta.values())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            yield name, component_of.get(id(parameter), "other"), parameter
+
+
+def _base_pairs(model: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Every trained parameter beside the base values that it started from."""
+    for module in model.modules():
+        if isinstance(module, CondFTLayer):
+            for key, by_adapter in module.slices.items():
+                for adapter, slices in by_adapter.items():
+                    base = module.base_values(key)
+                    yield module.copies_of(key)[adapter], base if slices is None else slices.take(base)
+        elif isinstance(module, ModulesToSaveWrapper):
+            originals = dict(module.original_module.named_parameters())
+            for saved in module.modules_to_save.values():
+                yield from ((parameter, originals[key].detach()) for key, parameter in saved.named_parameters())
+        elif isinstance(module, TrainableTokensWrapper):
+            rows = module.token_adapter
+            yield from ((p, rows.trainable_tokens_original[name]) for name, p in rows.trainable_tokens_delta.items())
+
+
+def _of(value: float | Mapping[str, float], component: str, option: str) -> float:
+    if not isinstance(value, Mapping):
+        return value
+    unknown = sorted(set(value) - set(COMPONENTS))
+    if unknown or component not in value:
+        problem = f"names {unknown[0]!r}, which is no component" if unknown else f"lacks {component!r}"
+        raise ValueError(f"{option}={dict(value)} {problem}: the components are {', '.join(COMPONENTS)}")
+    return value[component]

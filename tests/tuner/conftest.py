@@ -1,0 +1,37 @@
+"""A trained adapter, and what the tests of the tuner do with models again and again."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from condft import CondFTConfig
+
+
+def train(model: nn.Module, ids: torch.Tensor, *, lr: float = 0.5, steps: int = 2) -> None:
+    """Plain SGD on the model's own loss: every trainable parameter moves."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
+    for _ in range(steps):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(ids).logits
+
+
+@pytest.fixture
+def adapter(tiny_llama: Callable[..., nn.Module], token_ids: torch.Tensor) -> Callable[..., PeftModel]:
+    """Makes a tiny Llama with an adapter trained for two steps; options go to `CondFTConfig`."""
+
+    def build(*, base: nn.Module | None = None, lr: float = 0.5, steps: int = 2, **options: object) -> PeftModel:
+        options = options or {"trainable_fraction": 0.4}
+        model = get_peft_model(tiny_llama() if base is None else base, CondFTConfig(**options))
+        train(model, token_ids, lr=lr, steps=steps)
+        return model
+
+    return build
