@@ -15,21 +15,42 @@ if TYPE_CHECKING:
     from condft.report import SpectralReport, SpectralRow
     from condft.selection import Selection, select_units
     from condft.spectra import condition_number, spectral_facts
-    from condft.tuner import CondFTConfig, CondFTModel
+    from condft.tuner import (
+        CondFTConfig,
+        CondFTModel,
+        Delta,
+        LoraExport,
+        apply_delta,
+        combine_deltas,
+        decay_towards_base,
+        export_delta,
+        export_lora,
+        load,
+        parameter_groups,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CondFTConfig",
     "CondFTModel",
+    "Delta",
+    "LoraExport",
     "NonFiniteWeightError",
     "ReportComparison",
     "Selection",
     "SpectralReport",
     "SpectralRow",
     "analyze",
+    "apply_delta",
+    "combine_deltas",
     "compare_reports",
     "condition_number",
+    "decay_towards_base",
+    "export_delta",
+    "export_lora",
+    "load",
+    "parameter_groups",
     "select_units",
     "spectral_facts",
 ]
@@ -38,14 +59,23 @@ __all__ = [
 _HOMES = {
     "CondFTConfig": "condft.tuner",
     "CondFTModel": "condft.tuner",
+    "Delta": "condft.tuner",
+    "LoraExport": "condft.tuner",
     "NonFiniteWeightError": "condft.analysis",
     "ReportComparison": "condft.comparison",
     "Selection": "condft.selection",
     "SpectralReport": "condft.report",
     "SpectralRow": "condft.report",
     "analyze": "condft.analysis",
+    "apply_delta": "condft.tuner",
+    "combine_deltas": "condft.tuner",
     "compare_reports": "condft.comparison",
     "condition_number": "condft.spectra",
+    "decay_towards_base": "condft.tuner",
+    "export_delta": "condft.tuner",
+    "export_lora": "condft.tuner",
+    "load": "condft.tuner",
+    "parameter_groups": "condft.tuner",
     "select_units": "condft.selection",
     "spectral_facts": "condft.spectra",
 }

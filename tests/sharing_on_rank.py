@@ -1,4 +1,4 @@
-"""One rank of test_sharing's two-process tests: `python -m tests.sharing_on_rank CASE RANK FOLDER`; leaves `CASE-RANK.json`."""
+"""One rank of test_sharing: `python -m tests.sharing_on_rank CASE RANK FOLDER`; leaves `CASE-RANK.json`."""
 
 import json
 import sys
