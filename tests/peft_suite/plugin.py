@@ -113,7 +113,9 @@ def _rows_of(config_class: type, values: Iterable[Any]) -> list[Any]:
     return [
         row
         for row in values
-        if any(part is config_class or type(part) is config_class for part in (row if isinstance(row, tuple) else [row]))
+        if any(
+            part is config_class or type(part) is config_class for part in (row if isinstance(row, tuple) else [row])
+        )
     ]
 
 

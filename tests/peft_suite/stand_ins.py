@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from peft import LoraConfig
 from transformers import PreTrainedModel
 
 _WIDTH = 16
@@ -33,7 +34,7 @@ _BERT_LIKE = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 256,
-    # Dropout and near-equal activations would hide a small adapter's effect behind the tests' tolerances.
+    # With the default 0.02 the activations are so small that an adapter's effect stays below the tests' tolerances.
     "initializer_range": 0.1,
 }
 _OPT = _TEXT | {
@@ -101,6 +102,9 @@ STAND_INS: dict[str, tuple[str, dict]] = {
     ),
 }
 
+# Hub name of an adapter whose config the tests read.
+ADAPTER = "peft-internal-testing/tiny-opt-lora-revision"
+
 
 def build(name: str) -> PreTrainedModel:
     """The random model that stands in for the hub's `name`; the same weights every time."""
@@ -113,6 +117,7 @@ def build(name: str) -> PreTrainedModel:
 def main(folder: Path) -> None:
     for name in STAND_INS:
         build(name).save_pretrained(folder / name)
+    LoraConfig(task_type="CAUSAL_LM").save_pretrained(str(folder / ADAPTER))
 
 
 if __name__ == "__main__":
