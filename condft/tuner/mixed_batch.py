@@ -43,9 +43,7 @@ def adapter_names_handed_down(
     """
     _check_names(model, adapter_names, known)
     repeated = [name for name in adapter_names for _ in range(num_beams)]
-    encoder = model.get_encoder() if num_beams > 1 and hasattr(model, "get_encoder") else None
-    # Since transformers 5 a model without an encoder calls itself one.
-    in_encoder = set(encoder.modules()) if encoder is not None and encoder is not model else set()
+    in_encoder = _encoder_modules(model) if num_beams > 1 else set()
     handles = []
     for module in model.modules():
         if isinstance(module, (layer_type, AuxiliaryTrainingWrapper)):
@@ -60,6 +58,12 @@ def adapter_names_handed_down(
             handle.remove()
 
 
+def _encoder_modules(model: Any) -> set[nn.Module]:
+    encoder = model.get_encoder() if hasattr(model, "get_encoder") else None
+    # Since transformers 5 a model without an encoder calls itself one.
+    return set() if encoder is None or encoder is model else set(encoder.modules())
+
+
 def _check_names(model: nn.Module, adapter_names: Sequence[str], known: Sequence[str]) -> None:
     if not isinstance(adapter_names, list | tuple):
         raise TypeError(
@@ -70,8 +74,8 @@ def _check_names(model: nn.Module, adapter_names: Sequence[str], known: Sequence
     unknown = sorted(set(adapter_names) - {BASE, *known})
     if unknown:
         raise ValueError(
-            f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}. The model has {', '.join(known)}, and "
-            f"{BASE!r} for the base model."
+            f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}. The model has {', '.join(known)}, "
+            f"and {BASE!r} for the base model."
         )
 
 

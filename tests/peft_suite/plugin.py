@@ -8,10 +8,11 @@ PEFT's the rows of the list that name its config class. Tests without such a mar
 are deselected. `scripts/peft_suite.sh` fetches the suite and calls this.
 """
 
+import json
 import re
 import time
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,8 +22,9 @@ import pytest
 
 from condft.files import write_json
 from condft.recipe.summary import code_commit, machine, versions
-from peft_suite.cases import CONDFT_CASES
-from peft_suite.inapplicable import INAPPLICABLE
+
+from .cases import CONDFT_CASES
+from .inapplicable import INAPPLICABLE
 
 METHODS = ("condft", "lora", "lntuning")
 _PEFT_CONFIGS = {"lora": peft.LoraConfig, "lntuning": peft.LNTuningConfig}
@@ -49,7 +51,8 @@ class Suite:
         self.config = config
         self.method: str = config.getoption("--peft-method")
         self.kept: set[str] = set()  # node ids of the test functions that have a row for the method
-        self.counts: Counter[str] = Counter()
+        self.lists_found: set[tuple[str, str]] = set()
+        self.counts: dict[str, Counter[str]] = defaultdict(Counter)  # file -> outcome -> tests
         self.reasons: Counter[str] = Counter()
         self.began = time.perf_counter()
 
@@ -70,7 +73,8 @@ class Suite:
         """The method's rows in the place of `values`; none if they are no list of cases or it has none there."""
         module_name = module.__name__.rpartition(".")[2]
         for (owner, name), rows in CONDFT_CASES.items():
-            if owner == module_name and getattr(module, name) is values:
+            if owner == module_name and getattr(module, name, None) is values:
+                self.lists_found.add((owner, name))
                 return rows if self.method == "condft" else _rows_of(_PEFT_CONFIGS[self.method], values)
         return []
 
@@ -80,24 +84,32 @@ class Suite:
         self.config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
         items[:] = kept
         if self.method == "condft":
-            self._mark_inapplicable(items)
+            stale = self._mark_inapplicable(items)
+            if not any("::" in argument for argument in self.config.args):  # else a part of a file is meant
+                self._refuse_stale(stale, {item.path.stem for item in items})
 
-    def _mark_inapplicable(self, items: Iterable[pytest.Item]) -> None:
-        """Skips what the table lists, and refuses an entry that lists nothing any more."""
+    def _mark_inapplicable(self, items: Iterable[pytest.Item]) -> set[str]:
+        """Skips what the table lists; returns its entries that list nothing."""
         unused = set(INAPPLICABLE)
         for item in items:
             for pattern, reason in INAPPLICABLE.items():
                 if re.search(pattern, item.nodeid):
                     unused.discard(pattern)
                     item.add_marker(pytest.mark.skip(reason=f"not applicable to CondFT: {reason}"))
-        collected = {item.path.name for item in items}
-        stale = sorted(pattern for pattern in unused if pattern.partition("::")[0].replace("\\", "") in collected)
-        if stale and not any("::" in argument for argument in self.config.args):
-            raise pytest.UsageError(f"tests/peft_suite/inapplicable.py: no test matches {stale} any more; remove it")
+        return unused
+
+    def _refuse_stale(self, patterns: set[str], collected: set[str]) -> None:
+        """A new PEFT may rename what the tables name: then nothing of it may go untested without a word."""
+        stale = sorted(pattern for pattern in patterns if pattern.partition(r"\.py")[0] in collected)
+        if stale:
+            raise pytest.UsageError(f"inapplicable.py: no test matches {stale} any more; remove them")
+        gone = sorted(key for key in CONDFT_CASES if key[0] in collected and key not in self.lists_found)
+        if gone:
+            raise pytest.UsageError(f"cases.py: no test is parametrised with {gone} any more; rename or remove them")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or not report.passed:
-            self.counts[report.outcome] += 1
+            self.counts[Path(report.nodeid.partition("::")[0]).name][report.outcome] += 1
         if report.skipped:
             self.reasons[report.longrepr[2].removeprefix("Skipped: ")] += 1
 
@@ -119,16 +131,20 @@ def _rows_of(config_class: type, values: Iterable[Any]) -> list[Any]:
     ]
 
 
-def write_results(path: Path, method: str, counts: Counter[str], reasons: Counter[str], seconds: float) -> None:
-    """Adds one method's counts to the file; those of an earlier run of the same command stay beside it."""
-    import json
-
+def write_results(
+    path: Path, method: str, counts: Mapping[str, Counter[str]], reasons: Counter[str], seconds: float
+) -> None:
+    """Puts one method's counts into the file, beside those of the methods that ran before it."""
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"methods": {}}
-    results |= {"command": "bash scripts/peft_suite.sh --all", "machine": machine(), "commit": code_commit()}
-    results["versions"] = versions()
+    results |= {"machine": machine(), "commit": code_commit(), "versions": versions()}
     results["methods"][method] = {
-        **{outcome: counts[outcome] for outcome in ("passed", "skipped", "failed")},
+        **_outcomes(sum(counts.values(), Counter())),
         "seconds": round(seconds, 1),
+        "files": {name: _outcomes(counts[name]) for name in sorted(counts)},
         "skip_reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
     }
     write_json(path, results)
+
+
+def _outcomes(counts: Counter[str]) -> dict[str, int]:
+    return {outcome: counts[outcome] for outcome in ("passed", "skipped", "failed")}

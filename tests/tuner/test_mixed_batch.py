@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 from torch import nn
@@ -32,6 +32,7 @@ def alone(model: PeftModel, name: str, ids: torch.Tensor) -> torch.Tensor:
         return model(input_ids=ids).logits
 
 
+@settings(max_examples=20)
 @given(names=st.lists(st.sampled_from(["__base__", "first", "second"]), min_size=1, max_size=7))
 def test_each_sample_is_computed_with_its_own_adapter(names):
     model = two_adapters()
@@ -40,7 +41,6 @@ def test_each_sample_is_computed_with_its_own_adapter(names):
         mixed = model(input_ids=ids, adapter_names=names).logits
     for index, name in enumerate(names):
         torch.testing.assert_close(mixed[index], alone(model, name, ids[index : index + 1])[0])
-    assert model.active_adapters == [names[-1]] if names[-1] != "__base__" else True
 
 
 def test_the_active_adapter_and_its_gradients_are_as_before(token_ids):
