@@ -41,10 +41,12 @@ workers=$(env -u OMP_NUM_THREADS nproc)
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 export PYTHONPATH=$repository/tests${PYTHONPATH:+:$PYTHONPATH}
 python -m peft_suite.stand_ins .
+status=0  # a method that fails must not keep the next one from its turn
 for method in "${methods[@]}"; do
   echo "== PEFT $version: its tests for $method =="
   python -m pytest -c "$repository/tests/peft_suite/pytest.ini" --rootdir . -p peft_suite.plugin -n "$workers" \
     --peft-method "$method" ${results[@]+"${results[@]}"} "$@" \
     tests/test_custom_models.py tests/test_config.py tests/test_decoder_models.py tests/test_encoder_decoder_models.py \
-    tests/test_seq_classifier.py tests/test_feature_extraction_models.py
+    tests/test_seq_classifier.py tests/test_feature_extraction_models.py || status=$?
 done
+exit "$status"
