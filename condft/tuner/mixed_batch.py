@@ -38,10 +38,11 @@ def adapter_names_handed_down(
         num_beams: Under beam search samples are repeated so often, except in an encoder, which runs before that.
 
     Raises:
-        TypeError: `adapter_names` is no list.
+        TypeError: `adapter_names` is no list, or a layer cannot part its batch.
         ValueError: A name that no adapter has, or a model in training mode.
     """
     _check_names(model, adapter_names, known)
+    _check_layers(model, layer_type)
     repeated = [name for name in adapter_names for _ in range(num_beams)]
     in_encoder = _encoder_modules(model) if num_beams > 1 else set()
     handles = []
@@ -77,6 +78,16 @@ def _check_names(model: nn.Module, adapter_names: Sequence[str], known: Sequence
             f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}. The model has {', '.join(known)}, "
             f"and {BASE!r} for the base model."
         )
+
+
+def _check_layers(model: nn.Module, layer_type: type[BaseTunerLayer]) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, layer_type) and not getattr(module, "takes_samples_first", False):
+            kind = type(module.get_base_layer()).__name__
+            raise TypeError(
+                f"{path} ({kind}) does not support mixed adapter batches: its input does not tell the samples apart. "
+                "Run the samples of each adapter as a batch of their own, with set_adapter()."
+            )
 
 
 def _hand_down(

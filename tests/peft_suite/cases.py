@@ -19,6 +19,7 @@ _MODELS: list[tuple[str, str, dict[str, Any]]] = [
     ("MLP, exclude_modules", "MLP", {"exclude_modules": ["lin1"]}),
     ("MLP, modules_to_save", "MLP", {"target_modules": ["lin0"], "modules_to_save": ["lin1"]}),
     ("MLP, target_units", "MLP", {"target_units": ["lin0.weight"]}),
+    ("MLP, selected bias", "MLP", {"target_modules": ["lin0"], "bias": "selected"}),
     ("MLP, fraction", "MLP", {"target_modules": ["lin0", "lin1"], "trainable_fraction": 0.9}),
     ("MLP, random control", "MLP", {"target_modules": ["lin0", "lin1"], "num_tensors": 1, "order": "random"}),
     ("Embedding + Conv1D, Conv1D", "EmbConv1D", {"target_modules": ["conv1d"]}),
@@ -42,6 +43,8 @@ _MODELS: list[tuple[str, str, dict[str, Any]]] = [
     ("Conv2d of kernel 1", "Conv2d1x1", {"target_modules": ["conv2d"]}),
     ("Conv2d with groups", "Conv2dGroups", {"target_modules": ["conv2d"]}),
     ("Conv3d", "Conv3d", {"target_modules": ["conv3d"]}),
+    ("MultiheadAttention", "MHA", {"target_modules": ["mha"]}),
+    ("MultiheadAttention and Linear", "MHA", {"target_modules": ["mha", "lin0"]}),
     ("Conv3d and Linear", "Conv3d", {"target_modules": ["conv3d", "lin0"]}),
 ]
 _TEST_CASES = [(name, model, CondFTConfig, options) for name, model, options in _MODELS]

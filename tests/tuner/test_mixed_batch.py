@@ -138,3 +138,19 @@ def test_embeddings_and_convolutions_are_mixed_too():
     torch.testing.assert_close(mixed[2], model(ids)[2])
     with model.disable_adapter():
         torch.testing.assert_close(mixed[1], model(ids)[1])
+
+
+def test_a_layer_whose_batch_cannot_be_parted_is_refused_by_name():
+    """Attention takes three tensors, batch second by default; served by the active adapter it would be wrong."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mha = nn.MultiheadAttention(8, 2)
+
+        def forward(self, x):
+            return self.mha(x, x, x)[0]
+
+    model = get_peft_model(Attention(), perturbed(target_units=["mha.in_proj_weight"]), "first").eval()
+    with pytest.raises(TypeError, match=r"mha \(MultiheadAttention\).*does not support mixed adapter batches"):
+        model(torch.randn(3, 2, 8), adapter_names=["first", "__base__", "first"])
