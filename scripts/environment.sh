@@ -1,4 +1,4 @@
-# Sourced by quickstart.sh and test.sh: a virtual environment with condft and the tested versions in it.
+# Sourced by quickstart.sh, test.sh and peft_suite.sh: a virtual environment with condft and the tested versions in it.
 #   install_condft EXTRA     where EXTRA is one of pyproject's optional dependencies
 
 make_environment() {

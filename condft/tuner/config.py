@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from peft.config import PeftConfig
+from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
 
 from condft.report import Role, SpectralReport
 from condft.tuner.layer import Parts
@@ -31,7 +32,7 @@ class CondFTConfig(PeftConfig):
             regular expression, `"all-linear"`, or None for every supported layer.
         exclude_modules: Modules whose weights may not be chosen, in the same matching.
         modules_to_save: Modules trained and saved whole beside the selection, such as a projector.
-        layers_to_transform: Only these layer indices (with a list of `target_modules`).
+        layers_to_transform: Only these layer indices (not with a regular expression as `target_modules`).
         layers_pattern: Name of the list that the indices of `layers_to_transform` count.
         num_tensors: Budget: that many weights. Without any budget, 100 (the paper's).
         trainable_fraction: Budget: at most this fraction of the parameters that may be chosen.
@@ -68,7 +69,7 @@ class CondFTConfig(PeftConfig):
         default=None, metadata={"help": "Modules trained and saved whole beside the selection."}
     )
     layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Only these layer indices; needs a list of target_modules."}
+        default=None, metadata={"help": "Only these layer indices; not with a pattern as target_modules."}
     )
     layers_pattern: list[str] | str | None = field(
         default=None, metadata={"help": "Name of the module list that layers_to_transform counts."}
@@ -127,8 +128,14 @@ class CondFTConfig(PeftConfig):
         given = [name for name in _BUDGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"at most one budget, got {' and '.join(given)}: keep one of them")
-        if self.layers_to_transform is not None and not isinstance(self.target_modules, list):
-            raise ValueError("layers_to_transform needs a list of target_modules")
+        is_pattern = isinstance(self.target_modules, str) and self.target_modules != INCLUDE_LINEAR_LAYERS_SHORTHAND
+        if self.layers_to_transform is not None and is_pattern:
+            raise ValueError(
+                f"layers_to_transform cannot narrow the pattern target_modules={self.target_modules!r}: give a list "
+                "of module names, 'all-linear', None for every layer, or a pattern with the layers in it"
+            )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_pattern counts nothing without layers_to_transform: give the indices too")
         for name, choices in (("granularity", get_args(Granularity)), ("bias", _BIASES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(choices)}")

@@ -12,6 +12,7 @@ from torch.autograd.function import FunctionCtx
 from transformers.pytorch_utils import Conv1D
 
 from condft.tuner.layer import CondFTLayer
+from condft.tuner.mixed_batch import mixed_forward
 from condft.tuner.slices import Slices
 
 __all__ = ["SLICEABLE_LAYERS", "SUPPORTED_LAYERS", "FunctionalLayer"]
@@ -23,7 +24,11 @@ SUPPORTED_LAYERS = (*SLICEABLE_LAYERS, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Co
 class FunctionalLayer(CondFTLayer):
     """Wraps one of `SUPPORTED_LAYERS`: its weight (of a linear layer also rows or columns), and its bias if asked."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    takes_samples_first = True
+
+    def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
+        if adapter_names is not None:
+            return mixed_forward(self, x, *args, adapter_names=adapter_names, **kwargs)
         adapter = self._acting()
         if adapter is None:
             result: Tensor = self.base_layer(x, *args, **kwargs)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
 from torch import Tensor, nn
 
 from condft.tuner.registration import PREFIX
@@ -41,6 +41,8 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         inference_mode: True leaves the copies without gradient.
     """
 
+    takes_samples_first = False  # whether forward takes one tensor of samples, so that a batch can be parted
+
     def __init__(
         self,
         base_layer: nn.Module,
@@ -64,6 +66,16 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
     def _base(self) -> Any:
         """The wrapped module; Any, since its kind is known at run time only."""
         return self.get_base_layer()
+
+    @property
+    def in_features(self) -> int | None:
+        """What the base layer takes, in PEFT's sense: channels of a convolution, rows of an embedding."""
+        return _get_in_out_features(self._base)[0]
+
+    @property
+    def out_features(self) -> int | None:
+        """What the base layer gives, in PEFT's sense."""
+        return _get_in_out_features(self._base)[1]
 
     def update_layer(
         self, adapter_name: str, parts: Parts, *, init_weights: bool = True, inference_mode: bool = False
@@ -147,7 +159,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
             )
         parts = list(self.parts_of(names[0]))
         if safe_merge and not all(torch.isfinite(copy).all() for _, _, copy in parts):
-            raise ValueError(f"NaN or infinity in the merged weights: the adapter {names[0]} seems to be broken")
+            raise ValueError(f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken")
         for parameter, slices, copy in parts:
             base = self.base_parameter(parameter)
             values = copy.detach().to(base.device)

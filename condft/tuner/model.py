@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
@@ -24,6 +25,7 @@ from condft.tuner.config import CondFTConfig
 from condft.tuner.fast_path import keep_off_fast_path
 from condft.tuner.functional import SLICEABLE_LAYERS, SUPPORTED_LAYERS
 from condft.tuner.layer import CondFTLayer
+from condft.tuner.mixed_batch import adapter_names_handed_down
 from condft.tuner.registration import PREFIX
 from condft.tuner.targets import Target, Targets, layer_class, parameter_of
 from condft.weights import Unit, canonical_name, iter_units
@@ -64,7 +66,7 @@ class CondFTModel(BaseTuner):
         if peft_config.is_target(canonical_name(key)):
             return True
         # Falsy either way; PEFT tells "excluded" from "not matched" to warn of exclusions without effect.
-        matched = check_target_module_exists(_scope(peft_config), key)
+        matched = _matches(peft_config, key)
         return False if matched else matched
 
     def _create_and_replace(
@@ -93,7 +95,10 @@ class CondFTModel(BaseTuner):
         keep_off_fast_path(model)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """PEFT's own assigns a `weight`: experts have none, and that of trained token rows is no parameter."""
+        """PEFT's own, but that hands weight and bias on to what is unloaded, which has them already.
+
+        Experts have no `weight`, and that of an embedding with trained token rows is no parameter any more.
+        """
         if isinstance(child, CondFTLayer | AuxiliaryTrainingWrapper):
             setattr(parent, child_name, new_module)
         else:
@@ -106,6 +111,17 @@ class CondFTModel(BaseTuner):
         for parameter in model.parameters():
             if id(parameter) in frozen:
                 parameter.requires_grad = False
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Called by PEFT around forward and generate: serves `adapter_names`, one a sample."""
+        names = kwargs.pop("adapter_names", None)
+        if names is None:
+            yield
+            return
+        known, num_beams = list(self.peft_config), kwargs.get("num_beams") or 1
+        with adapter_names_handed_down(self.model, CondFTLayer, names, known=known, num_beams=num_beams):
+            yield
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -196,7 +212,6 @@ def _refuse_meta_weights(model: nn.Module) -> None:
 def _candidate_names(config: CondFTConfig, model: nn.Module, units: dict[str, Unit], targets: Targets) -> set[str]:
     """Names of the units that the config lets be chosen."""
     asked_roles = {Role.LAYER, Role.EXPERT, *map(Role, config.include_roles or ())}
-    scope = _scope(config)
     linear_only = config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND
     names: set[str] = set()
     for unit in units.values():
@@ -210,7 +225,7 @@ def _candidate_names(config: CondFTConfig, model: nn.Module, units: dict[str, Un
         # A list that names an embedding or a head asks for it; a pattern or None that happens to match does not.
         if unit.role not in asked_roles and not isinstance(config.target_modules, list | set | tuple):
             continue
-        if _in_scope(scope, target):
+        if _in_scope(config, target):
             names.add(unit.name)
     if not names:
         raise ValueError(_no_candidates(config, units))
@@ -218,17 +233,21 @@ def _candidate_names(config: CondFTConfig, model: nn.Module, units: dict[str, Un
     return names
 
 
-def _in_scope(scope: CondFTConfig, target: Target) -> bool:
-    matched = [check_target_module_exists(scope, name) for name in target.called]
+def _in_scope(config: CondFTConfig, target: Target) -> bool:
+    matched = [_matches(config, name) for name in target.called]
     return any(matched) and not any(isinstance(match, _ExcludedModule) for match in matched)
 
 
-def _scope(config: CondFTConfig) -> CondFTConfig:
-    """The config as PEFT's own matcher wants it: with a pattern for "everything" spelt out."""
+def _matches(config: CondFTConfig, module_name: str) -> Any:
+    """PEFT's own matching of a module's name; None and "all-linear" stand for every name there."""
     scope = copy.copy(config)
     if config.target_modules is None or config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
         scope.target_modules = ".*"
-    return scope
+        if config.layers_to_transform is not None:
+            # PEFT counts layers for lists only, and takes a name that stands whole in the list for asked for.
+            parent, _, name = module_name.rpartition(".")
+            scope.target_modules = [name] if parent else []
+    return check_target_module_exists(scope, module_name)
 
 
 def _no_candidates(config: CondFTConfig, units: dict[str, Unit]) -> str:
