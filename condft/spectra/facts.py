@@ -269,7 +269,9 @@ def _by_qr(tall: Tensor, rtol: float) -> _Answer | None:
     answer = _by_triangle(factor, rtol, "qr")
     if answer is None or _GRAM_ROUNDING * _squared(answer, torch.float64) > rtol / 5:
         return answer  # the Gram matrix could not tell: what two start vectors agree on has to do
-    return _certified(gram_matrix(factor, torch.float64), rtol, "qr")
+    gram = gram_matrix(factor, torch.float64)
+    del factor  # two (n, n) matrices at a time
+    return _certified(gram, rtol, "qr")
 
 
 def _by_lu(square: Tensor, rtol: float) -> _Answer | None:
