@@ -25,7 +25,7 @@ __all__ = [
 
 # Raise it whenever the same weight would get other figures than before by more than rounding (a route, a tolerance or
 # a formula changed), or other units: rows in caches are then measured again.
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 
 # What is asked of κ; see `condft.spectra.spectral_facts`.
 RTOL = 1e-3
