@@ -50,6 +50,9 @@ class CondFTModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: CondFTConfig, model_config: dict) -> CondFTConfig:
         return peft_config  # PEFT's own looks the architecture up in a table; the weights tell us instead
 
+    def _check_new_adapter_config(self, config: CondFTConfig) -> None:
+        """PEFT's own allows one adapter with a bias, the base's; here each has its own copy of it."""
+
     def _prepare_model(self, peft_config: CondFTConfig, model: nn.Module) -> None:
         """Selects if the config carries no selection yet; called by PEFT before every injection."""
         targets = Targets(model)

@@ -84,3 +84,18 @@ def test_safe_merge_says_what_pefts_methods_say(tiny_llama):
         ValueError, match=r"NaNs detected in the merged weights. The adapter default seems to be broken"
     ):
         model.merge_and_unload(safe_merge=True)
+
+
+def test_several_adapters_train_biases_of_their_own():
+    """PEFT allows one: its other methods train the base's own bias, which adapters would share."""
+    torch.manual_seed(0)
+    options = {"target_modules": ["0"], "bias": "selected", "init_weights": False}
+    model = get_peft_model(nn.Sequential(nn.Linear(5, 3), nn.ReLU()), CondFTConfig(**options), "first").eval()
+    x = torch.randn(4, 5)
+    first = model(x)
+    model.add_adapter("second", CondFTConfig(**options))
+    assert torch.equal(model(x), first)
+    model.set_adapter("second")
+    assert not torch.equal(model(x), first)
+    with pytest.raises(ValueError, match=r"first.*exists"):
+        model.add_adapter("first", CondFTConfig(**options))
