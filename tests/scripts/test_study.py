@@ -1,0 +1,199 @@
+"""The study's harness, end to end on tiny real parts: runs, resuming, claims, and every arm of the registry."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from _study_arms import ARMS
+from _study_config import StudyConfig, load_study
+from _study_plan import RunSpec
+from _study_run import Study, best_rates, run_study
+from _study_store import Results, claimed
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from tests.tiny_speech import save_language_model, save_whisper, write_manifest
+
+RATES = [1e-3, 3e-3, 1e-2]
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> None:
+    """accelerate's state is one a process; layers this small only wait for a second thread."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("parts")
+    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 20)
+    (folder / "german.txt").write_text("Der schnelle braune Fuchs springt über den faulen Hund. " * 20)
+    return {
+        "audio_tower": save_whisper(folder / "whisper"),
+        "language_model": save_language_model(folder / "llama"),
+        "manifest": str(write_manifest(folder / "speech", [0.3 + 0.05 * i for i in range(8)], num_test=4)),
+        "text": str(folder / "text.txt"),
+        "german": str(folder / "german.txt"),
+    }
+
+
+def study_file(folder: Path, parts: dict[str, str], arms: dict[str, Any], *, task: str = "speech") -> Path:
+    sections = {
+        "speech": {"audio_tower": parts["audio_tower"], "manifest": parts["manifest"], "projector_rate": 1e-2},
+        "text": {"file": parts["german"], "window": 16, "test_windows": 4},
+    }
+    content = {
+        "results": str(folder / "results.jsonl"),
+        "workspace": str(folder / "shared"),
+        "language_model": parts["language_model"],
+        task: sections[task],
+        "trainable_fraction": 0.3,
+        "training": {"projector_steps": 1, "steps": 4, "per_device_batch_size": 4, "warmup_steps": 1},
+        "evaluation": {
+            "max_new_tokens": 2,
+            "text": parts["text"],
+            "text_tokens": 60,
+            "context_length": 30,
+            "self_generated_sequences": 2,
+            "self_generated_tokens": 8,
+        },
+        "final_text_tokens": 90,
+        "points": [2, 4],
+        "wer_points": [4] if task == "speech" else [],
+        "seeds": [0, 1],
+        "levels": [5.0],
+        "arms": arms,
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def study(parts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("CONDFT_CACHE", str(tmp_path / "cache"))
+    return lambda arms, **options: load_study(study_file(tmp_path, parts, arms, **options))
+
+
+def results_of(config: StudyConfig) -> Results:
+    return Results(config.results, config.digest())
+
+
+def test_a_study_does_every_run_once_and_in_the_order_of_the_plan(study: Any) -> None:
+    config = study(
+        {
+            "lora_all_linear": {"rates": [1e-3]},
+            "lowest_within_type": {"rates": RATES, "main": True},
+            "random_within_type": {"rates": [1e-3], "main": True},
+        }
+    )
+    assert run_study(config, max_runs=2) == 2
+    assert run_study(config) == 6
+    assert run_study(config) == 0
+    results = results_of(config)
+    best = best_rates(config, results)["lowest_within_type"]
+    assert list(results.by_spec()) == [
+        RunSpec("lowest_within_type", 3e-3, 0),
+        RunSpec("random_within_type", 1e-3, 0),
+        RunSpec("lowest_within_type", 1e-3, 0),
+        RunSpec("lowest_within_type", 1e-2, 0),
+        RunSpec("lowest_within_type", best, 1),
+        RunSpec("random_within_type", 1e-3, 1),
+        RunSpec("lora_all_linear", 1e-3, 0),
+        RunSpec("lora_all_linear", 1e-3, 1),
+    ]
+    for key, run in results.runs.items():
+        assert run["status"] == "finished", run
+        assert [point["step"] for point in results.points[key]] == [0, 2, 4]
+        assert "wer_de" in results.points[key][-1]
+        assert results.points[key][-1]["kl_to_base"] > 0
+
+
+def test_a_seed_gives_the_same_figures_again_and_stage_1_is_shared(study: Any, tmp_path: Path) -> None:
+    arms = {"lowest_within_type": {"rates": [1e-2]}, "random_within_type": {"rates": [1e-2]}}
+    config = study(arms)
+    run_study(config, seeds=[0])
+    first = results_of(config)
+    starts = {points[0]["test_loss"] for points in first.points.values()}
+    assert len(starts) == 1
+    assert len(list((tmp_path / "shared").glob("projector-*.safetensors"))) == 1
+    Path(config.results).rename(tmp_path / "first.jsonl")
+    run_study(config, seeds=[0])
+    second = results_of(config)
+    for key, points in first.points.items():
+        again = [{**point, "attempt": ""} for point in second.points[key]]
+        assert [{**point, "attempt": ""} for point in points] == again
+
+
+def test_an_interrupted_run_is_done_again_and_its_points_do_not_count(
+    study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = study({"lowest_within_type": {"rates": [1e-2]}})
+    import _study_run
+
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_study_run, "measure_end", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(config, seeds=[0])
+    monkeypatch.undo()
+    lines = [json.loads(line) for line in Path(config.results).read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["point"] * 3
+    assert results_of(config).runs == {}
+    # an attempt is told by the second that it began in
+    content = Path(config.results).read_text().replace(lines[0]["attempt"], "2000-01-01T00:00:00+00:00")
+    Path(config.results).write_text(content)
+    AcceleratorState._reset_state(True)
+    assert run_study(config, seeds=[0]) == 1
+    results = results_of(config)
+    (key,) = results.runs
+    assert [point["step"] for point in results.points[key]] == [0, 2, 4]
+
+
+def test_a_run_that_another_process_has_is_passed_over(study: Any, tmp_path: Path) -> None:
+    config = study({"lowest_within_type": {"rates": [1e-2]}, "random_within_type": {"rates": [1e-2]}})
+    key = Study(config).key(RunSpec("lowest_within_type", 1e-2, 0))
+    with claimed(tmp_path / "shared" / "claims", key) as free:
+        assert free
+        AcceleratorState._reset_state(True)
+        run_study(config, seeds=[0])
+    assert [run["arm"] for run in results_of(config).runs.values()] == ["random_within_type"]
+
+
+def test_a_diverged_run_is_recorded_and_not_tried_again(study: Any) -> None:
+    config = study({"full_fine_tuning": {"rates": [1e30]}})
+    assert run_study(config, seeds=[0]) == 1
+    (run,) = results_of(config).runs.values()
+    assert run["status"] == "failed"
+    assert "the loss is" in run["error"] or "not finite" in run["error"]
+    AcceleratorState._reset_state(True)
+    assert run_study(config, seeds=[0]) == 0
+
+
+@pytest.mark.parametrize("task", ["speech", "text"])
+def test_every_arm_trains_its_budget(study: Any, task: str) -> None:
+    names = [name for name in ARMS if (task, name) != ("text", "projector_only")]
+    config = study({name: {"rates": [1e-2]} for name in names}, task=task)
+    run_study(config, seeds=[0])
+    runs = {run["arm"]: run for run in results_of(config).runs.values()}
+    assert {name: run.get("error") for name, run in runs.items()} == dict.fromkeys(names)
+    projector = runs["projector_only"]["trainable_parameters"] if task == "speech" else 0
+    layers = runs["full_fine_tuning"]["trainable_parameters"] - projector
+    for name, run in runs.items():
+        if name not in ("full_fine_tuning", "projector_only", "lora_all_linear", "lora_kappa_targets"):
+            assert run["trainable_parameters"] - projector == pytest.approx(0.3 * layers, rel=0.35), name
+    assert runs["lowest_within_type"]["selected"] != runs["highest_within_type"]["selected"]
+
+
+def test_a_study_refuses_what_it_does_not_have(study: Any) -> None:
+    config = study({"lowest_within_type": {"rates": [1e-2]}})
+    with pytest.raises(ValueError, match="no arm 'typo'"):
+        run_study(config, only=["typo"])
+    with pytest.raises(ValueError, match="no seed 7"):
+        run_study(config, seeds=[7])
