@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from _study_config import ArmSection, digest_of
+from _study_statistics import value_at_level
 
 
 @dataclass(frozen=True, order=True)
@@ -78,8 +79,6 @@ def best_of_sweep(curves: Mapping[float, Sequence[tuple[float, float]]], level: 
     Returns:
         The rate; None if every run failed.
     """
-    from _study_statistics import value_at_level
-
     reached = {rate: value_at_level(curve, level) for rate, curve in curves.items()}
     forgotten = {rate: value for rate, value in reached.items() if value is not None}
     if forgotten:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -19,7 +20,7 @@ def value_at_level(curve: Sequence[tuple[float, float]], level: float) -> float 
     """
     if curve and curve[0][0] <= level:
         return curve[0][1]
-    for (loss, value), (next_loss, next_value) in zip(curve, curve[1:], strict=False):
+    for (loss, value), (next_loss, next_value) in pairwise(curve):
         if next_loss <= level < loss:
             share = (loss - level) / (loss - next_loss)
             return value + share * (next_value - value)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 from _study_config import load_study
-from _study_run import best_rates, run_study
+from _study_run import run_study
 from _study_store import Results
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -34,8 +34,7 @@ def report(config: _Study) -> None:
     from _study_report import write_report  # matplotlib: slow to import, and for this command only
 
     study = load_study(config)
-    results = Results(study.results, study.digest())
-    for path in write_report(study, results, best_rates(study, results)):
+    for path in write_report(study, Results(study.results, study.digest())):
         typer.echo(path)
 
 
