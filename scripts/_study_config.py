@@ -91,7 +91,7 @@ class StudyConfig(_Section):
         return "speech" if self.speech is not None else "text"
 
     def determining(self) -> dict[str, Any]:
-        """What determines the figures of any run, as plain JSON: all but the arms, the seeds, the order, the places."""
+        """What determines the figures of any run, as plain JSON: not the arms, seeds and places."""
         content = self.model_dump(mode="json", exclude={"results", "workspace", "seeds", "levels", "arms"})
         return {**content, "harness_version": HARNESS_VERSION}
 

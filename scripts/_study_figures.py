@@ -65,7 +65,9 @@ def draw_curves(arms: Arms, path: Path, *, title: str) -> None:
     _save(figure, path)
 
 
-def _draw_front(axes: Axes, curves: Sequence[Sequence[tuple[float, float]]], name: str, color: str, marker: str) -> None:
+def _draw_front(
+    axes: Axes, curves: Sequence[Sequence[tuple[float, float]]], name: str, color: str, marker: str
+) -> None:
     for curve in curves:
         axes.plot([x for x, _ in curve], [y for _, y in curve], marker, color=color, markersize=3, alpha=0.6)
     # the losses that every seed's run goes through

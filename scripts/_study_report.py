@@ -159,7 +159,10 @@ def _end_table(results: Results, arms: Sequence[ArmRuns]) -> list[str]:
         runs = [results.runs[key] for key in arm.keys.values()]
         last = [results.points[key][-1] for key in arm.keys.values()]
         rates = [point["wer"] for point in last if "wer" in point]
-        both = [_mean([point["text_ce_change"] for point in last]), _mean([run["text_ce_change_fp32"] for run in runs])]
+        both = [
+            _mean([point["text_ce_change"] for point in last]),
+            _mean([run["text_ce_change_fp32"] for run in runs]),
+        ]
         cells = [
             f"{runs[0]['trainable_parameters']:,}",
             _mean([point["test_loss"] for point in last]),
