@@ -5,6 +5,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from statistics import quantiles
 from typing import Any
 
@@ -32,7 +33,9 @@ def choose(
     if share > 1:
         raise ValueError(f"{sorted(kinds or ())} hold {_parameters(rows):,} parameters, less than the budget")
     names = [row.name for row in rows]
-    return select_units(report, trainable_fraction=round(share, 12), candidates=names, **rule).names
+    # up, so that rounding does not take the last unit of a share that is a whole number of them
+    share = min(1.0, math.ceil(share * 1e12) / 1e12)
+    return select_units(report, trainable_fraction=share, candidates=names, **rule).names
 
 
 def kind_of(name: str) -> str:
@@ -66,18 +69,10 @@ def highest_signal_to_noise(report: SpectralReport, fraction: float) -> tuple[st
     Raises:
         ValueError: The report has no spectra.
     """
-    types: dict[str, list[SpectralRow]] = defaultdict(list)
-    for row in report.rows:
-        types[row.module_type].append(row)
-    chosen: list[str] = []
-    for rows in types.values():
-        left = fraction * _parameters(rows)
-        for row in sorted(rows, key=lambda row: (-signal_to_noise(row), row.name)):
-            # half a unit over is as near to the share as half a unit under
-            if row.num_parameters <= left + row.num_parameters / 2:
-                chosen.append(row.name)
-                left -= row.num_parameters
-    return tuple(sorted(chosen))
+    # Noise to signal in the place of κ: then `select_units` deals out this budget as it does every other arm's.
+    ratios = ((row, signal_to_noise(row)) for row in report.rows)
+    rows = tuple(replace(row, condition_number=1 / ratio if ratio > 0 else math.inf) for row, ratio in ratios)
+    return choose(replace(report, rows=rows), fraction)
 
 
 def signal_to_noise(row: SpectralRow) -> float:
