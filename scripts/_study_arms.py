@@ -158,7 +158,8 @@ ARMS: dict[str, Callable[[Context], Arm]] = {
     "highest_across_types": partial(_selected, stratify=None, order="highest"),
     "random_across_types": partial(_selected, stratify=None, order="random"),
     "random_same_shapes": _same_shapes,
-    "relative_kappa_within_type": partial(_selected, score="relative_condition_number"),
+    # across types only: within a type, where all shapes are one, it ranks as κ itself does
+    "relative_kappa_across_types": partial(_selected, score="relative_condition_number", stratify=None),
     "entropy_deficit_within_type": partial(_selected, score="entropy_deficit"),
     "stable_rank_within_type": partial(_selected, score="stable_rank"),
     "spectrum_snr": _signal_to_noise,

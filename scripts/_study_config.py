@@ -12,7 +12,7 @@ from condft.training import TrainingConfig
 from condft.training.config import EvaluationConfig
 
 # Part of every key: raise it when the harness comes to train or measure differently, so that old runs do not count.
-HARNESS_VERSION = 1
+HARNESS_VERSION = 2
 
 
 class _Section(BaseModel):

@@ -108,7 +108,7 @@ class _Run:
                 on_step=self._after(arm),
             )
             began = time.perf_counter()
-            end = measure_end(arm, task, config, study.base, study.accelerator)
+            end = measure_end(arm, task, config, study.base)
             self.seconds["measure"] += time.perf_counter() - began
         return {
             "status": "finished",

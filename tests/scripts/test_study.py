@@ -173,6 +173,20 @@ def test_an_interrupted_run_is_done_again_and_its_points_do_not_count(
     assert [point["step"] for point in results.points[key]] == [0, 2, 4]
 
 
+def test_forgetting_is_measured_in_fp32_though_training_is_not(study: Any) -> None:
+    """The projector touches no text: computed in fp32 as the base's own figures are, the changes are exactly 0."""
+    config = study({"projector_only": {"rates": [1e-2]}})
+    training = config.training.model_copy(update={"mixed_precision": "bf16"})
+    config = config.model_copy(update={"training": training})
+    run_study(config, seeds=[0])
+    results = results_of(config)
+    ((key, points),) = results.points.items()
+    assert results.runs[key]["status"] == "finished"
+    assert [(point["text_ce_change"], point["cloze_change"], point["kl_to_base"]) for point in points] == [
+        (0, 0, 0)
+    ] * 3
+
+
 def test_a_run_that_another_process_has_is_passed_over(study: Any, tmp_path: Path) -> None:
     config = study({"lowest_within_type": {"rates": [1e-2]}, "random_within_type": {"rates": [1e-2]}})
     key = Study(config).key(RunSpec("lowest_within_type", 1e-2, 0))
