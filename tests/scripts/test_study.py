@@ -156,10 +156,9 @@ def test_an_interrupted_run_is_done_again_and_its_points_do_not_count(
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_study_run, "measure_end", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_study_run, "measure_end", interrupted)
         run_study(config, seeds=[0])
-    monkeypatch.undo()
     lines = [json.loads(line) for line in Path(config.results).read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["point"] * 3
     assert results_of(config).runs == {}
