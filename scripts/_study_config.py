@@ -1,0 +1,122 @@
+"""A study's YAML, typed: one task, its measurements, and the arms with their learning rates."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from condft.training import TrainingConfig
+from condft.training.config import EvaluationConfig
+
+# Part of every key: raise it when the harness comes to train or measure differently, so that old runs do not count.
+HARNESS_VERSION = 2
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SpeechSection(_Section):
+    """Task (a): a text LLM learns to transcribe."""
+
+    audio_tower: str
+    manifest: str
+    projector_rate: float = Field(gt=0, description="Of the projector, in both stages and all arms alike.")
+    prompt: str = "Transcribe."
+    system_prompt: str | None = ""
+
+
+class TextSection(_Section):
+    """Task (b): the same LLM reads another language."""
+
+    file: str = Field(description="UTF-8 prose; scripts/get_german.py makes one.")
+    window: int = Field(default=128, ge=8, description="Tokens of a training example.")
+    test_windows: int = Field(default=64, ge=1, description="Held out: the last ones of the file.")
+
+
+class ArmSection(_Section):
+    """One arm: how it is built is in `_study_arms.py`; here stand its learning rates and its rank in the order."""
+
+    rates: list[float] = Field(min_length=1, description="The sweep; the middle one goes first.")
+    main: bool = Field(default=False, description="Part of the main comparison, so it runs before the others.")
+
+
+class StudyConfig(_Section):
+    """Everything that the study's runs depend on.
+
+    Attributes:
+        results: The JSONL that all runs append to.
+        workspace: Folder of what runs share (projector stages, base measurements, locks); may be deleted.
+        language_model: Folder or hub name.
+        trainable_fraction: Budget of the arms that select, of the language model's layer weights.
+        training: Of stage 1 (`projector_steps`) and stage 2 (`steps`).
+        evaluation: `text_tokens` is what every point reads; `final_text_tokens` the end of a run.
+        points: Steps of stage 2 after which a run is measured.
+        wer_points: Those of them at which it transcribes too.
+        seeds: Data order, projector start and random arms. The first one also serves the learning-rate sweep.
+        levels: Test losses at which forgetting is read off; the first decides which rate of a sweep is best.
+    """
+
+    speech: SpeechSection | None = None
+    text: TextSection | None = None
+    results: str
+    workspace: str
+    language_model: str
+    trainable_fraction: float = Field(gt=0, le=1)
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    final_text_tokens: int = Field(ge=2)
+    points: list[int] = Field(min_length=1)
+    wer_points: list[int] = Field(default_factory=list)
+    seeds: list[int] = Field(min_length=1)
+    levels: list[float] = Field(min_length=1)
+    arms: dict[str, ArmSection]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "StudyConfig":
+        if (self.speech is None) == (self.text is None):
+            raise ValueError("give exactly one of the sections speech and text")
+        if self.points != sorted(set(self.points)) or self.points[0] < 1 or self.points[-1] != self.training.steps:
+            raise ValueError(f"points {self.points} must rise from 1 or later to training.steps={self.training.steps}")
+        if not set(self.wer_points) <= set(self.points):
+            raise ValueError(f"wer_points {self.wer_points} are not all among the points {self.points}")
+        return self
+
+    @property
+    def task(self) -> str:
+        """`speech` or `text`."""
+        return "speech" if self.speech is not None else "text"
+
+    def determining(self) -> dict[str, Any]:
+        """What determines the figures of any run, as plain JSON: not the arms, seeds and places."""
+        content = self.model_dump(mode="json", exclude={"results", "workspace", "seeds", "levels", "arms"})
+        return {**content, "harness_version": HARNESS_VERSION}
+
+    def digest(self) -> str:
+        """16 hex digits over `determining()`; runs of one digest may be compared."""
+        return digest_of(self.determining())
+
+
+def digest_of(content: Any) -> str:
+    """16 hex digits over the canonical JSON of plain values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def load_study(path: str | Path) -> StudyConfig:
+    """Reads and checks a study's YAML.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: A value or key that does not belong; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no study {path}; the ones that ship with condft lie in configs/study/")
+    try:
+        return StudyConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems)) from error

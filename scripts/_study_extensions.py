@@ -1,0 +1,83 @@
+"""Two extensions of a selection: self-distillation, and updates confined to the weights' minor singular directions.
+
+Both act between optimizer steps, so that the trainer stays what it is.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condft.tuner.layer import CondFTLayer
+
+_EVERY, _SEQUENCES, _WEIGHT = 2, 2, 1.0
+
+
+def distil_from_base(
+    model: Any, base: Callable[[], AbstractContextManager[Any]], own_tokens: Tensor
+) -> Callable[[dict[str, Any]], None]:
+    """Adds KL(base ‖ adapted) on the base's own text to the loss of every second step.
+
+    The gradient is left in place after a step, when the optimizer has cleared its own; the next step's backward adds
+    to it, and clipping sees the sum.
+
+    Args:
+        model: Trained; called with `input_ids` alone here.
+        base: Within it `model` is the base.
+        own_tokens: `(num_sequences, length)`, long.
+    """
+    turn = 0
+
+    def after(record: dict[str, Any]) -> None:
+        nonlocal turn
+        if record["step"] % _EVERY:
+            return
+        rows = [(turn * _SEQUENCES + i) % len(own_tokens) for i in range(_SEQUENCES)]
+        turn += 1
+        inputs = own_tokens[rows, :-1].to(next(model.parameters()).device)
+        with torch.no_grad(), base():
+            target = model(input_ids=inputs, use_cache=False).logits.float().log_softmax(-1)
+        ours = model(input_ids=inputs, use_cache=False).logits.float().log_softmax(-1)
+        divergence = torch.nn.functional.kl_div(ours, target, reduction="sum", log_target=True) / inputs.numel()
+        (_WEIGHT * divergence).backward()
+
+    return after
+
+
+def confine_to_minor_directions(model: Any, *, preserved: float = 0.5) -> Callable[[dict[str, Any]], None]:
+    r"""Keeps each trained copy's update $D$ equal to $(I - U_h U_h^\top)\, D\, (I - V_h V_h^\top)$.
+
+    $U_h, V_h$ are the base weight's leading singular directions. The gradient is projected by a hook; and since Adam
+    scales it entry by entry afterwards, which leaves the subspace, so is the update after every step.
+
+    Args:
+        model: With `CondFTLayer`s, before training.
+        preserved: Share of the singular directions, the leading ones, that stay as they are.
+    """
+    copies: list[tuple[torch.nn.Parameter, Tensor, Callable[[Tensor], Tensor]]] = []
+    for module in model.modules():
+        if isinstance(module, CondFTLayer):
+            base = module.get_base_layer().weight.detach()
+            left, _, right = torch.linalg.svd(base.float(), full_matrices=False)
+            count = round(preserved * min(base.shape))
+            project = _projector(left[:, :count], right[:count])
+            for copy in module.condft_weight.values():
+                copy.register_hook(project)
+                copies.append((copy, base, project))
+
+    def after(record: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for copy, base, project in copies:
+                copy.copy_(base + project(copy - base))
+
+    return after
+
+
+def _projector(left: Tensor, right: Tensor) -> Callable[[Tensor], Tensor]:
+    def project(update: Tensor) -> Tensor:
+        update = update - left @ (left.T @ update)
+        return update - (update @ right.T) @ right
+
+    return project

@@ -1,0 +1,103 @@
+"""A study's figures: fronts of forgetting against adaptation, and word error rates over training."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _study_statistics import mean_interval, value_at_level
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from condft.files import atomic_path
+
+Points = Sequence[Mapping[str, Any]]
+Arms = Sequence[tuple[str, Sequence[Points]]]
+"""Label -> the points of each seed's run."""
+
+
+def draw_fronts(arms: Arms, path: Path, *, title: str) -> None:
+    """Forgetting (two measures) over the test loss, which falls to the right.
+
+    Args:
+        arms: Each with one run a seed: markers are points of runs, the line their mean at equal test loss, the band
+            its 95 % bootstrap interval where there are two seeds or more.
+        path: Image file, written atomically.
+        title: Above the figure.
+    """
+    figure = Figure(figsize=(12, 5.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    measures = {"text_ce_change": "Δ text cross-entropy (nats/token)", "kl_to_base": "KL(base ‖ adapted) (nats/token)"}
+    for axes, (measure, label) in zip(panels, measures.items(), strict=True):
+        for index, (name, runs) in enumerate(arms):
+            curves = [[(point["test_loss"], point[measure]) for point in run] for run in runs]
+            _draw_front(axes, curves, name, f"C{index % 10}", "os^vD"[index // 10 % 5])
+        axes.set_xlabel("test loss (nats per answer token); adapted to the right")
+        axes.set_ylabel(label)
+        axes.set_xscale("log")
+        axes.set_yscale("symlog", linthresh=1e-3)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.invert_xaxis()
+        axes.grid(True, which="major", alpha=0.25)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def draw_curves(arms: Arms, path: Path, *, title: str) -> None:
+    """Test loss over the steps, and beside it the word error rate of each language where there is one."""
+    languages = sorted({key for _, runs in arms for run in runs for point in run for key in point if "wer_" in key})
+    shown = ["test_loss", *languages]
+    figure = Figure(figsize=(2.5 + 4 * len(shown), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, measure in zip(panels, shown, strict=True):
+        for index, (name, runs) in enumerate(arms):
+            style = {"color": f"C{index % 10}", "marker": "os^vD"[index // 10 % 5], "label": name}
+            _draw_over_steps(axes, runs, measure, style)
+        axes.set_xlabel("step of stage 2")
+        axes.set_ylabel("test loss (nats per answer token)" if measure == "test_loss" else "word error rate")
+        axes.set_title("all languages" if measure == "test_loss" else measure.removeprefix("wer_"), fontsize=10)
+        axes.set_ylim(bottom=0)
+        axes.grid(True, alpha=0.25)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def _draw_front(
+    axes: Axes, curves: Sequence[Sequence[tuple[float, float]]], name: str, color: str, marker: str
+) -> None:
+    for curve in curves:
+        axes.plot([x for x, _ in curve], [y for _, y in curve], marker, color=color, markersize=3, alpha=0.6)
+    # the losses that every seed's run goes through
+    worst, best = min(curve[0][0] for curve in curves), max(min(x for x, _ in curve) for curve in curves)
+    grid = np.geomspace(worst, best, 60) if best < worst else np.array([best])
+    found = [[value_at_level(curve, float(level)) for curve in curves] for level in grid]
+    _draw_mean(axes, grid, [[value for value in values if value is not None] for values in found], name, color)
+
+
+def _draw_over_steps(axes: Axes, runs: Sequence[Points], measure: str, style: dict[str, Any]) -> None:
+    values: dict[int, list[float]] = {}
+    for point in (point for run in runs for point in run if measure in point):
+        values.setdefault(point["step"], []).append(point[measure])
+    if not values:
+        return
+    steps = sorted(values)
+    axes.plot(steps, [np.mean(values[step]) for step in steps], style["marker"], color=style["color"], markersize=4)
+    _draw_mean(axes, steps, [values[step] for step in steps], style["label"], style["color"])
+
+
+def _draw_mean(axes: Axes, x: Any, values: Sequence[Sequence[float]], name: str, color: str) -> None:
+    intervals = [mean_interval(found, draws=1000) for found in values]
+    axes.plot(x, [mean for mean, _, _ in intervals], "-", color=color, linewidth=1.4, label=name)
+    if all(len(found) > 1 for found in values):
+        lows, highs = ([interval[end] for interval in intervals] for end in (1, 2))
+        axes.fill_between(x, lows, highs, color=color, alpha=0.15, linewidth=0)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130)

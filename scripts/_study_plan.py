@@ -1,0 +1,87 @@
+"""Which runs a study has, in which order, and how each is known again. Pure logic."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from _study_config import ArmSection, digest_of
+from _study_statistics import value_at_level
+
+
+@dataclass(frozen=True, order=True)
+class RunSpec:
+    """One run: an arm at a learning rate from a seed."""
+
+    arm: str
+    rate: float
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.arm} lr {self.rate:g} seed {self.seed}"
+
+
+def run_key(spec: RunSpec, determining: Mapping[str, Any], inputs: str) -> str:
+    """16 hex digits over everything that determines a run's figures; a run of the same key is never done again.
+
+    Args:
+        spec: The run.
+        determining: Of the study (`StudyConfig.determining`).
+        inputs: Digest of the model's and the data's bytes.
+    """
+    run = {"arm": spec.arm, "rate": spec.rate, "seed": spec.seed}
+    return digest_of({"run": run, "study": dict(determining), "inputs": inputs})
+
+
+def sweep_order(rates: Sequence[float]) -> list[float]:
+    """The middle rate first (the lower one of two), then outwards: an early stop has the most likely one."""
+    rising = sorted(set(rates))
+    middle = rising[(len(rising) - 1) // 2]
+    return sorted(rising, key=lambda rate: (abs(rising.index(rate) - rising.index(middle)), rate))
+
+
+def plan_runs(
+    arms: Mapping[str, ArmSection], seeds: Sequence[int], best_rate: Callable[[str], float | None]
+) -> list[RunSpec]:
+    """All runs that are known by now, in the order in which they answer most.
+
+    The main arms at their middle rates on the first seed; then the rest of their sweeps; then the other seeds, one
+    after the other, each arm at its best rate; then the same for all other arms.
+
+    Args:
+        arms: Name -> section, in the study's order.
+        seeds: The first one serves the sweep.
+        best_rate: The rate that an arm's sweep chose; None while the sweep is not finished.
+    """
+    runs: list[RunSpec] = []
+    for main in (True, False):
+        group = {name: sweep_order(arm.rates) for name, arm in arms.items() if arm.main is main}
+        runs += [RunSpec(name, rates[0], seeds[0]) for name, rates in group.items()]
+        runs += [RunSpec(name, rate, seeds[0]) for name, rates in group.items() for rate in rates[1:]]
+        chosen = {name: best_rate(name) for name in group}
+        runs += [RunSpec(name, rate, seed) for seed in seeds[1:] for name, rate in chosen.items() if rate is not None]
+    return runs
+
+
+def count_runs(arms: Mapping[str, ArmSection], seeds: Sequence[int]) -> int:
+    """How many runs the whole study has."""
+    return sum(len(set(arm.rates)) + len(seeds) - 1 for arm in arms.values())
+
+
+def best_of_sweep(curves: Mapping[float, Sequence[tuple[float, float]]], level: float) -> float | None:
+    """The rate of a finished sweep that forgets least where the test loss has fallen to `level`.
+
+    Where no rate gets there, the one that comes nearest.
+
+    Args:
+        curves: Rate -> (test loss, forgetting) along the run, from its start; empty for a run that failed.
+        level: Test loss.
+
+    Returns:
+        The rate; None if every run failed.
+    """
+    reached = {rate: value_at_level(curve, level) for rate, curve in curves.items()}
+    forgotten = {rate: value for rate, value in reached.items() if value is not None}
+    if forgotten:
+        return min(forgotten, key=lambda rate: (forgotten[rate], rate))
+    nearest = {rate: min(loss for loss, _ in curve) for rate, curve in curves.items() if curve}
+    return min(nearest, key=lambda rate: (nearest[rate], rate)) if nearest else None

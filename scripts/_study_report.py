@@ -1,0 +1,183 @@
+"""A study's tables, from its JSONL alone: forgetting at equal adaptation, its ratios, and what was not run."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from _study_config import StudyConfig
+from _study_figures import draw_curves, draw_fronts
+from _study_plan import RunSpec, best_of_sweep, count_runs
+from _study_statistics import Ratio, mean_interval, paired_ratio, value_at_level
+from _study_store import Results
+
+from condft.files import write_text
+
+REFERENCES = ("lowest_within_type", "lowest_within_type_distilled")
+"""The arms that the others are compared with: the default, and its extension."""
+MEASURES = {
+    "text_ce_change": "Δ text cross-entropy",
+    "kl_to_base": "KL to the base",
+    "cloze_change": "Δ cloze log-probability",
+}
+# a ratio needs quantities that grow from 0 with forgetting
+_RATIO_MEASURES = ("text_ce_change", "kl_to_base")
+
+
+@dataclass(frozen=True)
+class ArmRuns:
+    """An arm's finished runs at the rate that its sweep chose.
+
+    Attributes:
+        name: Of the arm.
+        rate: The chosen rate; the best of those tried where the sweep is not finished.
+        sweep: Rates tried on the first seed, of how many.
+        keys: Seed -> key of the run.
+    """
+
+    name: str
+    rate: float
+    sweep: tuple[int, int]
+    keys: dict[int, str]
+
+
+def arms_with_runs(config: StudyConfig, results: Results) -> list[ArmRuns]:
+    """Every arm that has a finished run, at its chosen rate, in the study's order."""
+    keys, found = results.by_spec(), []
+    for name, arm in config.arms.items():
+        tried = {rate: keys[spec] for rate in arm.rates if (spec := RunSpec(name, rate, config.seeds[0])) in keys}
+        curves = {rate: results.curve(key, "text_ce_change") for rate, key in tried.items()}
+        rate = best_of_sweep(curves, config.levels[0])
+        if rate is not None:
+            at_rate = {seed: keys[spec] for seed in config.seeds if (spec := RunSpec(name, rate, seed)) in keys}
+            finished = {seed: key for seed, key in at_rate.items() if results.runs[key]["status"] == "finished"}
+            found.append(ArmRuns(name, rate, (len(tried), len(arm.rates)), finished))
+    return found
+
+
+def at_level(results: Results, arm: ArmRuns, measure: str, level: float) -> dict[int, float]:
+    """Seed -> the measure where the run's test loss fell to the level; seeds that never got there are left out."""
+    values = {seed: value_at_level(results.curve(key, measure), level) for seed, key in arm.keys.items()}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def compare(results: Results, ours: ArmRuns, theirs: ArmRuns, measure: str, level: float) -> Ratio | None:
+    """Ratio of a measure of forgetting at a level over the seeds that both arms have; None if they share none."""
+    left, right = (at_level(results, arm, measure, level) for arm in (ours, theirs))
+    seeds = sorted(left.keys() & right.keys())
+    return paired_ratio([left[seed] for seed in seeds], [right[seed] for seed in seeds]) if seeds else None
+
+
+def write_report(config: StudyConfig, results: Results) -> list[Path]:
+    """Writes the tables and figures beside the JSONL and returns their paths.
+
+    Raises:
+        ValueError: No run of this study is finished.
+    """
+    arms = arms_with_runs(config, results)
+    if not arms:
+        raise ValueError(f"{config.results} holds no finished run of this study ({config.digest()}): run it first")
+    stem = Path(config.results).with_suffix("")
+    text = [f"# Study of task {config.task}: tables", "", *_inventory(config, results)]
+    for level in config.levels:
+        text += ["", *_level_table(results, arms, level)]
+    for measure in _RATIO_MEASURES:
+        for level in config.levels:
+            text += ["", *_ratio_table(results, arms, measure, level)]
+    text += ["", *_end_table(results, arms)]
+    tables, fronts, curves = stem.with_suffix(".md"), Path(f"{stem}_fronts.png"), Path(f"{stem}_curves.png")
+    write_text(tables, "\n".join(text) + "\n")
+    labelled = [(f"{arm.name} ({arm.rate:g})", [results.points[key] for key in arm.keys.values()]) for arm in arms]
+    draw_fronts(labelled, fronts, title=f"Task {config.task}: forgetting against adaptation")
+    draw_curves(labelled, curves, title=f"Task {config.task}: adaptation over training")
+    return [tables, fronts, curves]
+
+
+def _inventory(config: StudyConfig, results: Results) -> list[str]:
+    runs = list(results.runs.values())
+    failed = [run for run in runs if run["status"] != "finished"]
+    hours = sum(run["seconds"] for run in runs) / 3600
+    commits = sorted({(run["commit"] or "unknown")[:12] for run in runs})
+    keys = results.by_spec()
+    lines = [
+        f"{len(runs) - len(failed)} runs finished, {len(failed)} failed, of {count_runs(config.arms, config.seeds)} "
+        f"planned; {hours:.1f} hours in all, at commit {', '.join(commits)}. Settings `{config.digest()}`.",
+        "",
+        "| arm | rates run on the first seed | other seeds run | not run |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, arm in config.arms.items():
+        rates = [rate for rate in arm.rates if RunSpec(name, rate, config.seeds[0]) in keys]
+        seeds = sorted({spec.seed for spec in keys if spec.arm == name} - {config.seeds[0]})
+        missing = len(arm.rates) - len(rates) + len(config.seeds) - 1 - len(seeds)
+        shown = ", ".join(f"{rate:g}" for rate in rates) or "none"
+        lines.append(f"| {name} | {shown} | {', '.join(map(str, seeds)) or 'none'} | {missing} |")
+    lines += [f"\nFailed: {run['arm']} lr {run['rate']:g} seed {run['seed']}: {run['error']}" for run in failed]
+    return lines
+
+
+def _level_table(results: Results, arms: Sequence[ArmRuns], level: float) -> list[str]:
+    lines = [
+        f"## At test loss {level:g} (mean over seeds, 95 % bootstrap interval from two seeds on)",
+        "",
+        "| arm | rate | sweep | seeds there | " + " | ".join(MEASURES.values()) + " |",
+        "| --- " * (4 + len(MEASURES)) + "|",
+    ]
+    for arm in arms:
+        values = {measure: list(at_level(results, arm, measure, level).values()) for measure in MEASURES}
+        reached = f"{len(values['text_ce_change'])} of {len(arm.keys)}"
+        cells = [_mean(found) if found else "not reached" for found in values.values()]
+        sweep = f"{arm.sweep[0]} of {arm.sweep[1]}"
+        lines.append(f"| {arm.name} | {arm.rate:g} | {sweep} | {reached} | {' | '.join(cells)} |")
+    return lines
+
+
+def _ratio_table(results: Results, arms: Sequence[ArmRuns], measure: str, level: float) -> list[str]:
+    by_name = {arm.name: arm for arm in arms}
+    references = [by_name[name] for name in REFERENCES if name in by_name]
+    lines = [
+        f"## Ratio of {MEASURES[measure]} at test loss {level:g} (below 1: forgets less than the control)",
+        "",
+        "| control | " + " | ".join(f"{arm.name}: ratio, seeds, effect size" for arm in references) + " |",
+        "| --- " * (1 + len(references)) + "|",
+    ]
+    for control in arms:
+        ratios = [None if arm is control else compare(results, arm, control, measure, level) for arm in references]
+        if any(ratios):
+            lines.append(f"| {control.name} | {' | '.join(map(_ratio, ratios))} |")
+    return lines if len(lines) > 4 else [*lines[:2], "No pair of arms got there."]
+
+
+def _end_table(results: Results, arms: Sequence[ArmRuns]) -> list[str]:
+    lines = [
+        "## At the end of the runs (unequal adaptation)",
+        "",
+        "| arm | trained parameters | test loss | WER | Δ cross-entropy, long text | Δ cross-entropy, short text |",
+        "| --- " * 6 + "|",
+    ]
+    for arm in arms:
+        runs = [results.runs[key] for key in arm.keys.values()]
+        last = [results.points[key][-1] for key in arm.keys.values()]
+        rates = [point["wer"] for point in last if "wer" in point]
+        cells = [
+            f"{runs[0]['trainable_parameters']:,}",
+            _mean([point["test_loss"] for point in last]),
+            _mean(rates) if rates else "",
+            _mean([run["final_text_ce_change"] for run in runs]),
+            _mean([point["text_ce_change"] for point in last]),
+        ]
+        lines.append(f"| {arm.name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _mean(values: Sequence[float]) -> str:
+    mean, low, high = mean_interval(values)
+    return f"{mean:.4f}" + ("" if math.isnan(low) else f" [{low:.4f}, {high:.4f}]")
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return ""
+    interval = "" if math.isnan(ratio.low) else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
+    effect = "" if math.isnan(ratio.effect_size) else f", d = {ratio.effect_size:.1f}"
+    return f"{ratio.value:.2f}{interval}, n = {ratio.num_seeds}{effect}"

@@ -1,0 +1,218 @@
+"""Runs of a study: builds the arm, trains it, measures it at its points, and appends what it finds."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from _study_arms import Arm, Context, build_arm
+from _study_config import StudyConfig
+from _study_measure import Baseline, mean_test_loss, measure_end, measure_point, precision
+from _study_plan import RunSpec, best_of_sweep, count_runs, plan_runs, run_key
+from _study_store import Results, append_line, claimed, waiting_for
+from _study_tasks import Task, make_task
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from condft import SpectralReport, analyze
+from condft.recipe.summary import code_commit, machine, peak_rss_bytes, versions
+from condft.report import Role
+from condft.training import RunConfig, Stage, make_accelerator, train_stage
+from condft.training.stage import LANGUAGE_MODEL, PROJECTOR, component_of, trainable_parameters
+from condft.weights import Unit, iter_units
+
+_TRAIN_LOSS_STEPS = 8  # a point's train loss is the mean of so many steps
+
+
+class Study:
+    """A study's shared parts, made when the first run needs them."""
+
+    def __init__(self, config: StudyConfig) -> None:
+        self.config = config
+        self.accelerator: Accelerator = make_accelerator(
+            # the accelerator only looks at training and output_dir
+            RunConfig.model_construct(output_dir=config.workspace, training=config.training)
+        )
+        self.task: Task = make_task(config)
+        self.base = Baseline.of(config, self.task, self.accelerator)
+        self.report = self._load_report()
+
+    def key(self, spec: RunSpec) -> str:
+        return run_key(spec, self.config.determining(), self.task.inputs)
+
+    def _load_report(self) -> SpectralReport:
+        """Of the weights that may be trained, spectra and all."""
+        path = Path(self.config.workspace) / f"spectra-{self.task.inputs}.json"
+        with waiting_for(self.config.workspace, path.stem):
+            if not path.exists():
+                with self.task.fresh(self.config.seeds[0], self.accelerator) as model:
+                    units = [unit for unit in iter_units(model) if isinstance(unit, Unit) and unit.role is Role.LAYER]
+                    names = [unit.name for unit in units if unit.name.startswith(self.task.layers)]
+                    analyze(model, names=names, measures="all", spectrum=True).save(path)
+        return SpectralReport.load(path)
+
+    def run(self, spec: RunSpec) -> None:
+        """Does one run and appends its points and its end; a diverged one ends as `failed`, with the reason."""
+        torch.manual_seed(spec.seed)
+        run = _Run(self, spec)
+        try:
+            ending = run.through()
+        except (ValueError, RuntimeError) as error:  # no finite loss, or an arm that this model does not bear
+            ending = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        run.append({"kind": "run", **ending, **run.facts(), "seconds": round(time.perf_counter() - run.began, 1)})
+
+
+class _Run:
+    def __init__(self, study: Study, spec: RunSpec) -> None:
+        self.study, self.spec, self.key = study, spec, study.key(spec)
+        self.attempt = datetime.now(UTC).isoformat(timespec="seconds")
+        self.began = time.perf_counter()
+        self.losses: list[float] = []
+        self.seconds = {"train": 0.0, "measure": 0.0}
+
+    def append(self, line: dict[str, Any]) -> None:
+        names = {"key": self.key, "attempt": self.attempt, "study": self.study.config.digest()}
+        spec = {"arm": self.spec.arm, "rate": self.spec.rate, "seed": self.spec.seed}
+        append_line(self.study.config.results, {**line, **names, **spec})
+
+    def through(self) -> dict[str, Any]:
+        study, spec = self.study, self.spec
+        config, task = study.config, study.task
+        with task.fresh(spec.seed, study.accelerator) as model:
+            with precision(study.accelerator):
+                start = {"test_loss": mean_test_loss(model, task)}
+            # no copy differs from the base yet, and a projector does not touch text
+            self.append(
+                {"kind": "point", "step": 0, **start, "text_ce_change": 0.0, "kl_to_base": 0.0, "cloze_change": 0.0}
+            )
+            context = Context(
+                model=model,
+                report=study.report,
+                fraction=config.trainable_fraction,
+                seed=spec.seed,
+                modules_to_save=task.modules_to_save,
+                own_tokens=study.base.own_tokens,
+            )
+            arm = build_arm(spec.arm, context)
+            parameters = trainable_parameters(arm.model)
+            stage = Stage("adapt", config.training.steps, self._rates(list(parameters)), spec.seed + 1)
+            train_stage(
+                study.accelerator,
+                arm.model,
+                task.train,
+                task.collate,
+                stage,
+                config.training,
+                on_step=self._after(arm),
+            )
+            began = time.perf_counter()
+            end = measure_end(arm, task, config, study.base)
+            self.seconds["measure"] += time.perf_counter() - began
+        return {
+            "status": "finished",
+            **end,
+            "trainable_parameters": sum(parameter.numel() for parameter in parameters.values()),
+            "selected": list(arm.selected),
+            **{f"seconds_{phase}": round(seconds, 1) for phase, seconds in self.seconds.items()},
+        }
+
+    def _rates(self, names: list[str]) -> dict[str, float]:
+        """The arm's rate is the language model's; a projector has one rate in all arms."""
+        speech = self.study.config.speech
+        rates = {PROJECTOR: speech.projector_rate if speech else self.spec.rate, LANGUAGE_MODEL: self.spec.rate}
+        return {component: rate for component, rate in rates.items() if component in set(map(component_of, names))}
+
+    def _after(self, arm: Arm) -> Callable[[dict[str, Any]], None]:
+        study, config = self.study, self.study.config
+
+        def after(record: dict[str, Any]) -> None:
+            step, began = record["step"], time.perf_counter()
+            self.losses.append(record["loss"])
+            for hook in arm.on_step:
+                with precision(study.accelerator):
+                    hook(record)
+            self.seconds["train"] += record["seconds"] + time.perf_counter() - began
+            if step not in config.points:
+                return
+            began = time.perf_counter()
+            figures = measure_point(
+                arm, study.task, config, study.base, study.accelerator, transcribe=step in config.wer_points
+            )
+            self.seconds["measure"] += time.perf_counter() - began
+            recent = self.losses[-_TRAIN_LOSS_STEPS:]
+            self.append({"kind": "point", "step": step, "train_loss": sum(recent) / len(recent), **figures})
+
+        return after
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "inputs": self.study.task.inputs,
+            "commit": code_commit(),
+            "versions": versions(),
+            "machine": machine(),
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+
+
+def best_rates(config: StudyConfig, results: Results) -> dict[str, float | None]:
+    """Each arm's best rate on the first seed; None where its sweep is not finished (or failed throughout)."""
+    keys, first = results.by_spec(), config.seeds[0]
+    best: dict[str, float | None] = {}
+    for name, arm in config.arms.items():
+        specs = {rate: RunSpec(name, rate, first) for rate in arm.rates}
+        if not all(spec in keys for spec in specs.values()):
+            best[name] = None
+            continue
+        curves = {rate: results.curve(keys[spec], "text_ce_change") for rate, spec in specs.items()}
+        best[name] = best_of_sweep(curves, config.levels[0])
+    return best
+
+
+def run_study(
+    config: StudyConfig, *, only: list[str] | None = None, seeds: list[int] | None = None, max_runs: int | None = None
+) -> int:
+    """Does the study's runs that are not done yet, in the order of the plan; several processes may share them.
+
+    Args:
+        config: The study.
+        only: Only these arms.
+        seeds: Only these of its seeds.
+        max_runs: Stop after so many runs of this process.
+
+    Returns:
+        How many runs this process did.
+
+    Raises:
+        ValueError: An arm or a seed that the study does not have.
+    """
+    for what, asked, known in (("arm", only, config.arms), ("seed", seeds, config.seeds)):
+        if unknown := sorted(set(asked or []) - set(known)):
+            raise ValueError(f"the study has no {what} {unknown[0]!r}: choose among {', '.join(map(str, known))}")
+    study, done = Study(config), 0
+    arms = {name: arm for name, arm in config.arms.items() if not only or name in only}
+    wanted = [seed for seed in config.seeds if not seeds or seed in seeds]
+    total = count_runs(arms, config.seeds) if len(wanted) == len(config.seeds) else None
+    with tqdm(total=total, unit="run", desc="study") as bar:
+        while max_runs is None or done < max_runs:
+            results = Results(config.results, config.digest())
+            runs = plan_runs(arms, config.seeds, best_rates(config, results).get)
+            bar.n = sum(study.key(spec) in results.runs for spec in runs)
+            bar.refresh()
+            left = [spec for spec in runs if spec.seed in wanted and study.key(spec) not in results.runs]
+            if not any(_do_unless_claimed(study, spec, bar) for spec in left):
+                break
+            done += 1
+    return done
+
+
+def _do_unless_claimed(study: Study, spec: RunSpec, bar: Any) -> bool:
+    """False if another process has the run, or has just finished it."""
+    key = study.key(spec)
+    with claimed(Path(study.config.workspace) / "claims", key) as free:
+        if not free or key in Results(study.config.results, study.config.digest()).runs:
+            return False
+        bar.set_description(str(spec))
+        study.run(spec)
+        return True

@@ -1,0 +1,42 @@
+"""The study: which selection forgets least? Runs it (resumable, in an order that answers early), and reports it.
+
+python scripts/study.py run configs/study/smallest.yaml
+python scripts/study.py report configs/study/smallest.yaml
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from _study_config import load_study
+from _study_run import run_study
+from _study_store import Results
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+_Study = Annotated[Path, typer.Argument(help="A YAML of configs/study/.")]
+
+
+@app.command()
+def run(
+    config: _Study,
+    only: Annotated[list[str] | None, typer.Option(help="Only this arm (may be given several times).")] = None,
+    seeds: Annotated[list[int] | None, typer.Option(help="Only this seed (may be given several times).")] = None,
+    max_runs: Annotated[int | None, typer.Option(help="Stop after so many runs.")] = None,
+) -> None:
+    """Does the runs that are not done yet. Start it once a core: processes share the runs between them."""
+    done = run_study(load_study(config), only=only, seeds=seeds, max_runs=max_runs)
+    typer.echo(f"{done} runs done")
+
+
+@app.command()
+def report(config: _Study) -> None:
+    """Makes tables and figures from the JSONL alone."""
+    from _study_report import write_report  # matplotlib: slow to import, and for this command only
+
+    study = load_study(config)
+    for path in write_report(study, Results(study.results, study.digest())):
+        typer.echo(path)
+
+
+if __name__ == "__main__":
+    app()

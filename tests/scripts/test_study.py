@@ -1,0 +1,293 @@
+"""The study's harness, end to end on tiny real parts: runs, resuming, claims, and every arm of the registry."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from _study_arms import ARMS
+from _study_config import StudyConfig, load_study
+from _study_plan import RunSpec
+from _study_report import write_report
+from _study_run import Study, best_rates, run_study
+from _study_store import Results, claimed
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from tests.tiny_speech import save_language_model, save_whisper, write_manifest
+
+RATES = [1e-3, 3e-3, 1e-2]
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> None:
+    """accelerate's state is one a process; layers this small only wait for a second thread."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("parts")
+    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 20)
+    (folder / "german.txt").write_text("Der schnelle braune Fuchs springt über den faulen Hund. " * 20)
+    return {
+        "audio_tower": save_whisper(folder / "whisper"),
+        "language_model": save_language_model(folder / "llama"),
+        "manifest": str(write_manifest(folder / "speech", [0.3 + 0.05 * i for i in range(8)], num_test=4)),
+        "text": str(folder / "text.txt"),
+        "german": str(folder / "german.txt"),
+    }
+
+
+def study_file(folder: Path, parts: dict[str, str], arms: dict[str, Any], *, task: str = "speech") -> Path:
+    sections = {
+        "speech": {"audio_tower": parts["audio_tower"], "manifest": parts["manifest"], "projector_rate": 1e-2},
+        "text": {"file": parts["german"], "window": 16, "test_windows": 4},
+    }
+    content = {
+        "results": str(folder / "results.jsonl"),
+        "workspace": str(folder / "shared"),
+        "language_model": parts["language_model"],
+        task: sections[task],
+        "trainable_fraction": 0.2,
+        "training": {"projector_steps": 1, "steps": 4, "per_device_batch_size": 4, "warmup_steps": 1},
+        "evaluation": {
+            "max_new_tokens": 2,
+            "text": parts["text"],
+            "text_tokens": 60,
+            "context_length": 30,
+            "self_generated_sequences": 2,
+            "self_generated_tokens": 8,
+        },
+        "final_text_tokens": 90,
+        "points": [2, 4],
+        "wer_points": [4] if task == "speech" else [],
+        "seeds": [0, 1],
+        "levels": [5.4],
+        "arms": arms,
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def study(parts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("CONDFT_CACHE", str(tmp_path / "cache"))
+    return lambda arms, **options: load_study(study_file(tmp_path, parts, arms, **options))
+
+
+def results_of(config: StudyConfig) -> Results:
+    return Results(config.results, config.digest())
+
+
+def test_a_study_does_every_run_once_and_in_the_order_of_the_plan(study: Any) -> None:
+    config = study(
+        {
+            "lora_all_linear": {"rates": [1e-3]},
+            "lowest_within_type": {"rates": RATES, "main": True},
+            "random_within_type": {"rates": [1e-3], "main": True},
+        }
+    )
+    assert run_study(config, max_runs=2) == 2
+    assert run_study(config) == 6
+    assert run_study(config) == 0
+    results = results_of(config)
+    best = best_rates(config, results)["lowest_within_type"]
+    assert list(results.by_spec()) == [
+        RunSpec("lowest_within_type", 3e-3, 0),
+        RunSpec("random_within_type", 1e-3, 0),
+        RunSpec("lowest_within_type", 1e-3, 0),
+        RunSpec("lowest_within_type", 1e-2, 0),
+        RunSpec("lowest_within_type", best, 1),
+        RunSpec("random_within_type", 1e-3, 1),
+        RunSpec("lora_all_linear", 1e-3, 0),
+        RunSpec("lora_all_linear", 1e-3, 1),
+    ]
+    for key, run in results.runs.items():
+        assert run["status"] == "finished", run
+        assert [point["step"] for point in results.points[key]] == [0, 2, 4]
+        assert "wer_de" in results.points[key][-1]
+        assert results.points[key][-1]["kl_to_base"] > 0
+    assert_reported(config, results)
+
+
+def assert_reported(config: StudyConfig, results: Results) -> None:
+    """Tables and figures come from the JSONL alone, without the workspace, the models or the data."""
+    shutil.rmtree(config.workspace)
+    all_get_there = max(points[-1]["test_loss"] for points in results.points.values())
+    config = config.model_copy(update={"levels": [all_get_there]})
+    tables, *figures = write_report(config, results)
+    text = tables.read_text()
+    assert "8 runs finished, 0 failed, of 8 planned" in text
+    assert "| random_within_type | 0.001 | 1 of 1 | 2 of 2 |" in text
+    assert "n = 2" in text
+    for figure in figures:
+        assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_seed_gives_the_same_figures_again_and_stage_1_is_shared(study: Any, tmp_path: Path) -> None:
+    arms = {"lowest_within_type": {"rates": [1e-2]}, "random_within_type": {"rates": [1e-2]}}
+    config = study(arms)
+    run_study(config, seeds=[0])
+    first = results_of(config)
+    starts = {points[0]["test_loss"] for points in first.points.values()}
+    assert len(starts) == 1
+    assert len(list((tmp_path / "shared").glob("projector-*.safetensors"))) == 1
+    Path(config.results).rename(tmp_path / "first.jsonl")
+    run_study(config, seeds=[0])
+    second = results_of(config)
+    for key, points in first.points.items():
+        again = [{**point, "attempt": ""} for point in second.points[key]]
+        assert [{**point, "attempt": ""} for point in points] == again
+
+
+def test_an_interrupted_run_is_done_again_and_its_points_do_not_count(
+    study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = study({"lowest_within_type": {"rates": [1e-2]}})
+    import _study_run
+
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_study_run, "measure_end", interrupted)
+        run_study(config, seeds=[0])
+    lines = [json.loads(line) for line in Path(config.results).read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["point"] * 3
+    assert results_of(config).runs == {}
+    # an attempt is told by the second that it began in
+    content = Path(config.results).read_text().replace(lines[0]["attempt"], "2000-01-01T00:00:00+00:00")
+    Path(config.results).write_text(content)
+    AcceleratorState._reset_state(True)
+    assert run_study(config, seeds=[0]) == 1
+    results = results_of(config)
+    (key,) = results.runs
+    assert [point["step"] for point in results.points[key]] == [0, 2, 4]
+
+
+def test_forgetting_is_measured_in_fp32_though_training_is_not(study: Any) -> None:
+    """The projector touches no text: computed in fp32 as the base's own figures are, the changes are exactly 0."""
+    config = study({"projector_only": {"rates": [1e-2]}})
+    training = config.training.model_copy(update={"mixed_precision": "bf16"})
+    config = config.model_copy(update={"training": training})
+    run_study(config, seeds=[0])
+    results = results_of(config)
+    ((key, points),) = results.points.items()
+    assert results.runs[key]["status"] == "finished"
+    assert [(point["text_ce_change"], point["cloze_change"], point["kl_to_base"]) for point in points] == [
+        (0, 0, 0)
+    ] * 3
+
+
+def test_a_run_that_another_process_has_is_passed_over(study: Any, tmp_path: Path) -> None:
+    config = study({"lowest_within_type": {"rates": [1e-2]}, "random_within_type": {"rates": [1e-2]}})
+    key = Study(config).key(RunSpec("lowest_within_type", 1e-2, 0))
+    with claimed(tmp_path / "shared" / "claims", key) as free:
+        assert free
+        AcceleratorState._reset_state(True)
+        run_study(config, seeds=[0])
+    assert [run["arm"] for run in results_of(config).runs.values()] == ["random_within_type"]
+
+
+def test_a_diverged_run_is_recorded_and_not_tried_again(study: Any) -> None:
+    config = study({"full_fine_tuning": {"rates": [1e30]}})
+    assert run_study(config, seeds=[0]) == 1
+    (run,) = results_of(config).runs.values()
+    assert run["status"] == "failed"
+    assert "the loss is" in run["error"] or "not finite" in run["error"]
+    AcceleratorState._reset_state(True)
+    assert run_study(config, seeds=[0]) == 0
+
+
+# What treats the projector in a way of its own; the rest is the same for both tasks.
+OF_SPEECH = ("full_fine_tuning", "lora_equal_budget", "lowest_within_type_distilled", "osf", "projector_only")
+
+
+@pytest.mark.parametrize("task", ["speech", "text"])
+def test_every_arm_trains_its_budget(study: Any, task: str) -> None:
+    names = OF_SPEECH if task == "speech" else [name for name in ARMS if name != "projector_only"]
+    config = study({name: {"rates": [1e-2]} for name in names}, task=task)
+    run_study(config, seeds=[0])
+    results = results_of(config)
+    runs = {run["arm"]: run for run in results.runs.values()}
+    assert {name: run.get("error") for name, run in runs.items()} == dict.fromkeys(names)
+    projector = runs["projector_only"]["trainable_parameters"] if task == "speech" else 0
+    layers = runs["full_fine_tuning"]["trainable_parameters"] - projector
+    for name, run in runs.items():
+        last = results.points[run["key"]][-1]
+        if name == "projector_only":
+            assert last["text_ce_change"] == last["kl_to_base"] == 0.0
+            continue
+        assert last["kl_to_base"] > 0, name
+        if name not in ("full_fine_tuning", "lora_all_linear", "lora_kappa_targets"):
+            # a weight of this tiny model is 1/15 of all its layers: a budget of 1/5 holds 3, or 2 of them
+            share = (run["trainable_parameters"] - projector) / layers
+            assert 0.1 < share < 0.25, name
+    if task == "text":
+        assert runs["lowest_within_type"]["selected"] != runs["highest_within_type"]["selected"]
+
+
+def test_confined_updates_leave_the_leading_directions_alone() -> None:
+    from _study_extensions import confine_to_minor_directions
+    from peft import get_peft_model
+
+    from condft import CondFTConfig
+    from tests.conftest import build_tiny_llama
+
+    name = "model.layers.0.mlp.up_proj"
+    model = get_peft_model(build_tiny_llama(), CondFTConfig(target_units=[f"{name}.weight"]))
+    confine = confine_to_minor_directions(model)
+    layer = model.get_base_model().get_submodule(name)
+    base, copy = layer.base_layer.weight.detach(), layer.condft_weight["default"]
+    optimizer = torch.optim.AdamW([copy], lr=1e-2)
+    for step in range(3):
+        model(input_ids=torch.arange(12)[None]).logits.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        confine({"step": step + 1})
+    update = copy.detach() - base
+    left, _, right = torch.linalg.svd(base, full_matrices=False)
+    assert update.norm() > 0.1
+    assert (left[:, :16].T @ update).norm() < 1e-4 * update.norm()
+    assert (update @ right[:16].T).norm() < 1e-4 * update.norm()
+
+
+def test_distillation_adds_the_gradient_of_the_divergence_at_every_second_step() -> None:
+    from _study_extensions import distil_from_base
+    from peft import get_peft_model
+
+    from condft import CondFTConfig
+    from condft.evaluation import kl_to_base
+    from tests.conftest import build_tiny_llama
+
+    model = get_peft_model(build_tiny_llama(), CondFTConfig(num_tensors=4)).train()
+    own = torch.arange(24).reshape(2, 12)
+    distil = distil_from_base(model, model.disable_adapter, own)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in trained:
+            parameter += 0.5 * torch.randn(parameter.shape, generator=generator)
+    distil({"step": 1})
+    assert all(parameter.grad is None for parameter in trained)
+    before = kl_to_base(model, own, model.disable_adapter, progress=False)
+    distil({"step": 2})
+    with torch.no_grad():
+        for parameter in trained:
+            parameter -= 0.05 * parameter.grad / parameter.grad.norm()
+    assert kl_to_base(model, own, model.disable_adapter, progress=False) < before
+
+
+def test_a_study_refuses_what_it_does_not_have(study: Any) -> None:
+    config = study({"lowest_within_type": {"rates": [1e-2]}})
+    with pytest.raises(ValueError, match="no arm 'typo'"):
+        run_study(config, only=["typo"])
+    with pytest.raises(ValueError, match="no seed 7"):
+        run_study(config, seeds=[7])
