@@ -19,6 +19,7 @@ from torch import nn
 from condft import NonFiniteWeightError, SpectralReport, analyze
 from condft import analysis as analysis_module
 from condft.cache import open_cache
+from condft.measuring import ALGORITHM_VERSION
 from tests.tiny_checkpoints import build
 
 
@@ -220,7 +221,7 @@ def _nonsense(path: Path) -> None:
     ("damage", "reason"),
     [
         (_cut, "not JSON"),
-        (_stale, "version 0.1 of the algorithm"),
+        (_stale, f"version 0.{ALGORITHM_VERSION} of the algorithm"),
         (_foreign, "other weights"),
         (_nonsense, "not a spectral report"),
     ],

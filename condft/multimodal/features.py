@@ -35,8 +35,12 @@ _NOT_NUMERIC = ("_name_or_path", "transformers_version", "architectures", "dtype
 
 
 def default_cache_dir() -> Path:
-    """`$CONDFT_CACHE/features`, else `condft/features` in the user's cache folder (XDG)."""
-    if own := os.environ.get("CONDFT_CACHE"):
+    """`$CONDFT_CACHE/features`, else `condft/features` in the user's cache folder (XDG).
+
+    `CONDFT_CACHE=off` concerns reports; features must lie somewhere, since all ranks read them from there.
+    """
+    own = os.environ.get("CONDFT_CACHE", "")
+    if own and own != "off":
         return Path(own) / "features"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "condft" / "features"
 

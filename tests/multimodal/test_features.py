@@ -210,6 +210,8 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
     monkeypatch.delenv("CONDFT_CACHE", raising=False)
     assert default_cache_dir() == Path("/x/condft/features")
+    monkeypatch.setenv("CONDFT_CACHE", "off")  # of reports; not a folder of that name
+    assert default_cache_dir() == Path("/x/condft/features")
     monkeypatch.setenv("CONDFT_CACHE", "/own")
     assert default_cache_dir() == Path("/own/features")
     monkeypatch.delenv("CONDFT_CACHE")
