@@ -34,7 +34,7 @@ RTOL = 1e-3
 # factor waits for memory, so that an entry costs far more than the flops that it takes part in.
 _LANCZOS_PER_ENTRY = 1000
 _OVERHEAD = 1e8
-# Where `condft.spectra.facts` changes its route.
+# Where `condft.spectra.routes` changes its route.
 _SMALL, _SINGLE_FROM, _NEARLY_SQUARE, _PROVEN_UP_TO = 48, 256, 0.8, 1024
 
 

@@ -70,7 +70,7 @@ class SpectralRow:
         relative_error: What the route vouches for: an estimate of the relative error of `condition_number`.
         noise_floor: Spectral norm that rounding to the storage dtype, or to the codes of a quantised weight, has.
         resolved: Whether `sigma_min` lies above it; if not, the condition number may be the rounding's.
-        method: The route that found the figures (see `condft.spectra.facts`).
+        method: The route that found the figures (see `condft.spectra.routes`).
         spectrum: All singular values in descending order, each a fp32 number; None if they were not asked for.
     """
 

@@ -1,4 +1,4 @@
-"""Numerics: one matrix in, spectral facts out. torch only; see `condft.spectra.facts` for the routes."""
+"""Numerics: one matrix in, spectral facts out. torch only; see `condft.spectra.routes` for how they are found."""
 
 from condft.spectra.facts import (
     Measures,
