@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from condft.spectra.lanczos import golub_kahan
-from condft.spectra.operators import MatrixProducts
+from condft.spectra.operators import MatrixProducts, iter_row_blocks
 from condft.spectra.routes import EPS64, Answer, Measures, by_svd, find_ends, lanczos_dtype
 
 __all__ = [
@@ -184,7 +184,9 @@ def _scaled(tall: Tensor, largest_entry: float) -> tuple[Tensor, int]:
 
 def _facts(tall: Tensor, answer: Answer, exponent: int, measures: Measures, *, spectrum: bool) -> SpectralFacts:
     n = tall.shape[1]
-    row_norms = torch.cat([torch.linalg.vector_norm(block, dim=1) for block in _norm_blocks(tall)])
+    summed = torch.promote_types(tall.dtype, torch.float32)
+    # A block in fp32 at a time: a list of them would be a copy of the matrix.
+    row_norms = torch.cat([torch.linalg.vector_norm(block, dim=1) for _, block in iter_row_blocks(tall, summed)])
     sum_of_squares = float(row_norms.double().square().sum())
     deficient = answer.smallest <= tall.shape[0] * EPS64 * answer.largest
     log_volume = deficit = None
@@ -218,9 +220,3 @@ def _stored(values: Tensor, exponent: int) -> tuple[float, ...]:
     """As fp32, in which a report keeps them."""
     exact = torch.ldexp(values.double(), torch.tensor(exponent, device=values.device))
     return tuple(exact.to(torch.float32).tolist())
-
-
-def _norm_blocks(tall: Tensor) -> list[Tensor]:
-    dtype = torch.promote_types(tall.dtype, torch.float32)
-    rows = max(1, 2**22 // tall.shape[1])
-    return [block.to(dtype) for block in tall.split(rows)]
