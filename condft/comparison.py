@@ -158,11 +158,15 @@ def spearman_rho(x: Sequence[float], y: Sequence[float]) -> float | None:
     Raises:
         ValueError: Different lengths.
     """
-    if len(x) != len(y):
-        raise ValueError(f"expected pairs, got {len(x)} and {len(y)} numbers")
-    if len(set(x)) < 2 or len(set(y)) < 2:
+    if not _can_be_ranked(x, y):
         return None
     return max(-1.0, min(1.0, statistics.correlation(_ranks(x), _ranks(y))))
+
+
+def _can_be_ranked(x: Sequence[float], y: Sequence[float]) -> bool:
+    if len(x) != len(y):
+        raise ValueError(f"expected pairs, got {len(x)} and {len(y)} numbers")
+    return len(set(x)) > 1 and len(set(y)) > 1
 
 
 def kendall_tau(x: Sequence[float], y: Sequence[float]) -> float | None:
@@ -181,9 +185,7 @@ def kendall_tau(x: Sequence[float], y: Sequence[float]) -> float | None:
     Raises:
         ValueError: Different lengths.
     """
-    if len(x) != len(y):
-        raise ValueError(f"expected pairs, got {len(x)} and {len(y)} numbers")
-    if len(set(x)) < 2 or len(set(y)) < 2:
+    if not _can_be_ranked(x, y):
         return None
     ordered = sorted(zip(x, y, strict=True))  # ties of x stand in the order of y, so that they count as no inversion
     seen: list[float] = []

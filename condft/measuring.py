@@ -9,6 +9,7 @@ import torch
 from condft.digests import tensor_digest
 from condft.report import Role, SpectralRow
 from condft.spectra import Measures, NonFiniteError, condition_number_bound, rounding_noise, spectral_facts
+from condft.spectra.routes import NEARLY_SQUARE, PROVEN_UP_TO, SINGLE_FROM, SMALL
 from condft.units import Unit, load_ahead
 
 __all__ = [
@@ -34,8 +35,6 @@ RTOL = 1e-3
 # factor waits for memory, so that an entry costs far more than the flops that it takes part in.
 _LANCZOS_PER_ENTRY = 1000
 _OVERHEAD = 1e8
-# Where `condft.spectra.routes` changes its route.
-_SMALL, _SINGLE_FROM, _NEARLY_SQUARE, _PROVEN_UP_TO = 48, 256, 0.8, 1024
 
 
 @dataclass(frozen=True)
@@ -102,13 +101,13 @@ class UnitInfo:
         time to cost varies by a third around 30 ps, less for the largest.
         """
         n, m = sorted(self.matrix_shape)
-        if wanted.spectrum or n <= _SMALL:
+        if wanted.spectrum or n <= SMALL:
             return _OVERHEAD / 10 + 8 * m * n * n
         around = _OVERHEAD + _LANCZOS_PER_ENTRY * n * n
         if m == n:  # LU in double precision, and for small ones a Gram matrix with a proof
-            return around + (4 / 3 + (4 / 3 if n <= _PROVEN_UP_TO else 0)) * n**3
+            return around + (4 / 3 + (4 / 3 if n <= PROVEN_UP_TO else 0)) * n**3
         gram = m * n * n + n**3  # half the products of W^T W; its factor and two proofs
-        if wanted.measures == "basic" and _SINGLE_FROM < n <= _NEARLY_SQUARE * m:
+        if wanted.measures == "basic" and SINGLE_FROM < n <= NEARLY_SQUARE * m:
             return around + gram
         return around + (2 * gram if m >= 2 * n else 6 * m * n * n)  # in double precision, or a QR
 

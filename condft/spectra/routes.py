@@ -27,16 +27,28 @@ from condft.spectra.lanczos import Ends, golub_kahan
 from condft.spectra.operators import Inverse, MatrixProducts, Products, TriangularInverse
 from condft.spectra.reference import singular_values
 
-__all__ = ["EPS64", "Answer", "Measures", "by_svd", "find_ends", "lanczos_dtype"]
+__all__ = [
+    "EPS64",
+    "NEARLY_SQUARE",
+    "PROVEN_UP_TO",
+    "SINGLE_FROM",
+    "SMALL",
+    "Answer",
+    "Measures",
+    "by_svd",
+    "find_ends",
+    "lanczos_dtype",
+]
 
 Measures = Literal["basic", "all"]
 EPS64 = torch.finfo(torch.float64).eps
 
-_SMALL = 48  # up to here an SVD costs less than the overhead of anything else
-_SINGLE_FROM = 256  # up to here a Gram matrix costs little in either precision
-_NEARLY_SQUARE = 0.8  # aspect n / m above which the lower edge closes in, so that single precision cannot tell it
+# Where the route changes; `condft.measuring` predicts costs by them.
+SMALL = 48  # up to here an SVD costs less than the overhead of anything else
+SINGLE_FROM = 256  # up to here a Gram matrix costs little in either precision
+NEARLY_SQUARE = 0.8  # aspect n / m above which the lower edge closes in, so that single precision cannot tell it
 _STARTS = 4
-_PROVEN_UP_TO = 1024  # order of a square whose upper end gets a proof: there it costs a third of the LU
+PROVEN_UP_TO = 1024  # order of a square whose upper end gets a proof: there it costs a third of the LU
 # Rounding moves sigma_n^2 by this times eps * sigma_1^2. Measured: 0.7 and less up to 30,000 rows; but m / 1300 where
 # entries are stored in a narrower dtype than they are summed in.
 _GRAM_ROUNDING = 1.0
@@ -63,7 +75,7 @@ def lanczos_dtype(tall: Tensor) -> torch.dtype:
 def find_ends(tall: Tensor, measures: Measures, rtol: float) -> Answer:
     """The first route whose error is within the tolerance."""
     m, n = tall.shape
-    if n > _SMALL:
+    if n > SMALL:
         for route in _routes(m, n, measures, tall.dtype):
             answer = route(tall, rtol)
             if answer is not None:
@@ -76,7 +88,7 @@ def _routes(m: int, n: int, measures: Measures, dtype: torch.dtype) -> list[Call
         return [_by_lu]
     routes: list[Callable[[Tensor, float], Answer | None]] = []
     # The log-volume sums n logarithms, so that it wants double precision; so do the edges of what is nearly square.
-    if measures == "basic" and dtype != torch.float64 and _SINGLE_FROM < n <= _NEARLY_SQUARE * m:
+    if measures == "basic" and dtype != torch.float64 and SINGLE_FROM < n <= NEARLY_SQUARE * m:
         routes.append(partial(_by_gram, dtype=torch.float32, method="gram"))
     if m >= 2 * n:  # less tall: a QR costs hardly more, and holds at any condition number
         routes.append(partial(_by_gram, dtype=torch.float64, method="cholesky"))
@@ -125,7 +137,7 @@ def _largest_of_square(square: Tensor, rtol: float) -> Ends | None:
     """The upper end, proven where a Gram matrix is cheap beside the LU, else as two start vectors agree on it."""
     dtype = lanczos_dtype(square)
     products = MatrixProducts(square, dtype)
-    if square.shape[0] > _PROVEN_UP_TO:
+    if square.shape[0] > PROVEN_UP_TO:
         agreed = _agreed(products, rtol)
         return agreed if agreed.settled else None
     gram = gram_matrix(square, dtype)

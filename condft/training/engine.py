@@ -2,7 +2,7 @@
 
 An engine prepares a stage's model and optimizer, makes the backward pass and the step, and knows where the whole
 values of a trained parameter and of its optimizer state are. Checkpoints and adapters hold whole tensors by name, so
-a file does not tell which engine wrote it. What no caller has to know: under FSDP2 and ZeRO-3 the model stays sharded
+a file does not tell which engine wrote it. What no caller has to know: under FSDP2 the model stays sharded
 after a stage, and `whole` gathers its tensors one at a time.
 """
 
@@ -108,7 +108,7 @@ def make_engine(accelerator: Accelerator) -> Engine:
         return DeepSpeedEngine(accelerator)
     if kind in (DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA):
         raise ValueError(
-            f"training runs on one process, DDP, FSDP2 and DeepSpeed ZeRO-2/3, not on {kind.value}"
+            f"training runs on one process, DDP, FSDP2 and DeepSpeed ZeRO-2, not on {kind.value}"
             + (" version 1: set fsdp_version: 2" if kind is DistributedType.FSDP else "")
             + "; configs/accelerate/ has a file for each engine."
         )
@@ -116,14 +116,9 @@ def make_engine(accelerator: Accelerator) -> Engine:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that ranks may hold in shards (FSDP2, ZeRO-3), detached. Collective: call it on every rank."""
+    """All of a tensor that ranks may hold in shards (FSDP2), detached. Collective: call it on every rank."""
     if isinstance(tensor, DTensor):
         return tensor.detach().full_tensor()  # type: ignore[attr-defined]  # detach is typed Tensor
-    if hasattr(tensor, "ds_id"):
-        from deepspeed.runtime.zero import GatheredParameters
-
-        with GatheredParameters([tensor]):
-            return tensor.detach().clone()
     return tensor.detach()
 
 

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO-2 and ZeRO-3 as an engine. Needs the package `deepspeed`, and is imported only where it is launched.
+"""DeepSpeed ZeRO-2 as an engine. Needs the package `deepspeed`, and is imported only where it is launched.
 
 DeepSpeed's own mixed precision is not used: it casts every parameter, so the frozen base would change and the copies
 would lose their bits. The copies that train are fp32 as they are; under bf16, DeepSpeed's autocast computes in it.
@@ -8,15 +8,8 @@ Nor are DeepSpeed's checkpoints: they are pickles, read back without `weights_on
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from deepspeed.runtime.zero import register_external_parameter
-from deepspeed.utils import (
-    safe_get_full_optimizer_state,
-    safe_set_full_optimizer_state,
-    safe_set_local_optimizer_state,
-)
-from peft.tuners.tuners_utils import BaseTunerLayer
+from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
@@ -31,17 +24,17 @@ class DeepSpeedEngine(Engine):
     """DeepSpeed through accelerate; every stage has an engine of its own, closed at its end.
 
     Raises:
-        ValueError: A ZeRO stage other than 2 or 3, or fp16.
+        ValueError: A ZeRO stage other than 2.
     """
 
     leaves_model_whole = False
 
     def __init__(self, accelerator: Accelerator) -> None:
         super().__init__(accelerator)
-        self.stage: int = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"]
-        if self.stage != 2:
+        stage = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"]
+        if stage != 2:
             raise ValueError(
-                f"DeepSpeed with ZeRO stage {self.stage}: only stage 2 has been seen to train as one process does. "
+                f"DeepSpeed with ZeRO stage {stage}: only stage 2 has been seen to train as one process does. "
                 "Set zero_stage: 2, or shard parameters with configs/accelerate/fsdp2.yaml"
             )
 
@@ -56,22 +49,12 @@ class DeepSpeedEngine(Engine):
         # AdamW's own start. Left to its first step, ZeRO-2 would look for the state of all groups after stepping the
         # first (DeepSpeed 0.19), and never find that of the others again.
         zero = self._deepspeed.optimizer
-        for partition in (
-            zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
-        ):
+        for partition in zero.single_partition_of_fp32_groups:
             optimizer.state[partition] = {
                 "step": torch.tensor(0.0),
                 **{k: torch.zeros_like(partition) for k in _MOMENTS},
             }
-        if self.stage == 3:
-            # ZeRO-3 gathers what a module holds when the module is called, and a PEFT layer reads parameters of
-            # submodules that it does not call: they are declared as its own.
-            for module in model.modules():
-                if isinstance(module, BaseTunerLayer):
-                    for parameter in module.parameters():
-                        register_external_parameter(module, parameter)
-        else:
-            zero._lazy_init_hp_params_optimizer_state()
+        zero._lazy_init_hp_params_optimizer_state()
         return prepared
 
     @property
@@ -98,13 +81,4 @@ class DeepSpeedEngine(Engine):
         for partition in optimizer.state.values():
             partition["step"].copy_(state["step"])
         for key in _MOMENTS:
-            if self.stage == 2:
-                safe_set_full_optimizer_state(parameter, state[key], key)
-            else:
-                safe_set_local_optimizer_state(parameter, self._partition(parameter, state[key]), key)
-
-    def _partition(self, parameter: Any, value: Tensor) -> Tensor:
-        """This rank's share of a whole value under ZeRO-3: equal cuts of it, the last one filled up."""
-        size = parameter.ds_tensor.numel()
-        flat = F.pad(value.flatten(), (0, size * self.accelerator.num_processes - value.numel()))
-        return flat.narrow(0, size * self.accelerator.process_index, size)
+            safe_set_full_optimizer_state(parameter, state[key], key)

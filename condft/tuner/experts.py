@@ -1,12 +1,13 @@
 """Fused experts: only the selected slices of each stack are copied and train."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from condft.tuner.expert_stack import ExpertStack, expert_stack
-from condft.tuner.substitution import SubstitutingLayer, substituted
+from condft.tuner.substitution import SubstitutingLayer
 
 __all__ = ["ExpertsLayer"]
 
@@ -17,13 +18,8 @@ _PLAIN_IMPLEMENTATIONS = (None, "eager", "grouped_mm", "batched_mm")
 class ExpertsLayer(SubstitutingLayer):
     """Wraps a module with stacks of expert weights (`gate_up_proj`, `down_proj`), each with slices of its own."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        adapter = self._acting()
-        if adapter is None:
-            return self.base_layer(*args, **kwargs)
-        acting = {parameter: self._acting_tensor(parameter, adapter) for parameter, _, _ in self.parts_of(adapter)}
-        with substituted(self._base, acting):
-            result = self.base_layer(*args, **kwargs)
+    def _connected(self, result: Any, acting: Mapping[str, Tensor]) -> Any:
+        """With the trained copies in its graph even if no token went to any of them."""
         if torch.is_grad_enabled():
             for stack in acting.values():
                 if isinstance(stack, ExpertStack) and stack.parts.values.requires_grad:
@@ -46,7 +42,6 @@ class ExpertsLayer(SubstitutingLayer):
 
 
 def _connected(result: Any, row: Tensor) -> Any:
-    """The result, with the trained copies in its graph even if no token went to any of them."""
     if isinstance(result, Tensor):
         return _Connect.apply(result, row)
     return (_Connect.apply(result[0], row), *result[1:])

@@ -48,7 +48,12 @@ class SubstitutingLayer(CondFTLayer):
             return self.base_layer(*args, **kwargs)
         acting = {parameter: self._acting_tensor(parameter, adapter) for parameter, _, _ in self.parts_of(adapter)}
         with substituted(self._base, acting):
-            return self.base_layer(*args, **kwargs)
+            result = self.base_layer(*args, **kwargs)
+        return self._connected(result, acting)
+
+    def _connected(self, result: Any, acting: Mapping[str, Tensor]) -> Any:
+        """The module's result, with what acted in its graph."""
+        return result
 
     def _acting_tensor(self, parameter: str, adapter: str) -> Tensor:
         base = self.base_parameter(parameter)

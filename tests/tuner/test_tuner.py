@@ -1,8 +1,6 @@
 """CondFT as a PEFT method: every promise of the adapter life cycle, bit for bit where it says so."""
 
 import json
-import warnings
-from typing import get_args
 
 import pytest
 import torch
@@ -12,16 +10,8 @@ from torch import nn
 from transformers import LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from condft import CondFTConfig, analyze, select_units
-from condft.scores import Score
-
-
-def train(model: nn.Module, ids: torch.Tensor, *, lr: float = 0.5, steps: int = 2) -> None:
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
-    for _ in range(steps):
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+from condft import CondFTConfig
+from tests.tuner.conftest import logits, train
 
 
 @pytest.fixture
@@ -29,23 +19,6 @@ def trained(tiny_llama, token_ids) -> PeftModel:
     model = get_peft_model(tiny_llama(), CondFTConfig(trainable_fraction=0.4))
     train(model, token_ids)
     return model
-
-
-def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model(ids).logits
-
-
-def test_get_peft_model_trains_what_select_units_chooses(tiny_llama):
-    base = tiny_llama()
-    expected = select_units(analyze(base, progress=False), trainable_fraction=0.4)
-    config = CondFTConfig(trainable_fraction=0.4)
-    model = get_peft_model(base, config)
-    assert config.target_units == list(expected.names)
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert sum(p.numel() for p in trainable.values()) == expected.num_parameters
-    assert all(name.endswith("condft_weight.default") for name in trainable)
-    assert model.get_nb_trainable_parameters()[0] == expected.num_parameters
 
 
 def test_wrapping_changes_no_logit(tiny_llama, token_ids):
@@ -235,128 +208,6 @@ def test_every_layer_kind(kind):
     assert torch.equal(merged[0].weight, plain[0].weight)
     if getattr(plain[0], "bias", None) is not None:
         assert torch.equal(merged[0].bias, plain[0].bias)
-
-
-def test_names_match_exactly_never_by_suffix():
-    model = nn.ModuleDict({"lin": nn.Linear(3, 3), "sub": nn.ModuleDict({"lin": nn.Linear(3, 3)})})
-    peft_model = get_peft_model(model, CondFTConfig(target_units=["lin.weight"]))
-    assert [n for n, p in peft_model.named_parameters() if p.requires_grad] == [
-        "base_model.model.lin.condft_weight.default"
-    ]
-
-
-def test_a_report_can_be_handed_over_as_object_or_file(tiny_llama, tmp_path):
-    report = analyze(tiny_llama(), progress=False)
-    report.save(tmp_path / "report.json")
-    chosen = []
-    for given in (None, report, str(tmp_path / "report.json")):
-        config = CondFTConfig(num_tensors=7, report=given)
-        get_peft_model(tiny_llama(), config).save_pretrained(tmp_path / "adapter")
-        chosen.append(config.target_units)
-    assert chosen[0] == chosen[1] == chosen[2]
-
-
-def test_a_report_can_come_from_the_hub(tiny_llama, tmp_path, monkeypatch):
-    report = analyze(tiny_llama(), progress=False)
-    repository, revision = tmp_path / "models--someone--tiny", "0" * 40
-    report.save(repository / "snapshots" / revision / "spectral_report.json")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(revision)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert CondFTConfig(report="someone/tiny").load_report() == report
-    assert CondFTConfig(report=str(repository / "snapshots" / revision)).load_report() == report
-    with pytest.raises(FileNotFoundError, match=r"someone/nothing.* hand over its path, or leave report out"):
-        CondFTConfig(report="someone/nothing").load_report()
-    with pytest.raises(FileNotFoundError, match="no file, and no hub id either"):
-        CondFTConfig(report=tmp_path / "no" / "report.json").load_report()
-
-
-def test_a_report_of_other_weights_is_an_error(tiny_llama):
-    report = analyze(tiny_llama(seed=1), progress=False)
-    with pytest.raises(ValueError, match=r"not of this model: 0 of 28 .* and 28 have other values"):
-        get_peft_model(tiny_llama(), CondFTConfig(num_tensors=7, report=report))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"target_modules": ["q_prj"]}, "'q_prj' is near q_proj"),
-        ({"target_modules": r".*\.nothing"}, "matches none of the 29 modules"),
-        ({"trainable_fraction": 1e-5}, "trains nothing: the smallest of 28 candidate units has 512"),
-        ({"target_modules": ["embed_tokens"]}, "tied to lm_head.weight"),
-        ({"include_roles": ["embedding"]}, "tied to lm_head.weight"),
-        ({"target_units": ["model.layers.9.mlp.up_proj.weight"]}, "do not exist in this base model"),
-        ({"order": "lowset"}, "order='lowset' is unknown"),
-    ],
-)
-def test_bad_configs_name_the_way_out(tiny_llama, options, message):
-    with pytest.raises(ValueError, match=message):
-        get_peft_model(tiny_llama(), CondFTConfig(**options))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_tensors": 3, "max_condition_number": 5.0}, "at most one budget"),
-        ({"include_roles": ["heads"]}, r"include_roles=\['heads'\] is unknown"),
-        ({"target_modules": ".*", "layers_to_transform": [0]}, "cannot narrow the pattern"),
-    ],
-)
-def test_bad_configs_fail_when_made(options, message):
-    with pytest.raises(ValueError, match=message):
-        CondFTConfig(**options)
-
-
-def test_embeddings_and_heads_only_when_asked_for(tiny_llama):
-    for options in ({"include_roles": ["output_head"], "target_modules": "lm_head"}, {"target_modules": ["lm_head"]}):
-        config = CondFTConfig(**options)
-        get_peft_model(tiny_llama(tied=False), config)
-        assert config.target_units == ["lm_head.weight"]
-    everything = CondFTConfig(num_tensors=1000, target_modules=".*")
-    get_peft_model(tiny_llama(tied=False), everything)
-    assert len(everything.target_units) == 28
-
-
-def test_a_budget_of_everything_warns(tiny_llama):
-    with pytest.warns(UserWarning, match="takes all 28 candidate weights"):
-        get_peft_model(tiny_llama(), CondFTConfig())
-
-
-def test_a_choice_of_shapes_warns_and_the_default_does_not(tiny_llama):
-    with pytest.warns(UserWarning, match=r'shape, not learning, explains .*stratify="module_type"'):
-        get_peft_model(tiny_llama(), CondFTConfig(num_tensors=5, stratify=None))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        get_peft_model(tiny_llama(), CondFTConfig(num_tensors=5))
-        get_peft_model(tiny_llama(), CondFTConfig(num_tensors=5, stratify=None, score="relative_condition_number"))
-
-
-@pytest.mark.parametrize("score", get_args(Score))
-def test_every_score_can_choose(tiny_llama, score):
-    model = tiny_llama()
-    expected = select_units(analyze(model, measures="all", progress=False), num_tensors=9, score=score)
-    config = CondFTConfig(num_tensors=9, score=score)
-    get_peft_model(model, config)
-    assert config.target_units == list(expected.names)
-
-
-def test_scope_of_target_modules(tiny_llama):
-    for options, count in (
-        ({"target_modules": ["q_proj"], "layers_to_transform": [1, 2]}, 2),
-        ({"target_modules": "all-linear"}, 28),
-        ({"target_modules": ["q_proj", "v_proj"], "exclude_modules": ["v_proj"]}, 4),
-        ({"target_modules": r".*\.2\.mlp\..*"}, 3),
-    ):
-        config = CondFTConfig(**options)
-        get_peft_model(tiny_llama(), config)
-        assert len(config.target_units) == count, options
-
-
-def test_meta_weights_are_refused(tiny_llama):
-    model = tiny_llama()
-    model.model.layers[1].mlp.to("meta")
-    with pytest.raises(ValueError, match=r"3 weights are on the meta device .* 'model.layers.1.mlp"):
-        get_peft_model(model, CondFTConfig(num_tensors=3))
 
 
 def test_an_adapter_of_another_base_is_refused(tiny_llama, trained, tmp_path):
