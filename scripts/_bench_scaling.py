@@ -46,11 +46,10 @@ def scaling(repeats: int) -> dict[str, Any]:
 
 
 def extrapolate(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Hours for models too large for this machine, by flops and passes from the largest sizes measured.
+    """Hours for models too large for this machine, by flops from the largest size measured.
 
-    Assumes: squares grow as n^3 (a factorisation), rectangles as the entries of the matrix (a fixed number of Lanczos
-    passes at memory bandwidth), weights that are in memory, random-like conditioning, no parallelism beyond what was
-    measured.
+    Assumes: squares grow as n^3 (LU), rectangles as m n^2 with n the smaller side (the Gram matrix and its factors),
+    weights in memory, conditioning as of random matrices (else a second route is tried), the measured machine.
     """
     n = SIZES[-1]
     square, tall = found["square"]["seconds"][-1], found["tall"]["seconds"][-1]
@@ -58,7 +57,8 @@ def extrapolate(found: dict[str, Any]) -> list[dict[str, Any]]:
     for model, (layers, shapes) in LARGE_MODELS.items():
         seconds = 0.0
         for count, m, k in shapes:
-            one = square * (m / n) ** 3 if m == k else tall * (m * k) / (ASPECTS["tall"] * n * n)
+            work = max(m, k) * min(m, k) ** 2 / n**3
+            one = work * (square if m == k else tall / ASPECTS["tall"])
             seconds += layers * count * one
         rows.append({"model": model, "weights": layers * sum(s[0] for s in shapes), "hours": seconds / 3600})
     return rows
