@@ -57,7 +57,7 @@ class StudyConfig(_Section):
         points: Steps of stage 2 after which a run is measured.
         wer_points: Those of them at which it transcribes too.
         seeds: Data order, projector start and random arms. The first one also serves the learning-rate sweep.
-        levels: Test losses at which forgetting is read off; the first decides which rate of a sweep is best.
+        levels: Test losses at which forgetting is read off, each arm at the rate of its sweep that is best there.
     """
 
     speech: SpeechSection | None = None

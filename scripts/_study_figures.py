@@ -8,6 +8,7 @@ import numpy as np
 from _study_statistics import mean_interval, value_at_level
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from condft.files import atomic_path
 
@@ -37,7 +38,9 @@ def draw_fronts(arms: Arms, path: Path, *, title: str) -> None:
         axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=1e-3)
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))  # more would overlap
         axes.xaxis.set_minor_formatter("{x:g}")
+        axes.set_ylim(bottom=min(0.0, *(point[measure] for _, runs in arms for run in runs for point in run)))
         axes.invert_xaxis()
         axes.grid(True, which="major", alpha=0.25)
     handles, labels = panels[0].get_legend_handles_labels()

@@ -40,31 +40,34 @@ def sweep_order(rates: Sequence[float]) -> list[float]:
 
 
 def plan_runs(
-    arms: Mapping[str, ArmSection], seeds: Sequence[int], best_rate: Callable[[str], float | None]
+    arms: Mapping[str, ArmSection], seeds: Sequence[int], best_rates: Callable[[str], Sequence[float]]
 ) -> list[RunSpec]:
     """All runs that are known by now, in the order in which they answer most.
 
     The main arms at their middle rates on the first seed; then the rest of their sweeps; then the other seeds, one
-    after the other, each arm at its best rate; then the same for all other arms.
+    after the other, each arm at its best rates; then the same for all other arms.
 
     Args:
         arms: Name -> section, in the study's order.
         seeds: The first one serves the sweep.
-        best_rate: The rate that an arm's sweep chose; None while the sweep is not finished.
+        best_rates: The rates that an arm's sweep chose, one a level where they differ; none while it is not finished.
     """
     runs: list[RunSpec] = []
     for main in (True, False):
         group = {name: sweep_order(arm.rates) for name, arm in arms.items() if arm.main is main}
         runs += [RunSpec(name, rates[0], seeds[0]) for name, rates in group.items()]
         runs += [RunSpec(name, rate, seeds[0]) for name, rates in group.items() for rate in rates[1:]]
-        chosen = {name: best_rate(name) for name in group}
-        runs += [RunSpec(name, rate, seed) for seed in seeds[1:] for name, rate in chosen.items() if rate is not None]
+        chosen = {name: best_rates(name) for name in group}
+        runs += [RunSpec(name, rate, seed) for seed in seeds[1:] for name in group for rate in chosen[name]]
     return runs
 
 
-def count_runs(arms: Mapping[str, ArmSection], seeds: Sequence[int]) -> int:
-    """How many runs the whole study has."""
-    return sum(len(set(arm.rates)) + len(seeds) - 1 for arm in arms.values())
+def count_runs(
+    arms: Mapping[str, ArmSection], seeds: Sequence[int], best_rates: Callable[[str], Sequence[float]]
+) -> int:
+    """How many runs the whole study has; an arm whose sweep is not finished counts as choosing one rate."""
+    others = len(seeds) - 1
+    return sum(len(set(arm.rates)) + others * max(1, len(best_rates(name))) for name, arm in arms.items())
 
 
 def best_of_sweep(curves: Mapping[float, Sequence[tuple[float, float]]], level: float) -> float | None:

@@ -9,7 +9,7 @@ from _study_config import StudyConfig
 from _study_figures import draw_curves, draw_fronts
 from _study_plan import RunSpec, best_of_sweep, count_runs
 from _study_statistics import Ratio, mean_interval, paired_ratio, value_at_level
-from _study_store import Results
+from _study_store import Results, best_rates
 
 from condft.files import write_text
 
@@ -26,7 +26,7 @@ _RATIO_MEASURES = ("text_ce_change", "kl_to_base")
 
 @dataclass(frozen=True)
 class ArmRuns:
-    """An arm's finished runs at the rate that its sweep chose.
+    """An arm's finished runs at the rate that its sweep chose for a level.
 
     Attributes:
         name: Of the arm.
@@ -41,13 +41,13 @@ class ArmRuns:
     keys: dict[int, str]
 
 
-def arms_with_runs(config: StudyConfig, results: Results) -> list[ArmRuns]:
-    """Every arm that has a finished run, at its chosen rate, in the study's order."""
+def arms_with_runs(config: StudyConfig, results: Results, level: float) -> list[ArmRuns]:
+    """Every arm that has a finished run, at the rate that is best at the level, in the study's order."""
     keys, found = results.by_spec(), []
     for name, arm in config.arms.items():
         tried = {rate: keys[spec] for rate in arm.rates if (spec := RunSpec(name, rate, config.seeds[0])) in keys}
         curves = {rate: results.curve(key, "text_ce_change") for rate, key in tried.items()}
-        rate = best_of_sweep(curves, config.levels[0])
+        rate = best_of_sweep(curves, level)
         if rate is not None:
             at_rate = {seed: keys[spec] for seed in config.seeds if (spec := RunSpec(name, rate, seed)) in keys}
             finished = {seed: key for seed, key in at_rate.items() if results.runs[key]["status"] == "finished"}
@@ -74,23 +74,26 @@ def write_report(config: StudyConfig, results: Results) -> list[Path]:
     Raises:
         ValueError: No run of this study is finished.
     """
-    arms = arms_with_runs(config, results)
-    if not arms:
+    by_level = {level: arms_with_runs(config, results, level) for level in config.levels}
+    if not by_level[config.levels[0]]:
         raise ValueError(f"{config.results} holds no finished run of this study ({config.digest()}): run it first")
     stem = Path(config.results).with_suffix("")
     text = [f"# Study of task {config.task}: tables", "", *_inventory(config, results)]
-    for level in config.levels:
+    for level, arms in by_level.items():
         text += ["", *_level_table(results, arms, level)]
-    for measure in _RATIO_MEASURES:
-        for level in config.levels:
+        for measure in _RATIO_MEASURES:
             text += ["", *_ratio_table(results, arms, measure, level)]
-    text += ["", *_end_table(results, arms)]
-    tables, fronts, curves = stem.with_suffix(".md"), Path(f"{stem}_fronts.png"), Path(f"{stem}_curves.png")
-    write_text(tables, "\n".join(text) + "\n")
-    labelled = [(f"{arm.name} ({arm.rate:g})", [results.points[key] for key in arm.keys.values()]) for arm in arms]
-    draw_fronts(labelled, fronts, title=f"Task {config.task}: forgetting against adaptation")
-    draw_curves(labelled, curves, title=f"Task {config.task}: adaptation over training")
-    return [tables, fronts, curves]
+        text += ["", *_end_table(results, arms, level)]
+    written = [stem.with_suffix(".md")]
+    write_text(written[0], "\n".join(text) + "\n")
+    for level, arms in by_level.items():
+        labelled = [(f"{arm.name} ({arm.rate:g})", [results.points[key] for key in arm.keys.values()]) for arm in arms]
+        fronts, curves = Path(f"{stem}_fronts_{level:g}.png"), Path(f"{stem}_curves_{level:g}.png")
+        rates = f"(rates best at test loss {level:g})"
+        draw_fronts(labelled, fronts, title=f"Task {config.task}: forgetting against adaptation {rates}")
+        draw_curves(labelled, curves, title=f"Task {config.task}: adaptation over training {rates}")
+        written += [fronts, curves]
+    return written
 
 
 def _inventory(config: StudyConfig, results: Results) -> list[str]:
@@ -98,20 +101,23 @@ def _inventory(config: StudyConfig, results: Results) -> list[str]:
     failed = [run for run in runs if run["status"] != "finished"]
     hours = sum(run["seconds"] for run in runs) / 3600
     commits = sorted({(run["commit"] or "unknown")[:12] for run in runs})
-    keys = results.by_spec()
+    keys, best = results.by_spec(), best_rates(config, results)
+    planned = count_runs(config.arms, config.seeds, best.__getitem__)
     lines = [
-        f"{len(runs) - len(failed)} runs finished, {len(failed)} failed, of {count_runs(config.arms, config.seeds)} "
-        f"planned; {hours:.1f} hours in all, at commit {', '.join(commits)}. Settings `{config.digest()}`.",
+        f"{len(runs) - len(failed)} runs finished, {len(failed)} failed, of {planned} planned; {hours:.1f} hours in "
+        f"all, at commit {', '.join(commits)}. Settings `{config.digest()}`.",
         "",
         "| arm | rates run on the first seed | other seeds run | not run |",
         "| --- | --- | --- | --- |",
     ]
     for name, arm in config.arms.items():
         rates = [rate for rate in arm.rates if RunSpec(name, rate, config.seeds[0]) in keys]
-        seeds = sorted({spec.seed for spec in keys if spec.arm == name} - {config.seeds[0]})
-        missing = len(arm.rates) - len(rates) + len(config.seeds) - 1 - len(seeds)
+        others = {rate: [s for s in config.seeds[1:] if RunSpec(name, rate, s) in keys] for rate in best[name]}
+        due = len(arm.rates) + (len(config.seeds) - 1) * max(1, len(others))
+        missing = due - len(rates) - sum(map(len, others.values()))
         shown = ", ".join(f"{rate:g}" for rate in rates) or "none"
-        lines.append(f"| {name} | {shown} | {', '.join(map(str, seeds)) or 'none'} | {missing} |")
+        seeds = "; ".join(f"{', '.join(map(str, found))} at {rate:g}" for rate, found in others.items() if found)
+        lines.append(f"| {name} | {shown} | {seeds or 'none'} | {missing} |")
     lines += [f"\nFailed: {run['arm']} lr {run['rate']:g} seed {run['seed']}: {run['error']}" for run in failed]
     return lines
 
@@ -148,9 +154,9 @@ def _ratio_table(results: Results, arms: Sequence[ArmRuns], measure: str, level:
     return lines if len(lines) > 4 else [*lines[:2], "No pair of arms got there."]
 
 
-def _end_table(results: Results, arms: Sequence[ArmRuns]) -> list[str]:
+def _end_table(results: Results, arms: Sequence[ArmRuns], level: float) -> list[str]:
     lines = [
-        "## At the end of the runs (unequal adaptation)",
+        f"## At the end of the runs (unequal adaptation; rates best at test loss {level:g})",
         "",
         "| arm | trained parameters | test loss | WER | Δ cross-entropy, long text | Δ cross-entropy, short text |",
         "| --- " * 6 + "|",

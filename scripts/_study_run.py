@@ -10,8 +10,8 @@ import torch
 from _study_arms import Arm, Context, build_arm
 from _study_config import StudyConfig
 from _study_measure import Baseline, mean_test_loss, measure_end, measure_point, precision
-from _study_plan import RunSpec, best_of_sweep, count_runs, plan_runs, run_key
-from _study_store import Results, append_line, claimed, waiting_for
+from _study_plan import RunSpec, count_runs, plan_runs, run_key
+from _study_store import Results, append_line, best_rates, claimed, waiting_for
 from _study_tasks import Task, make_task
 from accelerate import Accelerator
 from tqdm.auto import tqdm
@@ -156,20 +156,6 @@ class _Run:
         }
 
 
-def best_rates(config: StudyConfig, results: Results) -> dict[str, float | None]:
-    """Each arm's best rate on the first seed; None where its sweep is not finished (or failed throughout)."""
-    keys, first = results.by_spec(), config.seeds[0]
-    best: dict[str, float | None] = {}
-    for name, arm in config.arms.items():
-        specs = {rate: RunSpec(name, rate, first) for rate in arm.rates}
-        if not all(spec in keys for spec in specs.values()):
-            best[name] = None
-            continue
-        curves = {rate: results.curve(keys[spec], "text_ce_change") for rate, spec in specs.items()}
-        best[name] = best_of_sweep(curves, config.levels[0])
-    return best
-
-
 def run_study(
     config: StudyConfig, *, only: list[str] | None = None, seeds: list[int] | None = None, max_runs: int | None = None
 ) -> int:
@@ -193,11 +179,13 @@ def run_study(
     study, done = Study(config), 0
     arms = {name: arm for name, arm in config.arms.items() if not only or name in only}
     wanted = [seed for seed in config.seeds if not seeds or seed in seeds]
-    total = count_runs(arms, config.seeds) if len(wanted) == len(config.seeds) else None
-    with tqdm(total=total, unit="run", desc="study") as bar:
+    with tqdm(unit="run", desc="study") as bar:
         while max_runs is None or done < max_runs:
             results = Results(config.results, config.digest())
-            runs = plan_runs(arms, config.seeds, best_rates(config, results).get)
+            chosen = best_rates(config, results)
+            runs = plan_runs(arms, config.seeds, chosen.__getitem__)
+            if len(wanted) == len(config.seeds):
+                bar.total = count_runs(arms, config.seeds, chosen.__getitem__)
             bar.n = sum(study.key(spec) in results.runs for spec in runs)
             bar.refresh()
             left = [spec for spec in runs if spec.seed in wanted and study.key(spec) not in results.runs]

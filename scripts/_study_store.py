@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from _study_plan import RunSpec
+from _study_config import StudyConfig
+from _study_plan import RunSpec, best_of_sweep
 
 from condft.training import read_metrics
 
@@ -86,3 +87,19 @@ class Results:
         if self.runs[key]["status"] != "finished":
             return []
         return [(point["test_loss"], point[measure]) for point in self.points[key] if measure in point]
+
+
+def best_rates(config: StudyConfig, results: Results) -> dict[str, list[float]]:
+    """Each arm's best rate at each level of the study, on its first seed and without repetition.
+
+    Empty for an arm whose sweep is not finished, or failed throughout.
+    """
+    keys, best = results.by_spec(), dict[str, list[float]]()
+    for name, arm in config.arms.items():
+        specs = {rate: RunSpec(name, rate, config.seeds[0]) for rate in arm.rates}
+        best[name] = []
+        if all(spec in keys for spec in specs.values()):
+            curves = {rate: results.curve(keys[spec], "text_ce_change") for rate, spec in specs.items()}
+            chosen = [best_of_sweep(curves, level) for level in config.levels]
+            best[name] = list(dict.fromkeys(rate for rate in chosen if rate is not None))
+    return best

@@ -12,8 +12,8 @@ from _study_arms import ARMS
 from _study_config import StudyConfig, load_study
 from _study_plan import RunSpec
 from _study_report import write_report
-from _study_run import Study, best_rates, run_study
-from _study_store import Results, claimed
+from _study_run import Study, run_study
+from _study_store import Results, best_rates, claimed
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from tests.tiny_speech import save_language_model, save_whisper, write_manifest
@@ -98,7 +98,7 @@ def test_a_study_does_every_run_once_and_in_the_order_of_the_plan(study: Any) ->
     assert run_study(config) == 6
     assert run_study(config) == 0
     results = results_of(config)
-    best = best_rates(config, results)["lowest_within_type"]
+    [best] = best_rates(config, results)["lowest_within_type"]
     assert list(results.by_spec()) == [
         RunSpec("lowest_within_type", 3e-3, 0),
         RunSpec("random_within_type", 1e-3, 0),

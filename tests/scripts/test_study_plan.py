@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from _study_config import ArmSection, load_study
 from _study_plan import RunSpec, best_of_sweep, count_runs, plan_runs, run_key, sweep_order
-from _study_store import Results, append_line, claimed
+from _study_store import Results, append_line, best_rates, claimed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +24,7 @@ studies = st.dictionaries(
 
 
 def test_the_main_question_comes_first() -> None:
-    runs = plan_runs(ARMS, [0, 1, 2], {"first": 0.4, "second": 1.0}.get)
+    runs = plan_runs(ARMS, [0, 1, 2], {"first": [0.4, 0.1], "second": [1.0], "other": []}.__getitem__)
     assert [(run.arm, run.rate, run.seed) for run in runs] == [
         ("first", 0.2, 0),
         ("second", 1.0, 0),
@@ -32,8 +32,10 @@ def test_the_main_question_comes_first() -> None:
         ("first", 0.4, 0),
         ("second", 2.0, 0),
         ("first", 0.4, 1),
+        ("first", 0.1, 1),
         ("second", 1.0, 1),
         ("first", 0.4, 2),
+        ("first", 0.1, 2),
         ("second", 1.0, 2),
         ("other", 0.1, 0),
     ]
@@ -41,8 +43,9 @@ def test_the_main_question_comes_first() -> None:
 
 @given(studies, st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True))
 def test_a_plan_with_all_rates_known_has_every_run_once(arms: dict[str, ArmSection], seeds: list[int]) -> None:
-    runs = plan_runs(arms, seeds, lambda name: arms[name].rates[0])
-    assert len(runs) == len(set(runs)) == count_runs(arms, seeds)
+    chosen = {name: list(dict.fromkeys(arm.rates))[:2] for name, arm in arms.items()}
+    runs = plan_runs(arms, seeds, chosen.__getitem__)
+    assert len(runs) == len(set(runs)) == count_runs(arms, seeds, chosen.__getitem__)
     mains = [arms[run.arm].main for run in runs]
     assert mains == sorted(mains, reverse=True)
 
@@ -100,6 +103,20 @@ def test_only_the_points_of_finished_attempts_of_this_study_count(tmp_path: Path
     assert results.by_spec() == {RunSpec("first", 0.1, 0): "k"}
     with pytest.raises(ValueError, match="JSON"):
         append_line(path, {"loss": float("nan")})
+
+
+def test_every_level_has_its_own_best_rate(tmp_path: Path) -> None:
+    study = load_study(STUDIES[0])
+    arms = {"first": ARMS["first"], "unfinished": ArmSection(rates=[0.1, 0.2])}
+    study = study.model_copy(update={"arms": arms, "seeds": [0, 1], "levels": [2.0, 1.0, 1.9]})
+    path, digest = tmp_path / "results.jsonl", study.digest()
+    for rate, loss, change in ((0.1, 1.8, 0.01), (0.2, 0.9, 0.2), (0.4, 0.5, 0.9)):
+        spec = {"arm": "first", "rate": rate, "key": str(rate), "attempt": "a", "study": digest, "seed": 0}
+        append_line(path, {"kind": "point", "test_loss": 4.0, "text_ce_change": 0.0, **spec})
+        append_line(path, {"kind": "point", "test_loss": loss, "text_ce_change": change, **spec})
+        append_line(path, {"kind": "run", "status": "finished", **spec})
+    append_line(path, {"kind": "run", "status": "finished", **spec, "arm": "unfinished", "rate": 0.2, "key": "u"})
+    assert best_rates(study, Results(path, digest)) == {"first": [0.1, 0.2], "unfinished": []}
 
 
 def test_a_claim_ends_with_its_holder(tmp_path: Path) -> None:
