@@ -1,6 +1,6 @@
 """Which runs a study has, in which order, and how each is known again. Pure logic."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ def sweep_order(rates: Sequence[float]) -> list[float]:
 
 
 def plan_runs(
-    arms: Mapping[str, ArmSection], seeds: Sequence[int], best_rates: Callable[[str], Sequence[float]]
+    arms: Mapping[str, ArmSection], seeds: Sequence[int], best_rates: Mapping[str, Sequence[float]]
 ) -> list[RunSpec]:
     """All runs that are known by now, in the order in which they answer most.
 
@@ -50,24 +50,22 @@ def plan_runs(
     Args:
         arms: Name -> section, in the study's order.
         seeds: The first one serves the sweep.
-        best_rates: The rates that an arm's sweep chose, one a level where they differ; none while it is not finished.
+        best_rates: Name -> rates that the arm's sweep chose, one a level where they differ; none while it is not
+            finished.
     """
     runs: list[RunSpec] = []
     for main in (True, False):
         group = {name: sweep_order(arm.rates) for name, arm in arms.items() if arm.main is main}
         runs += [RunSpec(name, rates[0], seeds[0]) for name, rates in group.items()]
         runs += [RunSpec(name, rate, seeds[0]) for name, rates in group.items() for rate in rates[1:]]
-        chosen = {name: best_rates(name) for name in group}
-        runs += [RunSpec(name, rate, seed) for seed in seeds[1:] for name in group for rate in chosen[name]]
+        runs += [RunSpec(name, rate, seed) for seed in seeds[1:] for name in group for rate in best_rates[name]]
     return runs
 
 
-def count_runs(
-    arms: Mapping[str, ArmSection], seeds: Sequence[int], best_rates: Callable[[str], Sequence[float]]
-) -> int:
+def count_runs(arms: Mapping[str, ArmSection], seeds: Sequence[int], best_rates: Mapping[str, Sequence[float]]) -> int:
     """How many runs the whole study has; an arm whose sweep is not finished counts as choosing one rate."""
     others = len(seeds) - 1
-    return sum(len(set(arm.rates)) + others * max(1, len(best_rates(name))) for name, arm in arms.items())
+    return sum(len(set(arm.rates)) + others * max(1, len(best_rates[name])) for name, arm in arms.items())
 
 
 def best_of_sweep(curves: Mapping[float, Sequence[tuple[float, float]]], level: float) -> float | None:

@@ -9,7 +9,7 @@ from _study_config import StudyConfig
 from _study_figures import draw_curves, draw_fronts
 from _study_plan import RunSpec, best_of_sweep, count_runs
 from _study_statistics import Ratio, mean_interval, paired_ratio, value_at_level
-from _study_store import Results, best_rates
+from _study_store import Results, best_rates, sweep_curves
 
 from condft.files import write_text
 
@@ -45,13 +45,12 @@ def arms_with_runs(config: StudyConfig, results: Results, level: float) -> list[
     """Every arm that has a finished run, at the rate that is best at the level, in the study's order."""
     keys, found = results.by_spec(), []
     for name, arm in config.arms.items():
-        tried = {rate: keys[spec] for rate in arm.rates if (spec := RunSpec(name, rate, config.seeds[0])) in keys}
-        curves = {rate: results.curve(key, "text_ce_change") for rate, key in tried.items()}
+        curves = sweep_curves(config, results, name)
         rate = best_of_sweep(curves, level)
         if rate is not None:
             at_rate = {seed: keys[spec] for seed in config.seeds if (spec := RunSpec(name, rate, seed)) in keys}
             finished = {seed: key for seed, key in at_rate.items() if results.runs[key]["status"] == "finished"}
-            found.append(ArmRuns(name, rate, (len(tried), len(arm.rates)), finished))
+            found.append(ArmRuns(name, rate, (len(curves), len(arm.rates)), finished))
     return found
 
 
@@ -102,7 +101,7 @@ def _inventory(config: StudyConfig, results: Results) -> list[str]:
     hours = sum(run["seconds"] for run in runs) / 3600
     commits = sorted({(run["commit"] or "unknown")[:12] for run in runs})
     keys, best = results.by_spec(), best_rates(config, results)
-    planned = count_runs(config.arms, config.seeds, best.__getitem__)
+    planned = count_runs(config.arms, config.seeds, best)
     lines = [
         f"{len(runs) - len(failed)} runs finished, {len(failed)} failed, of {planned} planned; {hours:.1f} hours in "
         f"all, at commit {', '.join(commits)}. Settings `{config.digest()}`.",

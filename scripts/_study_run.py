@@ -183,9 +183,9 @@ def run_study(
         while max_runs is None or done < max_runs:
             results = Results(config.results, config.digest())
             chosen = best_rates(config, results)
-            runs = plan_runs(arms, config.seeds, chosen.__getitem__)
+            runs = plan_runs(arms, config.seeds, chosen)
             if len(wanted) == len(config.seeds):
-                bar.total = count_runs(arms, config.seeds, chosen.__getitem__)
+                bar.total = count_runs(arms, config.seeds, chosen)
             bar.n = sum(study.key(spec) in results.runs for spec in runs)
             bar.refresh()
             left = [spec for spec in runs if spec.seed in wanted and study.key(spec) not in results.runs]

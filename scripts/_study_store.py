@@ -89,17 +89,22 @@ class Results:
         return [(point["test_loss"], point[measure]) for point in self.points[key] if measure in point]
 
 
+def sweep_curves(config: StudyConfig, results: Results, arm: str) -> dict[float, list[tuple[float, float]]]:
+    """Rate tried so far -> (test loss, change of text cross-entropy) along its run on the first seed."""
+    keys = results.by_spec()
+    specs = {rate: RunSpec(arm, rate, config.seeds[0]) for rate in config.arms[arm].rates}
+    return {rate: results.curve(keys[spec], "text_ce_change") for rate, spec in specs.items() if spec in keys}
+
+
 def best_rates(config: StudyConfig, results: Results) -> dict[str, list[float]]:
     """Each arm's best rate at each level of the study, on its first seed and without repetition.
 
     Empty for an arm whose sweep is not finished, or failed throughout.
     """
-    keys, best = results.by_spec(), dict[str, list[float]]()
+    best: dict[str, list[float]] = {}
     for name, arm in config.arms.items():
-        specs = {rate: RunSpec(name, rate, config.seeds[0]) for rate in arm.rates}
-        best[name] = []
-        if all(spec in keys for spec in specs.values()):
-            curves = {rate: results.curve(keys[spec], "text_ce_change") for rate, spec in specs.items()}
-            chosen = [best_of_sweep(curves, level) for level in config.levels]
-            best[name] = list(dict.fromkeys(rate for rate in chosen if rate is not None))
+        curves = sweep_curves(config, results, name)
+        finished = len(curves) == len(set(arm.rates))
+        chosen = [best_of_sweep(curves, level) for level in config.levels] if finished else []
+        best[name] = list(dict.fromkeys(rate for rate in chosen if rate is not None))
     return best
