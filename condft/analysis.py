@@ -242,14 +242,15 @@ def _find_out(
                 _bounds(shares, findings, step)
                 scale = _whole_to_own(shares, step.exact, cost)
 
-                def row_of(unit: Unit, scale: float = scale) -> SpectralRow | None:
-                    row = _row(unit, shares, findings.wanted, digests)
+                def row_of(unit: Unit) -> SpectralRow | None:
+                    return _row(unit, shares, findings.wanted, digests)
+
+                def note(unit: Unit, row: SpectralRow | None, scale: float = scale) -> None:
                     findings.add_row(unit.name, row)
                     bar.update(cost(findings.infos[unit.name]) * scale)
                     keeper.keep()
-                    return row
 
-                for name, row in shares.map(step.exact, cost, row_of).items():
+                for name, row in shares.map(step.exact, cost, row_of, done=note).items():
                     findings.add_row(name, row)
         finally:
             keeper.keep(now=True)

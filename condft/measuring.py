@@ -26,15 +26,15 @@ __all__ = [
 
 # Raise it whenever the same weight would get other figures than before by more than rounding (a route, a tolerance or
 # a formula changed), or other units: rows in caches are then measured again.
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 
 # What is asked of κ; see `condft.spectra.spectral_facts`.
 RTOL = 1e-3
 
 # Costs in flops of a matrix product, fitted to measured times (see `UnitInfo.cost`). A step of Lanczos on an n x n
 # factor waits for memory, so that an entry costs far more than the flops that it takes part in.
-_LANCZOS_PER_ENTRY = 1000
-_OVERHEAD = 1e8
+_LANCZOS_PER_ENTRY = 500
+_OVERHEAD = 2.5e8
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,14 @@ class UnitInfo:
         """Flops that a matrix product would do in the time that the row takes, with the route that shape suggests.
 
         Measured on one core, fp32 (`spectral_facts` on Gaussian matrices from 192x576 to 14336x4096): the ratio of
-        time to cost varies by a third around 30 ps, less for the largest.
+        time to cost lies between 16 and 28 ps.
         """
         n, m = sorted(self.matrix_shape)
         if wanted.spectrum or n <= SMALL:
             return _OVERHEAD / 10 + 8 * m * n * n
         around = _OVERHEAD + _LANCZOS_PER_ENTRY * n * n
-        if m == n:  # LU in double precision, and for small ones a Gram matrix with a proof
-            return around + (4 / 3 + (4 / 3 if n <= PROVEN_UP_TO else 0)) * n**3
+        if m == n:  # up to some size a Gram matrix in double precision, its factor and two proofs; else the LU
+            return around + (8 / 3 if n <= PROVEN_UP_TO else 4 / 3) * n**3
         gram = m * n * n + n**3  # half the products of W^T W; its factor and two proofs
         if wanted.measures == "basic" and SINGLE_FROM < n <= NEARLY_SQUARE * m:
             return around + gram

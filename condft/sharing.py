@@ -15,6 +15,7 @@ import torch
 from condft.measuring import UnitInfo
 from condft.report import SkippedWeight, SkipReason
 from condft.units import Unit, load_ahead
+from condft.workers import side_by_side
 
 __all__ = ["Ranks", "Shares", "walk_together"]
 
@@ -118,14 +119,16 @@ class Shares:
         cost: Callable[[UnitInfo], float],
         work: Callable[[Unit], T],
         in_bulk: Callable[[Sequence[Unit]], dict[str, T]] | None = None,
+        done: Callable[[Unit, T], None] = lambda unit, result: None,
     ) -> dict[str, T]:
         """Does the work of every named unit on one rank each and returns all results by name on every rank.
 
         Args:
             names: The same on every rank.
             cost: What balances the ranks.
-            work: The work of one unit, whose values are in memory.
+            work: The work of one unit, whose values are in memory; of small ones in threads, see `side_by_side`.
             in_bulk: The same of many units at once, whose values it loads itself.
+            done: Called with every unit of this rank and its result, in the caller's thread. Not after `in_bulk`.
 
         Raises:
             Exception: As `Ranks.run`.
@@ -136,15 +139,23 @@ class Shares:
 
         def own() -> dict[str, T]:
             gathered = self._gathered(rounds, owner)
+            results: dict[str, T] = {}
+
+            def do(units: Iterable[Unit]) -> None:
+                for unit, result in side_by_side(units, work):
+                    results[unit.name] = result
+                    done(unit, result)
+
             try:
-                results = {unit.name: work(unit) for unit in gathered}
+                do(gathered)
             except Exception:
                 for _ in gathered:
                     pass  # the other ranks wait for this one in the gathers that follow
                 raise
             if in_bulk is not None:
                 return results | in_bulk(plain)
-            return results | {unit.name: work(unit) for unit in load_ahead(plain)}
+            do(load_ahead(plain))
+            return results
 
         return {name: result for part in self.ranks.run(own) for name, result in part.items()}
 

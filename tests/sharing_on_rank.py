@@ -22,7 +22,10 @@ def all_routes() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         shapes = [(300, 60), (60, 300), (100, 100), (120, 110), (40, 40), (70, 200)]
-        return nn.Sequential(*(nn.Linear(columns, rows) for rows, columns in shapes))
+        layers = [nn.Linear(columns, rows) for rows, columns in shapes]
+        with torch.no_grad():
+            layers[2].weight[:, 0] *= 1e-8  # past what a Gram matrix tells of a square
+        return nn.Sequential(*layers)
 
 
 def replicated(rank: int, folder: Path) -> Answers:

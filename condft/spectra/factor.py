@@ -28,10 +28,10 @@ def qr_factor(tall: Tensor) -> Tensor:
 
 
 def gram_matrix(tall: Tensor, dtype: torch.dtype) -> Tensor:
-    r"""The upper triangle of $W^T W$ for `(m, n)`, in blocks of columns: little more than half the products.
+    r"""The lower triangle of $W^T W$ for `(m, n)`, in blocks of columns: little more than half the products.
 
     Returns:
-        `(n, n)` of `dtype`; what lies under the diagonal blocks is zero and not to be read.
+        `(n, n)` of `dtype`; what lies above the diagonal blocks is zero and not to be read.
     """
     n = tall.shape[1]
     gram = torch.zeros(n, n, dtype=dtype, device=tall.device)
@@ -39,17 +39,17 @@ def gram_matrix(tall: Tensor, dtype: torch.dtype) -> Tensor:
     for _, rows in iter_row_blocks(tall, dtype):
         for start in range(0, n, width):
             stop = min(start + width, n)
-            gram[start:stop, start:].addmm_(rows[:, start:stop].mT, rows[:, start:])
+            gram[start:, start:stop].addmm_(rows[:, start:].mT, rows[:, start:stop])
     return gram
 
 
 def cholesky_factor(gram: Tensor) -> Tensor | None:
-    """The upper Cholesky factor of a symmetric matrix of which the upper triangle is given.
+    """The Cholesky factor of a symmetric matrix of which the lower triangle is given (the upper one takes longer).
 
     Returns:
-        `(n, n)` upper triangular; None where the matrix is not positive definite to rounding.
+        `(n, n)` lower triangular; None where the matrix is not positive definite to rounding.
     """
-    factor, info = torch.linalg.cholesky_ex(gram, upper=True)
+    factor, info = torch.linalg.cholesky_ex(gram)
     return None if int(info) else factor
 
 
@@ -58,7 +58,7 @@ def eigenvalues_above(gram: Tensor, bound: float) -> bool:
 
     $G - bI$ is positive definite exactly if it has a Cholesky factor (Golub & Van Loan, §4.2, §8.4.2); what rounding
     hides is some $\varepsilon \lambda_{\max}$. A Krylov process cannot say this: what its start vector hardly holds,
-    it does not see. `gram`, an upper triangle, is changed meanwhile and restored.
+    it does not see. `gram`, a lower triangle, is changed meanwhile and restored.
     """
     diagonal = gram.diagonal()
     before = diagonal.clone()

@@ -123,24 +123,24 @@ class Inverse:
 
 @dataclass(frozen=True)
 class TriangularInverse:
-    """The inverse of an upper triangular matrix."""
+    """The inverse of a lower triangular matrix."""
 
-    upper: Tensor
+    lower: Tensor
 
     @property
     def size(self) -> int:
-        return self.upper.shape[0]
+        return self.lower.shape[0]
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.upper.dtype
+        return self.lower.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.upper.device
+        return self.lower.device
 
     def apply(self, vector: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(self.upper, vector[:, None], upper=True)[:, 0]
+        return torch.linalg.solve_triangular(self.lower, vector[:, None], upper=False)[:, 0]
 
     def apply_transposed(self, vector: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(self.upper.mT, vector[:, None], upper=False)[:, 0]
+        return torch.linalg.solve_triangular(self.lower.mT, vector[:, None], upper=True)[:, 0]

@@ -7,8 +7,8 @@ Routes, cheapest first; each states the error that it vouches for, and the next 
 - `cholesky`: the same in double precision, where the condition number or the log-volume asks for it.
 - `qr`: the triangular factor of a tall matrix in fp64, then as before; past a condition number of 1e6, where a Gram
   matrix no longer tells, what two start vectors agree on.
-- `lu`: for squares, whose smallest singular value hides at the hard edge of the spectrum: LU of W in fp64, then
-  the process on its inverse, from two start vectors.
+- `lu`: for squares, whose smallest singular value hides at the hard edge of the spectrum, where they are large or
+  their condition number is past 1e6: LU of W in fp64, then the process on its inverse, from two start vectors.
 - `svd`: all singular values in fp64: small matrices, and condition numbers past 1e12.
 """
 
@@ -48,7 +48,7 @@ SMALL = 48  # up to here an SVD costs less than the overhead of anything else
 SINGLE_FROM = 256  # up to here a Gram matrix costs little in either precision
 NEARLY_SQUARE = 0.8  # aspect n / m above which the lower edge closes in, so that single precision cannot tell it
 _STARTS = 4
-PROVEN_UP_TO = 1024  # order of a square whose upper end gets a proof: there it costs a third of the LU
+PROVEN_UP_TO = 1024  # order of a square whose ends get a proof; of larger ones it takes 1.6 times as long as the LU
 # Rounding moves sigma_n^2 by this times eps * sigma_1^2. Measured: 0.7 and less up to 30,000 rows; but m / 1300 where
 # entries are stored in a narrower dtype than they are summed in.
 _GRAM_ROUNDING = 1.0
@@ -84,14 +84,15 @@ def find_ends(tall: Tensor, measures: Measures, rtol: float) -> Answer:
 
 
 def _routes(m: int, n: int, measures: Measures, dtype: torch.dtype) -> list[Callable[[Tensor, float], Answer | None]]:
+    double = partial(_by_gram, dtype=torch.float64, method="cholesky")
     if m == n:
-        return [_by_lu]
+        return [double, _by_lu] if n <= PROVEN_UP_TO else [_by_lu]
     routes: list[Callable[[Tensor, float], Answer | None]] = []
     # The log-volume sums n logarithms, so that it wants double precision; so do the edges of what is nearly square.
     if measures == "basic" and dtype != torch.float64 and SINGLE_FROM < n <= NEARLY_SQUARE * m:
         routes.append(partial(_by_gram, dtype=torch.float32, method="gram"))
     if m >= 2 * n:  # less tall: a QR costs hardly more, and holds at any condition number
-        routes.append(partial(_by_gram, dtype=torch.float64, method="cholesky"))
+        routes.append(double)
     return [*routes, _by_qr]
 
 
@@ -112,18 +113,18 @@ def _by_gram(tall: Tensor, rtol: float, dtype: torch.dtype, method: str) -> Answ
 
 
 def _by_qr(tall: Tensor, rtol: float) -> Answer | None:
-    factor = qr_factor(tall)
+    factor = qr_factor(tall).mT
     answer = _by_triangle(factor, rtol, "qr")
     if answer is None or _GRAM_ROUNDING * _squared(answer, torch.float64) > rtol / 5:
         return answer  # the Gram matrix could not tell: what two start vectors agree on has to do
-    gram = gram_matrix(factor, torch.float64)
+    gram = gram_matrix(factor.mT, torch.float64)
     del factor  # two (n, n) matrices at a time
     return _certified(gram, rtol, "qr")
 
 
 def _by_lu(square: Tensor, rtol: float) -> Answer | None:
-    largest = _largest_of_square(square, rtol / 2)
-    if largest is None:
+    largest = _agreed(MatrixProducts(square, lanczos_dtype(square)), rtol / 2)
+    if not largest.settled:
         return None
     factors, pivots, info = torch.linalg.lu_factor_ex(square.to(torch.float64))
     if int(info):
@@ -131,21 +132,6 @@ def _by_lu(square: Tensor, rtol: float) -> Answer | None:
     inverse = _agreed(Inverse(factors, pivots), rtol / 2)
     log_volume = float(factors.diagonal().abs().log().sum())
     return _from_inverse(largest, inverse, log_volume, square.shape[0], "lu", rtol)
-
-
-def _largest_of_square(square: Tensor, rtol: float) -> Ends | None:
-    """The upper end, proven where a Gram matrix is cheap beside the LU, else as two start vectors agree on it."""
-    dtype = lanczos_dtype(square)
-    products = MatrixProducts(square, dtype)
-    if square.shape[0] > PROVEN_UP_TO:
-        agreed = _agreed(products, rtol)
-        return agreed if agreed.settled else None
-    gram = gram_matrix(square, dtype)
-    for start in range(_STARTS):
-        ends = golub_kahan(products, wanted="largest", rtol=rtol, max_steps=_MAX_STEPS, start=start)
-        if ends.settled and eigenvalues_below(gram, (ends.largest * (1 + rtol)) ** 2):
-            return ends
-    return None
 
 
 def _certified(gram: Tensor, rtol: float, method: str, constant: float = _GRAM_ROUNDING) -> Answer | None:
@@ -163,7 +149,8 @@ def _certified(gram: Tensor, rtol: float, method: str, constant: float = _GRAM_R
         if answer is None or rounding > rtol / 5:
             return None
         lower, upper = (answer.smallest * (1 - width)) ** 2, (answer.largest * (1 + width)) ** 2
-        if eigenvalues_above(gram, lower) and eigenvalues_below(gram, upper):
+        # The upper end is not delicate: single precision tells it, in half the time.
+        if eigenvalues_above(gram, lower) and eigenvalues_below(gram.to(torch.float32), upper):
             return dataclasses.replace(answer, error=2 * width + rounding)
     return None
 
@@ -177,7 +164,7 @@ def _by_triangle(factor: Tensor, rtol: float, method: str, starts: tuple[int, ..
     diagonal = factor.diagonal().abs()
     if not bool((diagonal > 0).all()):
         return None
-    largest = _agreed(MatrixProducts(factor, factor.dtype), rtol / 2, starts)
+    largest = _agreed(MatrixProducts(factor.mT, factor.dtype), rtol / 2, starts)  # LAPACK stores it by columns
     if not largest.settled:
         return None
     inverse = _agreed(TriangularInverse(factor), rtol / 2, starts)
@@ -186,16 +173,20 @@ def _by_triangle(factor: Tensor, rtol: float, method: str, starts: tuple[int, ..
 
 def _agreed(products: Products, rtol: float, starts: tuple[int, ...] = (0, 1)) -> Ends:
     """The larger answer of some start vectors; where two differ, up to `_STARTS` of them, until two agree on it."""
-    found = [golub_kahan(products, wanted="largest", rtol=rtol, max_steps=_MAX_STEPS, start=start) for start in starts]
+
+    def found_from(start: int) -> Ends:
+        return golub_kahan(
+            products, wanted="largest", rtol=rtol, max_steps=_MAX_STEPS, start=start, proven_later=len(starts) == 1
+        )
+
+    found = [found_from(start) for start in starts]
     while len(starts) > 1:
         first, second = sorted(found, key=lambda ends: ends.largest)[-2:]
         if second.largest - first.largest <= rtol * second.largest:
             break
         if len(found) == _STARTS:
             return dataclasses.replace(second, settled=False)
-        found.append(
-            golub_kahan(products, wanted="largest", rtol=rtol, max_steps=_MAX_STEPS, start=starts[0] + len(found))
-        )
+        found.append(found_from(starts[0] + len(found)))
     return max(found, key=lambda ends: ends.largest)
 
 

@@ -1,0 +1,68 @@
+"""Work on many small matrices side by side: a core each, since one of them cannot keep several busy.
+
+A matrix product of order 600 takes as long on two threads as on one and a half; on as many matrices at once as there
+are cores, none waits for another. Large matrices come one after another, on all threads.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from condft.units import Unit
+
+__all__ = ["side_by_side"]
+
+T = TypeVar("T")
+
+_SMALL_ORDER = 1024
+_SMALL_ENTRIES = 2**22  # values of as many units as there are workers are in memory together
+_MOST_WORKERS = 8  # more of them wait for Python's lock; they share the threads that are left over
+
+
+def side_by_side(units: Iterable[Unit], work: Callable[[Unit], T]) -> Iterator[tuple[Unit, T]]:
+    """Does the work of every unit; of small ones on the CPU several at a time, in threads of their own.
+
+    Args:
+        units: With their values in memory. They are asked for when there is a worker for them.
+        work: Called from this thread or another one, so it must not touch what is shared.
+
+    Yields:
+        Units and results, in the order of the units, in the caller's thread.
+
+    Raises:
+        Exception: What the work raises, at its unit's turn; later units may have been begun.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        for unit in units:
+            yield unit, work(unit)
+        return
+    workers = min(threads, _MOST_WORKERS)
+    pool = ThreadPoolExecutor(workers, "condft-unit", torch.set_num_threads, (threads // workers,))
+    begun: deque[tuple[Unit, Future[T]]] = deque()
+    try:
+        for unit in units:
+            if _is_small(unit):
+                if len(begun) > workers:  # one is waiting, so that no worker has to
+                    first, result = begun.popleft()
+                    yield first, result.result()
+                begun.append((unit, pool.submit(work, unit)))
+                continue
+            while begun:
+                first, result = begun.popleft()
+                yield first, result.result()
+            yield unit, work(unit)
+        while begun:
+            first, result = begun.popleft()
+            yield first, result.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # the workers' own setting is also what threads to come would start with
+
+
+def _is_small(unit: Unit) -> bool:
+    matrix = unit.matrix
+    return matrix.device.type == "cpu" and min(matrix.shape) <= _SMALL_ORDER and matrix.numel() <= _SMALL_ENTRIES
