@@ -46,7 +46,9 @@ def side_by_side(units: Iterable[Unit], work: Callable[[Unit], T]) -> Iterator[t
     try:
         for unit in units:
             if _is_small(unit):
-                if len(begun) > workers:  # one is waiting, so that no worker has to
+                # What is done is handed on at once, so that little is lost if all ends here; else one more than there
+                # are workers is begun, so that none has to wait.
+                while begun and (len(begun) > workers or begun[0][1].done()):
                     first, result = begun.popleft()
                     yield first, result.result()
                 begun.append((unit, pool.submit(work, unit)))

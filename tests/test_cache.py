@@ -275,6 +275,7 @@ def test_an_interrupted_analysis_goes_on_where_it_was(
 
     with monkeypatch.context() as patch:
         patch.setattr(analysis_module, "measure", interrupted)
+        patch.setattr(torch, "get_num_threads", lambda: 1)  # one after another, so that ten are done
         with pytest.raises(end):
             analyze(tiny_llama(), cache=tmp_path, progress=False)
     assert len(SpectralReport.load(entries(tmp_path)[0]).rows) == 10
@@ -291,7 +292,7 @@ def test_a_killed_analysis_has_stored_what_it_had(tmp_path: Path) -> None:
         "def killed(*args):\n"
         "    done.append(0)\n"
         "    return os.kill(os.getpid(), signal.SIGKILL) if len(done) == 3 else measure(*args)\n"
-        "analysis.measure = killed; torch.manual_seed(0)\n"
+        "analysis.measure = killed; torch.manual_seed(0); torch.set_num_threads(1)\n"
         "analysis.analyze(nn.Sequential(*[nn.Linear(8, 8) for _ in range(5)]), cache=sys.argv[1], progress=False)\n"
     )
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == -9
