@@ -4,6 +4,7 @@ A matrix product of order 600 takes as long on two threads as on one and a half;
 are cores, none waits for another. Large matrices come one after another, on all threads.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,8 @@ T = TypeVar("T")
 
 _SMALL_ORDER = 1024
 _SMALL_ENTRIES = 2**22  # values of as many units as there are workers are in memory together
+# torch's number of threads is the process's: analyses in several threads take turns, or one would change another's.
+_TURN = threading.Lock()
 _MOST_WORKERS = 8  # more of them wait for Python's lock; they share the threads that are left over
 
 
@@ -40,6 +43,11 @@ def side_by_side(units: Iterable[Unit], work: Callable[[Unit], T]) -> Iterator[t
         for unit in units:
             yield unit, work(unit)
         return
+    with _TURN:
+        yield from _in_workers(units, work, threads)
+
+
+def _in_workers(units: Iterable[Unit], work: Callable[[Unit], T], threads: int) -> Iterator[tuple[Unit, T]]:
     workers = min(threads, _MOST_WORKERS)
     pool = ThreadPoolExecutor(workers, "condft-unit", torch.set_num_threads, (threads // workers,))
     begun: deque[tuple[Unit, Future[T]]] = deque()

@@ -266,6 +266,7 @@ def test_an_unwritable_folder_is_told_once_and_does_not_matter(tiny_llama, tmp_p
 def test_an_interrupted_analysis_goes_on_where_it_was(
     tiny_llama, tmp_path: Path, meter: Meter, monkeypatch, end
 ) -> None:
+    monkeypatch.setattr("condft.workers._SMALL_ORDER", 0)  # one after another, so that ten are done
     measure = analysis_module.measure
 
     def interrupted(unit: Any, *args: Any) -> Any:
@@ -275,7 +276,6 @@ def test_an_interrupted_analysis_goes_on_where_it_was(
 
     with monkeypatch.context() as patch:
         patch.setattr(analysis_module, "measure", interrupted)
-        patch.setattr(torch, "get_num_threads", lambda: 1)  # one after another, so that ten are done
         with pytest.raises(end):
             analyze(tiny_llama(), cache=tmp_path, progress=False)
     assert len(SpectralReport.load(entries(tmp_path)[0]).rows) == 10
