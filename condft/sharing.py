@@ -141,20 +141,19 @@ class Shares:
             gathered = self._gathered(rounds, owner)
             results: dict[str, T] = {}
 
-            def do(units: Iterable[Unit]) -> None:
-                for unit, result in side_by_side(units, work):
-                    results[unit.name] = result
-                    done(unit, result)
+            def note(unit: Unit, result: T) -> None:
+                results[unit.name] = result
+                done(unit, result)
 
             try:
-                do(gathered)
+                side_by_side(gathered, work, note)
             except Exception:
                 for _ in gathered:
                     pass  # the other ranks wait for this one in the gathers that follow
                 raise
             if in_bulk is not None:
                 return results | in_bulk(plain)
-            do(load_ahead(plain))
+            side_by_side(load_ahead(plain), work, note)
             return results
 
         return {name: result for part in self.ranks.run(own) for name, result in part.items()}

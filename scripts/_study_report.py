@@ -157,8 +157,9 @@ def _end_table(results: Results, arms: Sequence[ArmRuns], level: float) -> list[
     lines = [
         f"## At the end of the runs (unequal adaptation; rates best at test loss {level:g})",
         "",
-        "| arm | trained parameters | test loss | WER | Δ cross-entropy, long text | Δ cross-entropy, short text |",
-        "| --- " * 6 + "|",
+        "| arm | trained parameters | test loss | of each seed | WER | Δ cross-entropy, long text | "
+        "Δ cross-entropy, short text | training (s) |",
+        "| --- " * 8 + "|",
     ]
     for arm in arms:
         runs = [results.runs[key] for key in arm.keys.values()]
@@ -167,9 +168,11 @@ def _end_table(results: Results, arms: Sequence[ArmRuns], level: float) -> list[
         cells = [
             f"{runs[0]['trainable_parameters']:,}",
             _mean([point["test_loss"] for point in last]),
+            ", ".join(f"{seed}: {point['test_loss']:.2f}" for seed, point in zip(arm.keys, last, strict=True)),
             _mean(rates) if rates else "",
             _mean([run["final_text_ce_change"] for run in runs]),
             _mean([point["text_ce_change"] for point in last]),
+            f"{mean_interval([run['seconds_train'] for run in runs])[0]:.0f}",
         ]
         lines.append(f"| {arm.name} | {' | '.join(cells)} |")
     return lines
