@@ -18,6 +18,7 @@ from condft.files import atomic_path
 __all__ = ["extrapolate", "plot_scaling", "scaling"]
 
 SIZES = (512, 768, 1024, 1536, 2048, 3072, 4096)
+FITTED_FROM = 1536  # smaller weights are worked on side by side, each by one thread: a lone one has another law
 ASPECTS = {"square": 1, "tall": 4}
 COUNTS = (1, 2, 4, 8, 16)
 
@@ -31,14 +32,12 @@ LARGE_MODELS: dict[str, tuple[int, Sequence[tuple[int, int, int]]]] = {
 def scaling(repeats: int) -> dict[str, Any]:
     """Seconds of `analyze` by size for squares and 4:1 rectangles, and by number of 512 x 512 weights; fitted.
 
-    The fit is least squares on logarithms: seconds = factor * n ** exponent.
+    The fit is least squares on logarithms, of the sizes from `FITTED_FROM`: seconds = factor * n ** exponent.
     """
     found: dict[str, Any] = {"sizes": list(SIZES), "counts": list(COUNTS)}
     for name, aspect in ASPECTS.items():
         seconds = [_seconds([(aspect * n, n)], repeats) for n in SIZES]
-        exponent, intercept = np.polyfit(np.log(SIZES), np.log(seconds), 1)
-        # The largest size anchors an extrapolation: the small ones are overhead to a part.
-        found[name] = {"seconds": seconds, "exponent": float(exponent), "factor": math.exp(intercept)}
+        found[name] = {"seconds": seconds, **_fitted(seconds)}
     seconds = [_seconds([(512, 512)] * count, repeats) for count in COUNTS]
     slope, offset = np.polyfit(COUNTS, seconds, 1)
     found["number"] = {"seconds": seconds, "per_weight": float(slope), "offset": float(offset)}
@@ -69,10 +68,11 @@ def plot_scaling(found: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     sizes = np.array(found["sizes"], dtype=float)
+    fitted = sizes[sizes >= FITTED_FROM]
     for index, name in enumerate(ASPECTS):
         fit = found[name]
         left.plot(sizes, fit["seconds"], "o", color=f"C{index}", label=f"{name}: n^{fit['exponent']:.2f}")
-        left.plot(sizes, fit["factor"] * sizes ** fit["exponent"], "--", color=f"C{index}", linewidth=1)
+        left.plot(fitted, fit["factor"] * fitted ** fit["exponent"], "--", color=f"C{index}", linewidth=1)
     left.set(xscale="log", yscale="log", xlabel="n (tall: 4n x n)", ylabel="seconds a weight")
     left.legend(frameon=False)
     counts, fit = np.array(found["counts"]), found["number"]
@@ -84,6 +84,12 @@ def plot_scaling(found: dict[str, Any], path: Path) -> None:
     figure.suptitle("Cost of condft.analyze (κ), measured and fitted", fontsize=11)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130)
+
+
+def _fitted(seconds: Sequence[float]) -> dict[str, float]:
+    first = SIZES.index(FITTED_FROM)
+    exponent, intercept = np.polyfit(np.log(SIZES[first:]), np.log(seconds[first:]), 1)
+    return {"exponent": float(exponent), "factor": math.exp(intercept)}
 
 
 def _seconds(shapes: Sequence[tuple[int, int]], repeats: int) -> float:
