@@ -9,7 +9,7 @@ import torch
 from condft.digests import tensor_digest
 from condft.report import Role, SpectralRow
 from condft.spectra import Measures, NonFiniteError, condition_number_bound, rounding_noise, spectral_facts
-from condft.spectra.routes import NEARLY_SQUARE, PROVEN_UP_TO, SINGLE_FROM, SMALL
+from condft.spectra.routes import EIGEN_UP_TO, NEARLY_SQUARE, PROVEN_UP_TO, SMALL
 from condft.units import Unit, load_ahead
 
 __all__ = [
@@ -26,15 +26,18 @@ __all__ = [
 
 # Raise it whenever the same weight would get other figures than before by more than rounding (a route, a tolerance or
 # a formula changed), or other units: rows in caches are then measured again.
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 
 # What is asked of κ; see `condft.spectra.spectral_facts`.
 RTOL = 1e-3
 
-# Costs in flops of a matrix product, fitted to measured times (see `UnitInfo.cost`). A step of Lanczos on an n x n
-# factor waits for memory, so that an entry costs far more than the flops that it takes part in.
-_LANCZOS_PER_ENTRY = 500
-_OVERHEAD = 2.5e8
+# Costs in flops of a fp32 matrix product, fitted to measured times (see `UnitInfo.cost`). A step of Lanczos waits for
+# memory, so that an entry costs more than the flops that it takes part in; a factorisation is slower than a product.
+_OVERHEAD = 5e7
+_LANCZOS_PER_ENTRY = 60  # of a Gram matrix
+_LANCZOS_PER_ENTRY_OF_LARGE = 400  # of a square that has none
+_EIGENVALUES = 17  # n^3
+_FACTOR_AND_PROOFS = 1.5  # n^3
 
 
 @dataclass(frozen=True)
@@ -97,19 +100,22 @@ class UnitInfo:
     def cost(self, wanted: Wanted) -> float:
         """Flops that a matrix product would do in the time that the row takes, with the route that shape suggests.
 
-        Measured on one core, fp32 (`spectral_facts` on Gaussian matrices from 192x576 to 14336x4096): the ratio of
-        time to cost lies between 16 and 28 ps.
+        Measured on one core, fp32 (Gaussian matrices from 192x576 to 14336x4096): the ratio of time to cost lies
+        between 13 and 33 ps on a busy machine.
         """
         n, m = sorted(self.matrix_shape)
         if wanted.spectrum or n <= SMALL:
-            return _OVERHEAD / 10 + 8 * m * n * n
+            return _OVERHEAD / 2 + 8 * m * n * n
+        if n <= EIGEN_UP_TO:
+            return _OVERHEAD / 2 + 2 * m * n * n + _EIGENVALUES * n**3
         around = _OVERHEAD + _LANCZOS_PER_ENTRY * n * n
-        if m == n:  # up to some size a Gram matrix in double precision, its factor and two proofs; else the LU
-            return around + (8 / 3 if n <= PROVEN_UP_TO else 4 / 3) * n**3
-        gram = m * n * n + n**3  # half the products of W^T W; its factor and two proofs
-        if wanted.measures == "basic" and SINGLE_FROM < n <= NEARLY_SQUARE * m:
-            return around + gram
-        return around + (2 * gram if m >= 2 * n else 6 * m * n * n)  # in double precision, or a QR
+        certified = m * n * n + _FACTOR_AND_PROOFS * n**3  # half the products of W^T W; its factor and two proofs
+        if m == n:  # up to some size a Gram matrix in double precision, else the LU
+            large = _OVERHEAD + _LANCZOS_PER_ENTRY_OF_LARGE * n * n + 4 / 3 * n**3
+            return around + 2 * certified if n <= PROVEN_UP_TO else large
+        if n <= NEARLY_SQUARE * m:
+            return around + certified
+        return around + (2 * certified if m >= 2 * n else 6 * m * n * n)  # in double precision, or a QR
 
 
 def measure(unit: Unit, wanted: Wanted, digest: str | None = None) -> SpectralRow | None:

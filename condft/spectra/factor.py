@@ -7,7 +7,7 @@ from condft.spectra.operators import iter_row_blocks
 
 __all__ = ["cholesky_factor", "eigenvalues_above", "eigenvalues_below", "gram_matrix", "qr_factor"]
 
-_LEAST_WIDTH = 192  # narrower products do not reach the speed of wide ones
+_LEAST_WIDTH = 96  # narrower products do not reach the speed of wide ones
 
 
 def qr_factor(tall: Tensor) -> Tensor:
@@ -28,10 +28,10 @@ def qr_factor(tall: Tensor) -> Tensor:
 
 
 def gram_matrix(tall: Tensor, dtype: torch.dtype) -> Tensor:
-    r"""The lower triangle of $W^T W$ for `(m, n)`, in blocks of columns: little more than half the products.
+    r"""$W^T W$ for `(m, n)`, in blocks of columns: little more than half the products, the others are their mirror.
 
     Returns:
-        `(n, n)` of `dtype`; what lies above the diagonal blocks is zero and not to be read.
+        `(n, n)` of `dtype`, symmetric to rounding.
     """
     n = tall.shape[1]
     gram = torch.zeros(n, n, dtype=dtype, device=tall.device)
@@ -40,11 +40,15 @@ def gram_matrix(tall: Tensor, dtype: torch.dtype) -> Tensor:
         for start in range(0, n, width):
             stop = min(start + width, n)
             gram[start:, start:stop].addmm_(rows[:, start:].mT, rows[:, start:stop])
+    for start in range(0, n, width):
+        for below in range(start + width, n, width):  # tile by tile: at once it takes as long as a factorisation
+            tile = gram[below : below + width, start : start + width]
+            gram[start : start + width, below : below + width] = tile.contiguous().mT.contiguous()
     return gram
 
 
 def cholesky_factor(gram: Tensor) -> Tensor | None:
-    """The Cholesky factor of a symmetric matrix of which the lower triangle is given (the upper one takes longer).
+    """The Cholesky factor of a symmetric matrix, read from its lower triangle (the upper one takes longer).
 
     Returns:
         `(n, n)` lower triangular; None where the matrix is not positive definite to rounding.
@@ -58,7 +62,7 @@ def eigenvalues_above(gram: Tensor, bound: float) -> bool:
 
     $G - bI$ is positive definite exactly if it has a Cholesky factor (Golub & Van Loan, §4.2, §8.4.2); what rounding
     hides is some $\varepsilon \lambda_{\max}$. A Krylov process cannot say this: what its start vector hardly holds,
-    it does not see. `gram`, a lower triangle, is changed meanwhile and restored.
+    it does not see. `gram` is changed meanwhile and restored.
     """
     diagonal = gram.diagonal()
     before = diagonal.clone()

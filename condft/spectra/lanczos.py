@@ -1,33 +1,30 @@
-r"""Golub-Kahan-Lanczos bidiagonalisation: the two ends of a spectrum from products with the matrix alone.
+r"""Block Lanczos on $A^T A$, or on its inverse: the ends of a spectrum from products with a few vectors at a time.
 
-From one start vector, $A V_k = U_k B_k$ and $A^T U_k = V_k B_k^T + \beta_{k+1} v_{k+1} e_k^T$ with $B_k$ upper
-bidiagonal (Golub & Van Loan, §10.4). The singular values of $B_k$, the Ritz values, lie within the spectrum: the
-largest is never above $\sigma_1$, the smallest never under $\sigma_n$. So their ratio is at any time a lower bound of
-the condition number.
+From b start vectors, $A^T A\,Q_k = Q_k T_k + q_{k+1} R_k e_k^T$ (Golub & Underwood 1977; Golub & Van Loan, §10.3.6).
+The square roots of the eigenvalues of $T_k$, the Ritz values, lie within the spectrum of A: the largest is never above
+$\sigma_1$, the smallest never under $\sigma_n$.
+
+A process whose start vectors hardly hold an end settles on its neighbour, without any sign of it: of 1000 Gaussian
+matrices one vector misses the end of some 20. So whoever asks either proves afterwards that nothing lies beyond what
+was found (`condft.spectra.factor`), with one vector, the fastest; or takes several, which miss it only together.
 """
 
-import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from condft.spectra.operators import Products
+from condft.spectra.operators import Symmetric
 
-__all__ = ["Ends", "golub_kahan"]
+__all__ = ["BlockLanczos", "Ends", "start_vectors"]
 
-Wanted = Literal["both", "largest"]
-
-# A check costs an SVD of the bidiagonal, on small matrices as much as some steps: none before this step, and the next
-# one a sixth further on, two steps at least.
+# A check costs an eigendecomposition of T, on small matrices as much as some steps: none before this many vectors, and
+# the next one a fifth further on; of large ones, whose steps wait for memory, a tenth.
 _FIRST_CHECK = 4
-_CHECKS = 6
-_LEAST_STRETCH = 6  # over how many steps a value has to stand still
-# Of the tolerance, where the estimated error alone stops the process. A few steps more than 1 would take: of SmolLM2's
-# 210 weights one then needs a second start vector, and κ is within 3e-5, not 3e-4.
-_PROVEN_MARGIN = 0.02
+_CHECKS, _CHECKS_OF_LARGE, _LARGE = 5, 10, 2048
+_NOTHING_NEW = 1e-3
 _SEED = 0x5EED
 _NEXT_START = 0x9E3779B1  # odd, so that all starts differ in the 32 bits that torch's generator takes of a seed
 
@@ -37,12 +34,12 @@ class Ends:
     """Where the process stands.
 
     Attributes:
-        largest: Largest Ritz value, at most sigma_1.
+        largest: Largest Ritz value, at most sigma_1 of what the operator is the square of.
         smallest: Smallest Ritz value, at least sigma_n.
-        largest_error: Estimated relative error of `largest`.
+        largest_error: Estimated relative error of `largest`: of true ones some 3 to 100 times as much.
         smallest_error: The same of `smallest`.
-        steps: Products with the matrix (and as many with its transpose).
-        settled: The wanted ends have converged, or the process found an invariant subspace and they are exact.
+        steps: Products with the operator.
+        exhausted: The process found an invariant subspace, so that the ends are exact.
     """
 
     largest: float
@@ -50,132 +47,116 @@ class Ends:
     largest_error: float
     smallest_error: float
     steps: int
-    settled: bool = False
-
-    @property
-    def error(self) -> float:
-        """Estimated relative error of `largest / smallest`."""
-        return self.largest_error + self.smallest_error
+    exhausted: bool = False
 
 
-def golub_kahan(
-    products: Products,
-    *,
-    wanted: Wanted,
-    rtol: float,
-    max_steps: int,
-    stop_above: float = math.inf,
-    start: int = 0,
-    proven_later: bool = False,
-) -> Ends:
-    """Runs the process until the wanted ends have settled, or for `max_steps`.
+class BlockLanczos:
+    """The process as far as it has come; `run` goes on with it.
 
-    The right vectors are orthogonalised against all before them, twice; that keeps the left ones orthogonal enough
-    on its own (Simon & Zha 2000), so the long side is never stored. The start vector depends on the size only.
+    All new vectors are orthogonalised against all before them, twice. T is the projection as it was computed, not the
+    block tridiagonal matrix that it would be in exact arithmetic.
 
     Args:
-        products: The map, at least as many rows as columns.
-        wanted: Which ends to wait for.
-        rtol: Relative accuracy asked for.
-        max_steps: When to give up.
-        stop_above: Stop as soon as `largest / smallest` exceeds this: the caller has seen enough.
-        start: Which start vector. An end that one of them hardly holds is found late, and its neighbour settles in
-            its place: on 2 of 100 random matrices, off by up to 9 %. Nothing in the process itself tells.
-        proven_later: The caller proves that nothing lies beyond the ends: the estimated error alone may stop the
-            process, it need not also wait for them to stand still.
-
-    Returns:
-        The ends with their error estimates. Nothing is raised for non-convergence: `settled` tells.
+        operator: Symmetric and positive semidefinite.
+        block: How many vectors go through the operator at a time.
+        start: Which start vectors; they depend on this and on the size only.
+        max_vectors: When to give up.
     """
-    n, dtype, device = products.size, products.dtype, products.device
-    max_steps = min(max_steps, n)
-    basis = torch.empty(max_steps + 1, n, dtype=dtype, device=device)
-    seed = (_SEED + n + start * _NEXT_START) % 2**32
-    vector = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    basis[0] = (vector / vector.norm()).to(device, dtype)
-    left = products.apply(basis[0])
-    alphas, betas = [left.norm()], []
-    history: list[Ends] = []
-    next_check = min(_FIRST_CHECK, max_steps)
-    for step in range(1, max_steps + 1):
-        left = left / alphas[-1]
-        known = basis[:step]
-        right = products.apply_transposed(left).sub_(alphas[-1] * known[-1])
-        for _ in range(2):
-            right.addmv_(known.mT, known @ right, alpha=-1)
-        betas.append(right.norm())
-        if step == next_check:
-            ends = _ends(alphas, betas, dtype)
-            history.append(ends)
-            if ends.settled or step == max_steps or ends.largest > stop_above * ends.smallest:
-                return ends
-            if _settled(history, wanted, rtol, standing=not proven_later):
-                return dataclasses.replace(ends, settled=True)
-            next_check = min(step + max(2, step // _CHECKS), max_steps)
-        torch.div(right, betas[-1], out=basis[step])
-        left = products.apply(basis[step]).sub_(betas[-1] * left)
-        alphas.append(left.norm())
-    raise AssertionError("unreachable: the last step returns")
+
+    def __init__(self, operator: Symmetric, *, block: int = 1, start: int = 0, max_vectors: int = 160) -> None:
+        self.operator = operator
+        self.block = min(block, operator.size)
+        limit = min(max_vectors, operator.size) // self.block * self.block
+        self.basis = operator.empty(limit + self.block)
+        self.projection = torch.zeros(limit, limit, dtype=torch.float64, device=self.basis.device)
+        self.basis[: self.block] = start_vectors(operator.size, self.block, start).to(self.basis)
+        self.vectors = 0  # of the basis that have been through the operator
+
+    def run(self, until: Callable[[Ends], bool], max_steps: int | None = None) -> Ends:
+        """Takes steps until the ends are as the caller wants them, or there is no room for more (the last ends then).
+
+        Args:
+            until: Asked now and then, not after each step.
+            max_steps: Further steps at most.
+
+        Raises:
+            ValueError: No step is left to take.
+        """
+        limit = len(self.projection)
+        checks = _CHECKS if self.operator.size < _LARGE else _CHECKS_OF_LARGE
+        if max_steps is not None:
+            limit = min(limit, self.vectors + max_steps * self.block)
+        next_check = min(max(_FIRST_CHECK, self.vectors + self.vectors // checks), limit)
+        while self.vectors < limit:
+            coupling = self._step()
+            if self.vectors >= next_check or self.vectors == limit:
+                ends = self._ends(coupling)
+                if ends.exhausted or self.vectors == limit or until(ends):
+                    return ends
+                next_check = min(self.vectors + max(1, self.vectors // checks), limit)
+        raise ValueError("the process has no room for another step")
+
+    def _step(self) -> Tensor:
+        """One product. Returns R of what was new in it, `(b, b)`: new vectors times R are the product's remainder."""
+        before, here = self.vectors, self.vectors + self.block
+        known = self.basis[:here]
+        new = self.operator(known[before:])
+        inner = new @ known.mT
+        new = torch.addmm(new, inner, known, alpha=-1)
+        again = new @ known.mT
+        new = torch.addmm(new, again, known, alpha=-1)
+        self.projection[:here, before:here] = (inner + again).mT
+        following = self.basis[here : here + self.block]
+        self.vectors = here
+        if self.block == 1:
+            norm = torch.linalg.vector_norm(new)
+            torch.div(new, norm, out=following)
+            return norm.reshape(1, 1)
+        vectors, coupling = torch.linalg.qr(new.mT)
+        following.copy_(vectors.mT)
+        sizes = coupling.diagonal().abs()
+        if bool(sizes.min() < _NOTHING_NEW * sizes.max()):
+            # Of a vector that was known but for little, the QR keeps noise, which was known too.
+            following.sub_((following @ known.mT) @ known)
+        return coupling
+
+    def _ends(self, coupling: Tensor) -> Ends:
+        """The extreme Ritz values, with errors from their residuals and the gaps to their neighbours."""
+        projection = self.projection[: self.vectors, : self.vectors].cpu()
+        coupling = coupling.double().cpu()
+        if not bool(torch.isfinite(projection).all()):  # a singular factor was inverted: nothing to be had this way
+            return Ends(math.inf, 0.0, math.inf, math.inf, self.vectors // self.block)
+        values, vectors = torch.linalg.eigh(projection, UPLO="U")
+        residuals = (coupling @ vectors[-self.block :]).norm(dim=0)
+        scale = float(values[-1])
+        negligible = self.vectors * torch.finfo(self.basis.dtype).eps * scale
+        return Ends(
+            largest=math.sqrt(max(scale, 0.0)),
+            smallest=math.sqrt(max(float(values[0]), 0.0)),
+            largest_error=_relative_error(values, residuals, -1, -2),
+            smallest_error=_relative_error(values, residuals, 0, 1),
+            steps=self.vectors // self.block,
+            exhausted=self.vectors >= self.operator.size or float(coupling.abs().max()) <= negligible,
+        )
 
 
-def _ends(alphas: list[Tensor], betas: list[Tensor], dtype: torch.dtype) -> Ends:
-    """The extreme Ritz values, with errors from their residuals and the gaps to their neighbours."""
-    scalars = torch.stack([*alphas, *betas]).double().cpu()
-    diagonal, off = scalars[: len(alphas)], scalars[len(alphas) :]
-    # Where the process has found an invariant subspace, what came after it is noise, or the quotient of two zeros.
-    steps = torch.arange(1, len(alphas) + 1)
-    negligible = steps * torch.finfo(dtype).eps * diagonal.cummax(0).values
-    found = (off <= negligible).nonzero()
-    exhausted = len(found) > 0
-    count = int(found[0]) + 1 if exhausted else len(alphas)
-    diagonal, off = diagonal[:count], off[:count]
-    bidiagonal = torch.diag(diagonal) + torch.diag(off[:-1], 1)
-    if not bool(torch.isfinite(bidiagonal).all()):  # a singular factor was inverted: nothing to be had this way
-        return Ends(math.inf, 0.0, math.inf, math.inf, count)
-    left, values, _ = torch.linalg.svd(bidiagonal)
-    residuals = (off[-1] * left[-1]).abs()
-    return Ends(
-        largest=float(values[0]),
-        smallest=float(values[-1]),
-        largest_error=_relative_error(values, residuals, 0, 1),
-        smallest_error=_relative_error(values, residuals, count - 1, count - 2),
-        steps=count,
-        settled=exhausted,
-    )
+def start_vectors(size: int, count: int, start: int) -> Tensor:
+    """`(count, size)` orthonormal rows, fp64 on the CPU; no two starts have one in common."""
+    rows = []
+    for index in range(start * count, (start + 1) * count):
+        generator = torch.Generator().manual_seed((_SEED + size + index * _NEXT_START) % 2**32)
+        rows.append(torch.randn(size, generator=generator, dtype=torch.float64))
+    return torch.linalg.qr(torch.stack(rows, dim=1)).Q.mT
 
 
 def _relative_error(values: Tensor, residuals: Tensor, index: int, neighbour: int) -> float:
-    r"""Error of a Ritz value from its residual $\rho$: $\rho$ itself, or $\rho^2$ over the gap where that is less.
+    r"""Error of a Ritz value $\sqrt\theta$ from the residual $\rho$ of $\theta$.
 
-    For the symmetric problem $A^T A$ the residual is $\theta\rho$, and the eigenvalue's error at most
-    $(\theta\rho)^2$ over the gap (Parlett 1998, §11.7), so that of $\theta$ is $\theta\rho^2 / (2\,\mathrm{gap})$.
-    The gap is that to the next Ritz value, an estimate. `golub_kahan` therefore also waits for values to settle.
+    That of $\theta$ is at most $\rho$, and at most $\rho^2$ over the gap to the other eigenvalues (Parlett 1998,
+    §11.7), for which stands that to the next Ritz value, an estimate. That of the root is half of it.
     """
     value, residual = float(values[index]), float(residuals[index])
-    if value == 0.0:
+    if value <= 0.0:
         return math.inf
-    if len(values) < 2:
-        return residual / value
-    gap = abs(float(values[neighbour]) ** 2 - value**2)
-    return min(residual / value, residual**2 / (2 * gap) if gap else math.inf)
-
-
-def _settled(history: list[Ends], wanted: Wanted, rtol: float, *, standing: bool) -> bool:
-    """Both the estimated errors and (if `standing`) the movement over a stretch of steps are within the tolerance.
-
-    Either alone can be fooled: the estimate by a Ritz value on its way to another singular value, the movement by a
-    slow stretch. On random and trained weights the true error is then 3 to 20 times smaller (tests/spectra).
-    """
-    now = history[-1]
-    if not standing:
-        return now.largest_error + (now.smallest_error if wanted == "both" else 0.0) <= _PROVEN_MARGIN * rtol
-    distance = max(_LEAST_STRETCH, now.steps // 4)
-    before = next((ends for ends in reversed(history) if ends.steps <= now.steps - distance), None)
-    if before is None:
-        return False
-    moved = abs(now.largest - before.largest) / now.largest
-    error = now.largest_error
-    if wanted == "both":
-        moved += abs(now.smallest - before.smallest) / now.smallest if now.smallest else math.inf
-        error += now.smallest_error
-    return moved <= rtol and error <= 2 * rtol
+    gap = abs(float(values[neighbour]) - value) if len(values) > 1 else 0.0
+    return 0.5 * (min(residual, residual**2 / gap) if gap else residual) / value

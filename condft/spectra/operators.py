@@ -1,4 +1,7 @@
-"""What the Lanczos process needs of a matrix: products with it and with its transpose, in the precision asked for."""
+r"""What the Lanczos process needs of a matrix: $A^T A$, or its inverse, times a few vectors at a time.
+
+Vectors are the rows of a `(b, n)` tensor, which lies in memory as the products want it.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,40 +10,46 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Inverse", "MatrixProducts", "Products", "TriangularInverse", "iter_row_blocks"]
+__all__ = [
+    "GramProducts",
+    "Inverse",
+    "Symmetric",
+    "SymmetricProducts",
+    "TriangularInverse",
+    "iter_row_blocks",
+    "times_columns",
+    "times_rows",
+]
 
 _BLOCK_BYTES = 32 * 2**20
+_CACHED_BYTES = 4 * 2**20  # a block of rows that is still in the cache when it is read a second time
 
 
-class Products(Protocol):
-    """A linear map of `size` columns by its two products; vectors are 1-D tensors of `dtype` on `device`."""
+class Symmetric(Protocol):
+    """A symmetric positive semidefinite map of vectors with `size` entries."""
 
     @property
     def size(self) -> int: ...
 
-    @property
-    def dtype(self) -> torch.dtype: ...
+    def empty(self, count: int) -> Tensor:
+        """Room for that many vectors, `(count, size)`, of the map's dtype and device."""
 
-    @property
-    def device(self) -> torch.device: ...
-
-    def apply(self, vector: Tensor) -> Tensor:
-        """The map's product with a vector of `size` entries."""
-
-    def apply_transposed(self, vector: Tensor) -> Tensor:
-        """The transposed map's product."""
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """`(b, size)` -> `(b, size)`, a new tensor."""
 
 
-def iter_row_blocks(matrix: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+def iter_row_blocks(matrix: Tensor, dtype: torch.dtype, size: int = _BLOCK_BYTES) -> Iterator[tuple[int, Tensor]]:
     """The matrix in `dtype`, a `(first row, block of rows)` at a time: one block of extra memory at any height."""
-    rows = max(1, _BLOCK_BYTES // (matrix.shape[1] * dtype.itemsize))
+    rows = max(1, size // (matrix.shape[1] * dtype.itemsize))
+    if rows > 2 * _MOST_PARTS:
+        rows -= rows % _MOST_PARTS
     for start in range(0, matrix.shape[0], rows):
         yield start, matrix[start : start + rows].to(dtype)
 
 
 @dataclass(frozen=True)
-class MatrixProducts:
-    """A tall matrix `(m, n)`, m >= n, as it is stored; other dtypes are converted block by block at each product."""
+class GramProducts:
+    r"""$W^T W$ of a tall matrix `(m, n)` as it is stored, never formed: each block of rows is read once for both."""
 
     matrix: Tensor
     dtype: torch.dtype
@@ -49,55 +58,69 @@ class MatrixProducts:
     def size(self) -> int:
         return self.matrix.shape[1]
 
-    @property
-    def device(self) -> torch.device:
-        return self.matrix.device
+    def empty(self, count: int) -> Tensor:
+        return torch.empty(count, self.size, dtype=self.dtype, device=self.matrix.device)
 
-    def apply(self, vector: Tensor) -> Tensor:
-        if self.matrix.dtype == self.dtype:
-            return _product(self.matrix, vector)
-        return torch.cat([_product(block, vector) for _, block in iter_row_blocks(self.matrix, self.dtype)])
-
-    def apply_transposed(self, vector: Tensor) -> Tensor:
-        if self.matrix.dtype == self.dtype:
-            return _transposed_product(self.matrix, vector)
-        total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
-        for start, block in iter_row_blocks(self.matrix, self.dtype):
-            total += _transposed_product(block, vector[start : start + len(block)])
+    def __call__(self, vectors: Tensor) -> Tensor:
+        total = torch.zeros_like(vectors)
+        size = _CACHED_BYTES if self.matrix.device.type == "cpu" else _BLOCK_BYTES
+        for _, block in iter_row_blocks(self.matrix, self.dtype, size):
+            total += times_rows(times_columns(vectors, block), block)
         return total
 
 
-# BLAS runs a matrix-vector product in one thread, a batch of them in all: up to twice as fast on two cores. So the
+@dataclass(frozen=True)
+class SymmetricProducts:
+    """A symmetric matrix `(n, n)`, both triangles given."""
+
+    matrix: Tensor
+
+    @property
+    def size(self) -> int:
+        return self.matrix.shape[0]
+
+    def empty(self, count: int) -> Tensor:
+        return self.matrix.new_empty(count, self.size)
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        return times_rows(vectors, self.matrix)
+
+
+# BLAS runs a product with few vectors in one thread, a batch of them in all: up to twice as fast on two cores. So the
 # rows go in as many parts as there are threads. A matrix with fewer entries than this is not worth the splitting.
 _SPLIT_FROM = 2**17
+_MOST_PARTS = 64
 
 
 def _parts(matrix: Tensor) -> int:
     """Into how many parts the rows go: 1 where they do not split evenly."""
-    threads = torch.get_num_threads()
+    threads = min(torch.get_num_threads(), _MOST_PARTS)
     if matrix.device.type != "cpu" or matrix.numel() < _SPLIT_FROM or matrix.shape[0] % threads:
         return 1
     return threads
 
 
-def _product(matrix: Tensor, vector: Tensor) -> Tensor:
+def times_rows(vectors: Tensor, matrix: Tensor) -> Tensor:
+    """`(b, m)` times `(m, n)` -> `(b, n)`."""
     count = _parts(matrix)
     if count == 1:
-        return matrix @ vector
-    parts = matrix.unflatten(0, (count, -1))
-    return torch.bmm(vector.expand(count, 1, -1), parts.mT).flatten()
+        return vectors @ matrix
+    parts = vectors.unflatten(1, (count, -1)).transpose(0, 1)
+    return torch.bmm(parts, matrix.unflatten(0, (count, -1))).sum(0)
 
 
-def _transposed_product(matrix: Tensor, vector: Tensor) -> Tensor:
+def times_columns(vectors: Tensor, matrix: Tensor) -> Tensor:
+    """`(b, n)` times the transpose of `(m, n)` -> `(b, m)`."""
     count = _parts(matrix)
     if count == 1:
-        return matrix.mT @ vector
-    return torch.bmm(vector.view(count, 1, -1), matrix.unflatten(0, (count, -1))).sum(0)[0]
+        return vectors @ matrix.mT
+    parts = torch.bmm(vectors.expand(count, -1, -1), matrix.unflatten(0, (count, -1)).mT)
+    return parts.transpose(0, 1).flatten(1)
 
 
 @dataclass(frozen=True)
 class Inverse:
-    """The inverse of a square matrix by its LU factors (`torch.linalg.lu_factor_ex`)."""
+    r"""$(W^T W)^{-1}$ of a square W by its LU factors (`torch.linalg.lu_factor_ex`)."""
 
     factors: Tensor
     pivots: Tensor
@@ -106,24 +129,17 @@ class Inverse:
     def size(self) -> int:
         return self.factors.shape[0]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.factors.dtype
+    def empty(self, count: int) -> Tensor:
+        return self.factors.new_empty(count, self.size)
 
-    @property
-    def device(self) -> torch.device:
-        return self.factors.device
-
-    def apply(self, vector: Tensor) -> Tensor:
-        return torch.linalg.lu_solve(self.factors, self.pivots, vector[:, None])[:, 0]
-
-    def apply_transposed(self, vector: Tensor) -> Tensor:
-        return torch.linalg.lu_solve(self.factors, self.pivots, vector[:, None], adjoint=True)[:, 0]
+    def __call__(self, vectors: Tensor) -> Tensor:
+        half = torch.linalg.lu_solve(self.factors, self.pivots, vectors.mT, adjoint=True)
+        return torch.linalg.lu_solve(self.factors, self.pivots, half).mT
 
 
 @dataclass(frozen=True)
 class TriangularInverse:
-    """The inverse of a lower triangular matrix."""
+    r"""$(L L^T)^{-1}$ of a lower triangular L: of $W^T W$ if L is its Cholesky factor, or $R^T$ of a QR of W."""
 
     lower: Tensor
 
@@ -131,16 +147,9 @@ class TriangularInverse:
     def size(self) -> int:
         return self.lower.shape[0]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.lower.dtype
+    def empty(self, count: int) -> Tensor:
+        return self.lower.new_empty(count, self.size)
 
-    @property
-    def device(self) -> torch.device:
-        return self.lower.device
-
-    def apply(self, vector: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(self.lower, vector[:, None], upper=False)[:, 0]
-
-    def apply_transposed(self, vector: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(self.lower.mT, vector[:, None], upper=True)[:, 0]
+    def __call__(self, vectors: Tensor) -> Tensor:
+        half = torch.linalg.solve_triangular(self.lower, vectors.mT, upper=False)
+        return torch.linalg.solve_triangular(self.lower.mT, half, upper=True).mT

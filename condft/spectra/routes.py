@@ -2,13 +2,14 @@ r"""The ends of a spectrum without its full SVD: which route, and whether its an
 
 Routes, cheapest first; each states the error that it vouches for, and the next one takes over where that is too much:
 
-- `gram`: for rectangles: the Cholesky factor of `W^T W` in single precision, Golub-Kahan-Lanczos on it and on its
-  inverse, and the proof by two more Cholesky factorisations that nothing lies beyond the two ends.
-- `cholesky`: the same in double precision, where the condition number or the log-volume asks for it.
+- `eigen`: up to an order of 256: all eigenvalues of `W^T W` in double precision.
+- `gram`: for rectangles: `W^T W` in single precision, Lanczos on it and, where its lower end does not show that way,
+  on its inverse by a Cholesky factor; and the proof by two Cholesky factorisations that nothing lies beyond the ends.
+- `cholesky`: the same in double precision, where the condition number asks for it, and for squares up to some order.
 - `qr`: the triangular factor of a tall matrix in fp64, then as before; past a condition number of 1e6, where a Gram
-  matrix no longer tells, what two start vectors agree on.
+  matrix no longer tells, what several start vectors find.
 - `lu`: for squares, whose smallest singular value hides at the hard edge of the spectrum, where they are large or
-  their condition number is past 1e6: LU of W in fp64, then the process on its inverse, from two start vectors.
+  their condition number is past 1e6: LU of W in fp64, then the process on its inverse, from several start vectors.
 - `svd`: all singular values in fp64: small matrices, and condition numbers past 1e12.
 """
 
@@ -23,15 +24,15 @@ import torch
 from torch import Tensor
 
 from condft.spectra.factor import cholesky_factor, eigenvalues_above, eigenvalues_below, gram_matrix, qr_factor
-from condft.spectra.lanczos import Ends, golub_kahan
-from condft.spectra.operators import Inverse, MatrixProducts, Products, TriangularInverse
+from condft.spectra.lanczos import BlockLanczos, Ends
+from condft.spectra.operators import GramProducts, Inverse, Symmetric, SymmetricProducts, TriangularInverse
 from condft.spectra.reference import singular_values
 
 __all__ = [
+    "EIGEN_UP_TO",
     "EPS64",
     "NEARLY_SQUARE",
     "PROVEN_UP_TO",
-    "SINGLE_FROM",
     "SMALL",
     "Answer",
     "Measures",
@@ -45,15 +46,23 @@ EPS64 = torch.finfo(torch.float64).eps
 
 # Where the route changes; `condft.measuring` predicts costs by them.
 SMALL = 48  # up to here an SVD costs less than the overhead of anything else
-SINGLE_FROM = 256  # up to here a Gram matrix costs little in either precision
+EIGEN_UP_TO = 256  # up to here all eigenvalues cost less than two ends and their proof
 NEARLY_SQUARE = 0.8  # aspect n / m above which the lower edge closes in, so that single precision cannot tell it
-_STARTS = 4
 PROVEN_UP_TO = 1024  # order of a square whose ends get a proof; of larger ones it takes 1.6 times as long as the LU
+_STARTS = 4
 # Rounding moves sigma_n^2 by this times eps * sigma_1^2. Measured: 0.7 and less up to 30,000 rows; but m / 1300 where
 # entries are stored in a narrower dtype than they are summed in.
 _GRAM_ROUNDING = 1.0
 _GRAM_ROUNDING_NARROW = 1 / 500
-_MAX_STEPS = 160
+# Of the tolerance: where the estimated error of an end stops the process. A proof would let it be 0.4; the figure is
+# then some 20 times as good, for a few steps more.
+_PROVEN = 0.05
+_UNPROVEN = 0.2
+# From this order on a factorisation costs more than many steps: the lower end, if its error is estimated at no more
+# than this, is looked for without an inverse, for this many times the steps that the upper one took.
+_FACTORS_COST_FROM, _IN_SIGHT, _PATIENCE = 2048, 0.03, 1.5
+_EIGEN_ROUNDING = 4.0
+_SEVERAL = 4  # start vectors where nothing is proven
 
 
 @dataclass(frozen=True)
@@ -84,16 +93,19 @@ def find_ends(tall: Tensor, measures: Measures, rtol: float) -> Answer:
 
 
 def _routes(m: int, n: int, measures: Measures, dtype: torch.dtype) -> list[Callable[[Tensor, float], Answer | None]]:
-    double = partial(_by_gram, dtype=torch.float64, method="cholesky")
+    double = partial(_by_gram, dtype=torch.float64, method="cholesky", measures=measures)
+    last = _by_lu if m == n else partial(_by_qr, measures=measures)
+    if n <= EIGEN_UP_TO:
+        return [_by_eigenvalues, last]
     if m == n:
-        return [double, _by_lu] if n <= PROVEN_UP_TO else [_by_lu]
+        return [double, last] if n <= PROVEN_UP_TO else [last]
     routes: list[Callable[[Tensor, float], Answer | None]] = []
-    # The log-volume sums n logarithms, so that it wants double precision; so do the edges of what is nearly square.
-    if measures == "basic" and dtype != torch.float64 and SINGLE_FROM < n <= NEARLY_SQUARE * m:
-        routes.append(partial(_by_gram, dtype=torch.float32, method="gram"))
+    # The edges of what is nearly square want double precision.
+    if dtype != torch.float64 and n <= NEARLY_SQUARE * m:
+        routes.append(partial(_by_gram, dtype=torch.float32, method="gram", measures=measures))
     if m >= 2 * n:  # less tall: a QR costs hardly more, and holds at any condition number
         routes.append(double)
-    return [*routes, _by_qr]
+    return [*routes, last]
 
 
 def by_svd(tall: Tensor) -> Answer:
@@ -105,36 +117,75 @@ def by_svd(tall: Tensor) -> Answer:
     return Answer(largest, smallest, log_volume, error, "svd", values)
 
 
-def _by_gram(tall: Tensor, rtol: float, dtype: torch.dtype, method: str) -> Answer | None:
-    """The ends of the Cholesky factor of `W^T W`, if the condition number squared leaves them their digits."""
+def _by_eigenvalues(tall: Tensor, rtol: float) -> Answer | None:
+    """Every eigenvalue of `W^T W`, if the condition number squared leaves the smallest its digits."""
+    values = torch.linalg.eigvalsh(gram_matrix(tall, torch.float64)).flip(0)
+    largest, smallest = float(values[0]), float(values[-1])
+    if smallest <= 0.0:
+        return None
+    # The decomposition's own rounding (Golub & Van Loan, section 8.3) beside the Gram matrix's.
+    rounding = (_rounding_constant(tall, torch.float64) + _EIGEN_ROUNDING) * EPS64 * largest / smallest
+    if rounding > rtol / 5:
+        return None
+    return Answer(math.sqrt(largest), math.sqrt(smallest), 0.5 * float(values.log().sum()), rounding, "eigen")
+
+
+def _rounding_constant(tall: Tensor, dtype: torch.dtype) -> float:
     narrow = tall.dtype.itemsize < dtype.itemsize
-    constant = max(_GRAM_ROUNDING, _GRAM_ROUNDING_NARROW * tall.shape[0]) if narrow else _GRAM_ROUNDING
-    return _certified(gram_matrix(tall, dtype), rtol, method, constant)
+    return max(_GRAM_ROUNDING, _GRAM_ROUNDING_NARROW * tall.shape[0]) if narrow else _GRAM_ROUNDING
 
 
-def _by_qr(tall: Tensor, rtol: float) -> Answer | None:
-    factor = qr_factor(tall).mT
-    answer = _by_triangle(factor, rtol, "qr")
-    if answer is None or _GRAM_ROUNDING * _squared(answer, torch.float64) > rtol / 5:
-        return answer  # the Gram matrix could not tell: what two start vectors agree on has to do
-    gram = gram_matrix(factor.mT, torch.float64)
+def _by_gram(tall: Tensor, rtol: float, dtype: torch.dtype, method: str, measures: Measures) -> Answer | None:
+    """The ends of `W^T W`, if the condition number squared leaves them their digits."""
+    return _certified(gram_matrix(tall, dtype), rtol, method, measures, _rounding_constant(tall, dtype))
+
+
+def _by_qr(tall: Tensor, rtol: float, measures: Measures) -> Answer | None:
+    factor = qr_factor(tall)
+    answer = _unproven(GramProducts(factor, factor.dtype), TriangularInverse(factor.mT), rtol, "qr")
+    if answer is None:
+        return None
+    if _GRAM_ROUNDING * _squared(answer.largest, answer.smallest, torch.float64) > rtol / 5:
+        # The Gram matrix could not tell: what several start vectors find has to do.
+        log_volume = float(factor.diagonal().abs().log().sum())
+        return dataclasses.replace(answer, log_volume=log_volume)
+    gram = gram_matrix(factor, torch.float64)
     del factor  # two (n, n) matrices at a time
-    return _certified(gram, rtol, "qr")
+    return _certified(gram, rtol, "qr", measures)
 
 
 def _by_lu(square: Tensor, rtol: float) -> Answer | None:
-    largest = _agreed(MatrixProducts(square, lanczos_dtype(square)), rtol / 2)
-    if not largest.settled:
-        return None
-    factors, pivots, info = torch.linalg.lu_factor_ex(square.to(torch.float64))
+    # Of the transpose, which lies by columns, as LAPACK wants it.
+    factors, pivots, info = torch.linalg.lu_factor_ex(square.to(torch.float64).mT)
     if int(info):
         return None
-    inverse = _agreed(Inverse(factors, pivots), rtol / 2)
+    products = GramProducts(square, lanczos_dtype(square))
+    answer = _unproven(products, Inverse(factors, pivots), rtol, "lu")
     log_volume = float(factors.diagonal().abs().log().sum())
-    return _from_inverse(largest, inverse, log_volume, square.shape[0], "lu", rtol)
+    return None if answer is None else dataclasses.replace(answer, log_volume=log_volume)
 
 
-def _certified(gram: Tensor, rtol: float, method: str, constant: float = _GRAM_ROUNDING) -> Answer | None:
+def _unproven(products: Symmetric, inverse: Symmetric, rtol: float, method: str) -> Answer | None:
+    """Both ends by several start vectors, each end to `rtol / 2`; None past 1e12: the SVD is to decide."""
+    upper, lower = (
+        BlockLanczos(operator, block=_SEVERAL).run(lambda ends: ends.largest_error <= _UNPROVEN * rtol)
+        for operator in (products, inverse)
+    )
+    if not (_settled(upper, _UNPROVEN * rtol) and _settled(lower, _UNPROVEN * rtol)):
+        return None
+    if not 0.0 < lower.largest < math.inf or upper.largest * lower.largest > 1e12:
+        return None
+    rounding = products.size * EPS64 * upper.largest * lower.largest
+    return Answer(upper.largest, 1.0 / lower.largest, None, rtol + rounding, method)
+
+
+def _settled(ends: Ends, tolerance: float) -> bool:
+    return ends.exhausted or ends.largest_error <= tolerance
+
+
+def _certified(
+    gram: Tensor, rtol: float, method: str, measures: Measures, constant: float = _GRAM_ROUNDING
+) -> Answer | None:
     """Both ends of a Gram matrix, with the proof that no other singular value lies beyond them.
 
     A start vector that hardly holds an end leads to a settled answer that is its neighbour; then the next one has a
@@ -142,66 +193,49 @@ def _certified(gram: Tensor, rtol: float, method: str, constant: float = _GRAM_R
     """
     width = 0.4 * rtol
     for start in range(_STARTS):
-        factor = cholesky_factor(gram)
-        answer = None if factor is None else _by_triangle(factor, rtol / 2, method, starts=(start,))
-        del factor  # two (n, n) matrices at a time
-        rounding = math.inf if answer is None else constant * _squared(answer, gram.dtype)
-        if answer is None or rounding > rtol / 5:
+        answer = _two_ends(gram, rtol, method, measures, constant, start)
+        if answer is None:
             return None
         lower, upper = (answer.smallest * (1 - width)) ** 2, (answer.largest * (1 + width)) ** 2
         # Single precision tells the upper end in half the time, if the width is more than it may round off.
         single = gram.shape[0] * torch.finfo(torch.float32).eps <= 2 * width
         if eigenvalues_above(gram, lower) and eigenvalues_below(gram.to(torch.float32) if single else gram, upper):
-            return dataclasses.replace(answer, error=2 * width + rounding)
+            return dataclasses.replace(answer, error=2 * width + answer.error)
     return None
 
 
-def _squared(answer: Answer, dtype: torch.dtype) -> float:
-    """`eps kappa^2`: the unit of what rounding a Gram matrix does to the relative error of the smallest value."""
-    return torch.finfo(dtype).eps * (answer.largest / answer.smallest) ** 2
-
-
-def _by_triangle(factor: Tensor, rtol: float, method: str, starts: tuple[int, ...] = (0, 1)) -> Answer | None:
-    diagonal = factor.diagonal().abs()
-    if not bool((diagonal > 0).all()):
-        return None
-    largest = _agreed(MatrixProducts(factor.mT, factor.dtype), rtol / 2, starts)  # LAPACK stores it by columns
-    if not largest.settled:
-        return None
-    inverse = _agreed(TriangularInverse(factor), rtol / 2, starts)
-    return _from_inverse(largest, inverse, float(diagonal.double().log().sum()), factor.shape[0], method, rtol)
-
-
-def _agreed(products: Products, rtol: float, starts: tuple[int, ...] = (0, 1)) -> Ends:
-    """The larger answer of some start vectors; where two differ, up to `_STARTS` of them, until two agree on it.
-
-    Of a single one nothing can agree: its answer is left to the caller to prove.
-    """
-
-    def found_from(start: int) -> Ends:
-        return golub_kahan(
-            products, wanted="largest", rtol=rtol, max_steps=_MAX_STEPS, start=start, proven_later=len(starts) == 1
-        )
-
-    found = [found_from(start) for start in starts]
-    while len(starts) > 1:
-        first, second = sorted(found, key=lambda ends: ends.largest)[-2:]
-        if second.largest - first.largest <= rtol * second.largest:
-            break
-        if len(found) == _STARTS:
-            return dataclasses.replace(second, settled=False)
-        found.append(found_from(starts[0] + len(found)))
-    return max(found, key=lambda ends: ends.largest)
-
-
-def _from_inverse(
-    largest: Ends, inverse: Ends, log_volume: float, size: int, method: str, rtol: float
+def _two_ends(
+    gram: Tensor, rtol: float, method: str, measures: Measures, constant: float, start: int
 ) -> Answer | None:
-    """Joins sigma_1 and 1 / sigma_1 of the inverse, both to `rtol / 2`; None past 1e12: the SVD is to decide."""
-    if not inverse.settled or not 0.0 < inverse.largest < math.inf:
+    """What one start vector finds; its `error` is what rounding the Gram matrix does to the smaller end."""
+    tolerance = _PROVEN * rtol
+
+    def rounding(largest: float, smallest: float) -> float:
+        return constant * _squared(largest, smallest, gram.dtype) if smallest > 0 else math.inf
+
+    process = BlockLanczos(SymmetricProducts(gram), start=start)
+    ends = process.run(lambda ends: ends.largest_error <= tolerance)
+    # Ritz values lie within the spectrum: where already they are too far apart, so are the ends.
+    if not _settled(ends, tolerance) or rounding(ends.largest, ends.smallest) > rtol / 5:
         return None
-    smallest = 1.0 / inverse.largest
-    if largest.largest / smallest > 1e12:
+    largest = ends.largest
+    if measures == "basic" and len(gram) >= _FACTORS_COST_FROM and ends.smallest_error <= _IN_SIGHT:
+        more = int(_PATIENCE * ends.steps)
+        ends = process.run(lambda ends: ends.smallest_error <= tolerance, max_steps=more)
+    if measures == "basic" and (ends.exhausted or ends.smallest_error <= tolerance):
+        error = rounding(largest, ends.smallest)
+        return Answer(largest, ends.smallest, None, error, method) if error <= rtol / 5 else None
+    factor = cholesky_factor(gram)
+    if factor is None:
         return None
-    rounding = size * EPS64 * largest.largest / smallest
-    return Answer(largest.largest, smallest, log_volume, rtol + rounding, method)
+    inverse = BlockLanczos(TriangularInverse(factor), start=start).run(lambda ends: ends.largest_error <= tolerance)
+    if not _settled(inverse, tolerance) or not 0.0 < inverse.largest < math.inf:
+        return None
+    error = rounding(largest, 1.0 / inverse.largest)
+    log_volume = float(factor.diagonal().double().log().sum())
+    return Answer(largest, 1.0 / inverse.largest, log_volume, error, method) if error <= rtol / 5 else None
+
+
+def _squared(largest: float, smallest: float, dtype: torch.dtype) -> float:
+    """`eps kappa^2`: the unit of what rounding a Gram matrix does to the relative error of the smallest value."""
+    return torch.finfo(dtype).eps * (largest / smallest) ** 2

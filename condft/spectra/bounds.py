@@ -1,0 +1,80 @@
+r"""Golub-Kahan-Lanczos bidiagonalisation: a lower bound of the condition number from products with the matrix alone.
+
+From one start vector, $A V_k = U_k B_k$ and $A^T U_k = V_k B_k^T + \beta_{k+1} v_{k+1} e_k^T$ with $B_k$ upper
+bidiagonal (Golub & Van Loan, §10.4). The singular values of $B_k$ lie within the spectrum, so that their ratio is at
+any time a lower bound of the condition number. Unlike the eigenvalues of a projection of $A^T A$, small ones keep
+their digits in single precision.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from condft.spectra.lanczos import start_vectors
+from condft.spectra.operators import iter_row_blocks, times_columns, times_rows
+
+__all__ = ["iter_ritz_values"]
+
+_FIRST_LOOK = 4
+_LOOKS = 6  # the next one after this part of the steps so far, and two at least
+
+
+def iter_ritz_values(tall: Tensor, dtype: torch.dtype, max_steps: int) -> Iterator[tuple[float, float]]:
+    """Yields the largest and the smallest Ritz value now and then, the last time after `max_steps` products.
+
+    The right vectors are orthogonalised against all before them, twice; that keeps the left ones orthogonal enough
+    on its own (Simon & Zha 2000). Ends early where an invariant subspace is found.
+
+    Args:
+        tall: `(m, n)`, m >= n, any floating dtype.
+        dtype: To work in.
+        max_steps: Products with the matrix, and as many with its transpose; n at most.
+    """
+    n = tall.shape[1]
+    max_steps = min(max_steps, n)
+    basis = torch.empty(max_steps + 1, n, dtype=dtype, device=tall.device)
+    basis[0] = start_vectors(n, 1, 0)[0].to(basis)
+    left = _product(tall, basis[0])
+    alphas, betas = [left.norm()], []
+    next_look = min(_FIRST_LOOK, max_steps)
+    for step in range(1, max_steps + 1):
+        left = left / alphas[-1]
+        known = basis[:step]
+        right = _transposed_product(tall, left).sub_(alphas[-1] * known[-1])
+        for _ in range(2):
+            right.addmv_(known.mT, known @ right, alpha=-1)
+        betas.append(right.norm())
+        if step == next_look:
+            largest, smallest, exhausted = _extremes(alphas, betas)
+            yield largest, smallest
+            if exhausted or step == max_steps:
+                return
+            next_look = min(step + max(2, step // _LOOKS), max_steps)
+        torch.div(right, betas[-1], out=basis[step])
+        left = _product(tall, basis[step]).sub_(betas[-1] * left)
+        alphas.append(left.norm())
+
+
+def _extremes(alphas: list[Tensor], betas: list[Tensor]) -> tuple[float, float, bool]:
+    """Of the bidiagonal matrix; and whether it is of an invariant subspace, after which all is noise."""
+    eps = torch.finfo(alphas[0].dtype).eps
+    scalars = torch.stack([*alphas, *betas]).double().cpu()
+    diagonal, off = scalars[: len(alphas)], scalars[len(alphas) :]
+    negligible = torch.arange(1, len(alphas) + 1) * eps * diagonal.cummax(0).values
+    found = (off <= negligible).nonzero()
+    count = int(found[0]) + 1 if len(found) else len(alphas)
+    values = torch.linalg.svdvals(torch.diag(diagonal[:count]) + torch.diag(off[: count - 1], 1))
+    return float(values[0]), float(values[-1]), len(found) > 0
+
+
+def _product(matrix: Tensor, vector: Tensor) -> Tensor:
+    blocks = iter_row_blocks(matrix, vector.dtype)
+    return torch.cat([times_columns(vector[None], block)[0] for _, block in blocks])
+
+
+def _transposed_product(matrix: Tensor, vector: Tensor) -> Tensor:
+    total = vector.new_zeros(matrix.shape[1])
+    for start, block in iter_row_blocks(matrix, vector.dtype):
+        total += times_rows(vector[None, start : start + len(block)], block)[0]
+    return total
