@@ -21,7 +21,7 @@ def all_routes() -> nn.Module:
     """Large enough that not every weight goes to the SVD."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        shapes = [(300, 60), (60, 300), (100, 100), (120, 110), (40, 40), (70, 200)]
+        shapes = [(300, 60), (300, 300), (100, 100), (300, 270), (40, 40), (300, 600)]
         layers = [nn.Linear(columns, rows) for rows, columns in shapes]
         with torch.no_grad():
             layers[2].weight[:, 0] *= 1e-8  # past what a Gram matrix tells of a square
