@@ -124,7 +124,8 @@ class CondFTConfig(PeftConfig):
         default=None, metadata={"help": "The budget and the rule that target_units came from; filled in."}
     )
     base_digests: dict[str, str] | None = field(
-        default=None, metadata={"help": "Digests of the base weights that the adapter replaces; None accepts any base."}
+        default=None,
+        metadata={"help": "Digests of the base weights that the adapter replaces; None accepts any base."},
     )
     condft_note: str = field(default=NOTE, metadata={"help": "For those who read the file without condft."})
     init_weights: bool = field(

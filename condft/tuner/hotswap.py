@@ -28,7 +28,9 @@ def enable_hotswap() -> None:
         return
 
     @wraps(for_lora)
-    def by_method(model: nn.Module, state_dict: dict[str, Tensor], adapter_name: str, config: Any, **kwargs: Any) -> Any:
+    def by_method(
+        model: nn.Module, state_dict: dict[str, Tensor], adapter_name: str, config: Any, **kwargs: Any
+    ) -> Any:
         if isinstance(config, CondFTConfig):
             return _swap(model, state_dict, adapter_name, config)
         return for_lora(model=model, state_dict=state_dict, adapter_name=adapter_name, config=config, **kwargs)

@@ -77,7 +77,9 @@ def load(
             autocast_adapter_dtype=autocast_adapter_dtype,
         )
     except SafetensorError as error:
-        raise ValueError(f"{adapter}/adapter_model.safetensors is cut short or damaged ({error}): get it anew") from error
+        raise ValueError(
+            f"{adapter}/adapter_model.safetensors is cut short or damaged ({error}): get it anew"
+        ) from error
     return model
 
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
-import torch
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, check_target_module_exists
 from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
@@ -120,7 +119,9 @@ class CondFTModel(BaseTuner):
 
     def unload(self) -> nn.Module:
         """As PEFT's; a merged adapter's weights stay in what is unloaded, as they do there, but not without a word."""
-        merged = sorted({name for m in self.model.modules() if isinstance(m, CondFTLayer) for name in m.merged_adapters})
+        merged = sorted(
+            {name for m in self.model.modules() if isinstance(m, CondFTLayer) for name in m.merged_adapters}
+        )
         if merged:
             warnings.warn(
                 f"the adapters {merged} are merged, so what unload() gives back holds their weights: call "
