@@ -69,7 +69,7 @@ def _differs(values: Tensor | None, label: str) -> bool:
 
 
 def _base_values(targets: Targets, unit: str) -> Tensor | None:
-    """The values that a unit has in the base model, in the shape that the analysis hashes; None if not plainly here."""
+    """A unit's values in the base model, in the shape that the analysis hashes; None if they are not plainly here."""
     target = targets.find(unit)
     if not isinstance(target, Target):
         return None

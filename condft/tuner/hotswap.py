@@ -30,13 +30,14 @@ def enable_hotswap() -> None:
     @wraps(for_lora)
     def by_method(
         model: nn.Module, state_dict: dict[str, Tensor], adapter_name: str, config: Any, **kwargs: Any
-    ) -> Any:
+    ) -> None:
         if isinstance(config, CondFTConfig):
-            return _swap(model, state_dict, adapter_name, config)
-        return for_lora(model=model, state_dict=state_dict, adapter_name=adapter_name, config=config, **kwargs)
+            _swap(model, state_dict, adapter_name, config)
+        else:
+            for_lora(model=model, state_dict=state_dict, adapter_name=adapter_name, config=config, **kwargs)
 
     setattr(by_method, _ENABLED, True)
-    hotswap.hotswap_adapter_from_state_dict = by_method
+    hotswap.hotswap_adapter_from_state_dict = by_method  # type: ignore[assignment]  # it takes LoRA's configs too
     hotswap.CONFIG_KEYS_TO_CHECK[add_peft_type()] = []  # what must agree is checked here, in few words
 
 

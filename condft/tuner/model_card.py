@@ -1,4 +1,4 @@
-"""What a folder with an adapter tells a reader whose PEFT does not know CondFT: it can only say `KeyError: 'CONDFT'`."""
+"""What an adapter's folder tells a reader whose PEFT does not know CondFT and can only say `KeyError: 'CONDFT'`."""
 
 from pathlib import Path
 

@@ -16,7 +16,7 @@ _OTHER_BASE = (
     "refused there"
 )
 INAPPLICABLE: dict[str, str] = {
-    r"test_custom_models\.py::.*::test_loading_model_(with_modules_to_save_)?requires_grad_set_correctly\[": _OTHER_BASE,
+    r"test_custom_models\.py::TestRequiresGrad::test_loading_model_\w*requires_grad_set_correctly\[": _OTHER_BASE,
     r"test_custom_models\.py::.*::test_save_pretrained_pickle\[": _PICKLE,
     r"test_decoder_models\.py::.*::test_save_pretrained_(selected_adapters_)?pickle\[": _PICKLE,
     r"test_encoder_decoder_models\.py::.*::test_save_pretrained_(selected_adapters_)?pickle\[": _PICKLE,

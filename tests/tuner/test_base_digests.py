@@ -15,9 +15,7 @@ from tests.conftest import build_tiny_llama
 from tests.tuner.conftest import logits, train
 from tests.tuner.tiny_models import tiny_moe
 
-OTHER = (
-    r"made on another base model \(unnamed\): {} of the {} weights that it replaces have other values here, the first"
-)
+OTHER = r"on another base model \(unnamed\): {} of the {} weights that it replaces have other values here, the first"
 
 
 @pytest.fixture(scope="module")
