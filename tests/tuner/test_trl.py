@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from condft import CondFTConfig
 from tests.tuner.conftest import logits
 
-trl = pytest.importorskip("trl", reason="trl is not installed: pip install -c constraints.txt -e '.[suite]'")
+trl = pytest.importorskip("trl", reason="trl is not installed: pip install -c constraints.txt -e '.[dev]'")
 
 SENTENCES = ["the quick brown fox jumps", "over the lazy dog and runs away"]
 
