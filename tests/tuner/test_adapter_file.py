@@ -21,19 +21,10 @@ from tests.tuner.conftest import logits, train
 NAME = "adapter_model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    model = get_peft_model(build_tiny_llama(), CondFTConfig(num_tensors=5))
-    train(model, torch.arange(8)[None])
-    model.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def saved(trained: Path, tmp_path: Path) -> Path:
+def saved(saved_adapter: Path, tmp_path: Path) -> Path:
     """A copy to spoil."""
-    return shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    return shutil.copytree(saved_adapter, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.mark.parametrize("length", [0, 5, 200, -1])

@@ -12,19 +12,10 @@ from torch import Tensor, nn
 from condft import CondFTConfig, analyze
 from condft.tuner import load
 from tests.conftest import build_tiny_llama
-from tests.tuner.conftest import logits, train
+from tests.tuner.conftest import logits
 from tests.tuner.tiny_models import tiny_moe
 
 OTHER = r"on another base model \(unnamed\): {} of the {} weights that it replaces have other values here, the first"
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("saved")
-    model = get_peft_model(build_tiny_llama(), CondFTConfig(num_tensors=5))
-    train(model, torch.arange(8)[None])
-    model.save_pretrained(folder)
-    return folder
 
 
 def units(folder: Path) -> list[str]:
@@ -32,37 +23,37 @@ def units(folder: Path) -> list[str]:
     return names
 
 
-def test_another_base_is_refused_by_every_way_in(saved: Path) -> None:
-    first = units(saved)[0]
+def test_another_base_is_refused_by_every_way_in(saved_adapter: Path) -> None:
+    first = units(saved_adapter)[0]
     message = OTHER.format(5, 5) + f" is '{first}'"
     with pytest.raises(ValueError, match=message):
-        PeftModel.from_pretrained(build_tiny_llama(seed=3), saved)
+        PeftModel.from_pretrained(build_tiny_llama(seed=3), saved_adapter)
     with pytest.raises(ValueError, match=message):
-        build_tiny_llama(seed=3).load_adapter(str(saved))
+        build_tiny_llama(seed=3).load_adapter(str(saved_adapter))
     with pytest.raises(ValueError, match=message):
-        load(saved, build_tiny_llama(seed=3))
+        load(saved_adapter, build_tiny_llama(seed=3))
     with pytest.raises(ValueError, match=message):
-        get_peft_model(build_tiny_llama(seed=3), CondFTConfig.from_pretrained(saved))
+        get_peft_model(build_tiny_llama(seed=3), CondFTConfig.from_pretrained(saved_adapter))
 
 
-def test_one_changed_weight_is_enough_and_others_do_not_count(saved: Path, token_ids: Tensor) -> None:
-    base, names = build_tiny_llama(), units(saved)
+def test_one_changed_weight_is_enough_and_others_do_not_count(saved_adapter: Path, token_ids: Tensor) -> None:
+    base, names = build_tiny_llama(), units(saved_adapter)
     with torch.no_grad():
         base.model.norm.weight.mul_(2.0)  # not hashed: only what is replaced is
         base.get_parameter(names[2])[3, 5] += 1e-3
     with pytest.raises(ValueError, match=OTHER.format(1, 5) + f" is '{names[2]}'"):
-        PeftModel.from_pretrained(base, saved)
+        PeftModel.from_pretrained(base, saved_adapter)
 
 
-def test_the_way_out_and_then_it_belongs_to_the_new_base(saved: Path, tmp_path: Path) -> None:
+def test_the_way_out_and_then_it_belongs_to_the_new_base(saved_adapter: Path, tmp_path: Path) -> None:
     other = build_tiny_llama(seed=3)
-    config = CondFTConfig.from_pretrained(saved)
+    config = CondFTConfig.from_pretrained(saved_adapter)
     config.base_digests = None
-    PeftModel.from_pretrained(other, saved, config=config).save_pretrained(tmp_path / "moved")
+    PeftModel.from_pretrained(other, saved_adapter, config=config).save_pretrained(tmp_path / "moved")
     PeftModel.from_pretrained(build_tiny_llama(seed=3), tmp_path / "moved")
     with pytest.raises(ValueError, match=OTHER.format(5, 5)):
         PeftModel.from_pretrained(build_tiny_llama(), tmp_path / "moved")
-    assert isinstance(load(saved, build_tiny_llama(seed=3), check_base=False), PeftModel)
+    assert isinstance(load(saved_adapter, build_tiny_llama(seed=3), check_base=False), PeftModel)
 
 
 @pytest.mark.parametrize(
@@ -119,20 +110,20 @@ def test_a_change_of_another_expert_is_not_the_adapters_business(tmp_path: Path)
         PeftModel.from_pretrained(base, tmp_path)
 
 
-def test_a_merged_adapter_does_not_make_it_another_base(saved: Path, token_ids: Tensor) -> None:
-    model = PeftModel.from_pretrained(build_tiny_llama(), saved)
+def test_a_merged_adapter_does_not_make_it_another_base(saved_adapter: Path, token_ids: Tensor) -> None:
+    model = PeftModel.from_pretrained(build_tiny_llama(), saved_adapter)
     adapted = logits(model, token_ids)
     model.merge_adapter()
-    model.load_adapter(str(saved), "again")
+    model.load_adapter(str(saved_adapter), "again")
     model.unmerge_adapter()
     model.set_adapter("again")
     assert torch.equal(logits(model, token_ids), adapted)
 
 
-def test_values_that_are_not_here_are_not_compared(saved: Path) -> None:
+def test_values_that_are_not_here_are_not_compared(saved_adapter: Path) -> None:
     base: nn.Module = build_tiny_llama(seed=3).to("meta")
-    config = CondFTConfig.from_pretrained(saved)
+    config = CondFTConfig.from_pretrained(saved_adapter)
     get_peft_model(base, config)
-    by_hand = CondFTConfig(target_units=units(saved))
+    by_hand = CondFTConfig(target_units=units(saved_adapter))
     get_peft_model(build_tiny_llama().to("meta"), by_hand)
     assert by_hand.base_digests == {}
