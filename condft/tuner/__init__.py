@@ -2,10 +2,12 @@
 
 from condft.tuner.config import CondFTConfig
 from condft.tuner.delta import Delta, apply_delta, combine_deltas, export_delta
+from condft.tuner.hotswap import enable_hotswap
 from condft.tuner.layer import CondFTLayer
 from condft.tuner.loading import load
 from condft.tuner.lora import LoraExport, export_lora
 from condft.tuner.model import CondFTModel
+from condft.tuner.no_pickle import refuse_pickled_adapters
 from condft.tuner.optimizers import decay_towards_base, parameter_groups
 from condft.tuner.registration import register
 
@@ -25,3 +27,5 @@ __all__ = [
 ]
 
 register(CondFTConfig, CondFTModel)
+refuse_pickled_adapters()
+enable_hotswap()

@@ -10,6 +10,7 @@ from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
 
 from condft.report import Role, SpectralReport
 from condft.tuner.layer import Parts
+from condft.tuner.model_card import NOTE, add_note
 from condft.tuner.registration import add_peft_type
 from condft.weights import Granularity
 
@@ -17,6 +18,7 @@ __all__ = ["CondFTConfig"]
 
 _HUB_FILE = "spectral_report.json"
 _BUDGETS = ("num_tensors", "trainable_fraction", "max_condition_number")
+_RULE = (*_BUDGETS, "score", "order", "stratify", "seed")  # what decides which units are selected
 _BIASES = ("none", "selected")
 
 
@@ -54,6 +56,11 @@ class CondFTConfig(PeftConfig):
             expert of a fused stack and `[h3]`, `[q3]`, `[k3]`, `[v3]` for one head. Given by hand, it is used as
             it is.
         report_fingerprint: Fingerprint of the report that the selection was made from; filled in.
+        selected_by: The budget and the rule that `target_units` came from; filled in. Another budget on an existing
+            selection is refused.
+        base_digests: Digests of the base weights that the adapter replaces; filled in. A base whose weights have
+            other values is refused; None accepts any.
+        condft_note: For those who read the file without condft.
         init_weights: True starts from the base weights. False perturbs the copies, for tests only.
         trainable_token_indices: As in PEFT's LoRA: token rows of an embedding to train beside the selection.
     """
@@ -113,6 +120,14 @@ class CondFTConfig(PeftConfig):
     report_fingerprint: str | None = field(
         default=None, metadata={"help": "Fingerprint of the report that the selection was made from."}
     )
+    selected_by: dict[str, Any] | None = field(
+        default=None, metadata={"help": "The budget and the rule that target_units came from; filled in."}
+    )
+    base_digests: dict[str, str] | None = field(
+        default=None,
+        metadata={"help": "Digests of the base weights that the adapter replaces; None accepts any base."},
+    )
+    condft_note: str = field(default=NOTE, metadata={"help": "For those who read the file without condft."})
     init_weights: bool = field(
         default=True, metadata={"help": "False perturbs the copies instead of starting from the base; for tests."}
     )
@@ -128,6 +143,11 @@ class CondFTConfig(PeftConfig):
         given = [name for name in _BUDGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"at most one budget, got {' and '.join(given)}: keep one of them")
+        if given and self.target_units is not None and self.selected_by is None:
+            raise ValueError(
+                f"target_units names what trains, so {given[0]}={getattr(self, given[0])} could not act: give one of "
+                "them, not both"
+            )
         is_pattern = isinstance(self.target_modules, str) and self.target_modules != INCLUDE_LINEAR_LAYERS_SHORTHAND
         if self.layers_to_transform is not None and is_pattern:
             raise ValueError(
@@ -147,6 +167,32 @@ class CondFTConfig(PeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """As PEFT's, without the report: the selection made from it is in `target_units`."""
         return dataclasses.asdict(dataclasses.replace(self, report=None))
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As PEFT's; and the model card beside it says first of all that loading takes `import condft`."""
+        super().save_pretrained(save_directory, **kwargs)
+        add_note(save_directory)
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """The budget and the rule as they are now, to compare with those that made the selection."""
+        return {name: getattr(self, name) for name in _RULE}
+
+    def check_rule(self) -> None:
+        """Refuses a budget or a rule that was changed after the selection had been made: it would not act.
+
+        Raises:
+            ValueError: Names what was changed.
+        """
+        before = self.selected_by or {}
+        changed = [name for name, value in self.rule.items() if name in before and before[name] != value]
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"{name} was {before[name]!r} when the {len(self.target_units or ())} units of this adapter were "
+                f"selected, and is {getattr(self, name)!r} now: an adapter keeps its selection. Put it back, or make "
+                "a new CondFTConfig (or set target_units=None) to select again."
+            )
 
     @property
     def plan(self) -> dict[str, Parts]:

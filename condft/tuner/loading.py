@@ -8,6 +8,7 @@ from typing import Any
 
 import transformers
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 
 from condft.tuner.config import CondFTConfig
@@ -32,6 +33,7 @@ def load(
     is_trainable: bool = False,
     low_cpu_mem_usage: bool = False,
     autocast_adapter_dtype: bool = True,
+    check_base: bool = True,
     **base_options: Any,
 ) -> PeftModel:
     """Loads a base model and a CondFT adapter on it. Importing `condft` is all that PEFT needs to know the method.
@@ -44,13 +46,16 @@ def load(
         is_trainable: To go on training it; by default it is for inference.
         low_cpu_mem_usage: As PEFT's: no random copies are made before the file is read.
         autocast_adapter_dtype: As PEFT's: half-precision copies become fp32.
+        check_base: Whether the weights that the adapter replaces must have, in this base, the values that they had
+            where it was made; see `condft.tuner.base_digests`.
         base_options: For the base's `from_pretrained`: `dtype`, `device_map`, `quantization_config`, ...
 
     Returns:
         The model, as `PeftModel.from_pretrained` gives it.
 
     Raises:
-        ValueError: No CondFT adapter there, no base named, or an adapter that was made for another base.
+        ValueError: No CondFT adapter there, no base named, an adapter that was made for another base, or a file that
+            is damaged or holds something else.
     """
     config = _config_of(adapter)
     if isinstance(base, nn.Module):
@@ -58,14 +63,23 @@ def load(
             raise ValueError(f"the base model is loaded already: {', '.join(base_options)} cannot act on it")
     else:
         base = _load_base(config, base, base_options)
-    model: PeftModel = PeftModel.from_pretrained(
-        base,
-        str(adapter),
-        adapter_name=adapter_name,
-        is_trainable=is_trainable,
-        low_cpu_mem_usage=low_cpu_mem_usage,
-        autocast_adapter_dtype=autocast_adapter_dtype,
-    )
+    if not check_base:
+        config.base_digests = None
+    config.inference_mode = not is_trainable
+    try:
+        model: PeftModel = PeftModel.from_pretrained(
+            base,
+            str(adapter),
+            config=config,
+            adapter_name=adapter_name,
+            is_trainable=is_trainable,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            autocast_adapter_dtype=autocast_adapter_dtype,
+        )
+    except SafetensorError as error:
+        raise ValueError(
+            f"{adapter}/adapter_model.safetensors is cut short or damaged ({error}): get it anew"
+        ) from error
     return model
 
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
-import torch
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, check_target_module_exists
 from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
@@ -21,6 +20,8 @@ from condft.report import Role, SkippedWeight, SkipReason, SpectralReport
 from condft.scores import WHOLE_SPECTRUM_SCORES
 from condft.selection import select_units, shape_warning
 from condft.spectra import Measures
+from condft.tuner.adapter_file import check_adapter_file
+from condft.tuner.base_digests import check_base, digests_of_base, labelled
 from condft.tuner.config import CondFTConfig
 from condft.tuner.fast_path import keep_off_fast_path
 from condft.tuner.functional import SLICEABLE_LAYERS, SUPPORTED_LAYERS
@@ -61,8 +62,17 @@ class CondFTModel(BaseTuner):
             walk = iter_units(model, granularity=granularity)  # type: ignore[arg-type]  # checked by iter_units
             units = {item.name: item for item in walk if isinstance(item, Unit)}
             _resolve_selection(peft_config, model, units, targets)
+        else:
+            peft_config.check_rule()
+        units_to_train = peft_config.target_units or []
+        if not units_to_train:
+            raise ValueError("target_units=[] trains nothing: name units, or leave it None to select by a budget")
         _check_targets_exist(peft_config, model, targets)
-        peft_config.plan = targets.plan(peft_config.target_units or (), bias=peft_config.bias == "selected")
+        peft_config.plan = targets.plan(units_to_train, bias=peft_config.bias == "selected")
+        if peft_config.base_digests is None:
+            peft_config.base_digests = digests_of_base(targets, units_to_train)
+        else:
+            check_base(targets, peft_config.base_digests, peft_config.base_model_name_or_path)
 
     @staticmethod
     def _check_target_module_exists(peft_config: CondFTConfig, key: str) -> Any:
@@ -107,6 +117,19 @@ class CondFTModel(BaseTuner):
         else:
             super()._replace_module(parent, child_name, new_module, child)
 
+    def unload(self) -> nn.Module:
+        """As PEFT's; a merged adapter's weights stay in what is unloaded, as they do there, but not without a word."""
+        merged = sorted(
+            {name for m in self.model.modules() if isinstance(m, CondFTLayer) for name in m.merged_adapters}
+        )
+        if merged:
+            warnings.warn(
+                f"the adapters {merged} are merged, so what unload() gives back holds their weights: call "
+                "unmerge_adapter() first for the base model as it was",
+                stacklevel=2,
+            )
+        return super().unload()
+
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
         """Freezes the base. PEFT's own also unfreezes biases in place, and knows no bias="selected"."""
         own = [module for module in model.modules() if isinstance(module, CondFTLayer | AuxiliaryTrainingWrapper)]
@@ -134,7 +157,7 @@ class CondFTModel(BaseTuner):
         remapped = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
-        _check_loaded_weights(model, adapter_name, remapped)
+        check_adapter_file(model, adapter_name, remapped)
         return remapped
 
 
@@ -185,6 +208,11 @@ def _resolve_selection(config: CondFTConfig, model: nn.Module, units: dict[str, 
     if warning is not None:
         warnings.warn(warning, stacklevel=2)
     config.target_units = list(selection.names)
+    config.selected_by = config.rule
+    rows = {row.name: row for row in report.rows}
+    # What is quantised is analysed as what it stands for, which another base may hold in other digits.
+    plain = [name for name in selection.names if not units[name].quantization]
+    config.base_digests = {name: labelled(rows[name].dtype, rows[name].digest) for name in plain}
     if _saves_whole_embeddings(config, model):
         config.target_modules = None
     config.report_fingerprint = report.fingerprint
@@ -304,28 +332,3 @@ def _check_targets_exist(config: CondFTConfig, model: nn.Module, targets: Target
             f"model, the first is {missing[0]!r} (nearest: {near[0] if near else 'none'}). "
             f"The adapter was made for {config.base_model_name_or_path or 'another model'}."
         )
-
-
-def _check_loaded_weights(model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor]) -> None:
-    """Every copy of the adapter must be in the file with its shape, and no copy may be there without its layer."""
-    expected: dict[str, torch.Size] = {
-        f"{path}.{attribute}.{adapter_name}": getattr(module, attribute)[adapter_name].shape
-        for path, module in model.named_modules()
-        if isinstance(module, CondFTLayer)
-        for attribute in module.adapter_layer_names
-        if adapter_name in getattr(module, attribute)
-    }
-    found = {key: value.shape for key, value in state_dict.items() if f".{PREFIX}" in key}
-    problems: list[str] = []
-    for key in sorted(expected.keys() | found.keys()):
-        if expected.get(key) != found.get(key):
-            problems.append(f"{canonical_name(key)}: {_shape(expected.get(key))} here, {_shape(found.get(key))} there")
-    if problems:
-        raise ValueError(
-            f"the adapter file does not fit this base model: {len(problems)} of {len(expected)} weights differ, the "
-            f"first is {problems[0]}. Load the base model that the adapter's config names."
-        )
-
-
-def _shape(shape: Any) -> str:
-    return "absent" if shape is None else "x".join(map(str, shape))

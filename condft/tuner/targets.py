@@ -62,13 +62,20 @@ class Targets:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._modules: dict[str, tuple[str, nn.Module]] = {}
+        self._wrappers: dict[str, nn.Module] = {}
         for path, module in model.named_modules():
             self._modules[canonical_name(path)] = (path, getattr(module, "base_layer", module))
+            if hasattr(module, "base_layer"):
+                self._wrappers[canonical_name(path)] = module
         self._heads: dict[str, list[HeadSlice] | str | None] = {}
 
     def module(self, path: str) -> nn.Module:
         """The base layer at a canonical path."""
         return self._modules[path][1]
+
+    def wrapper(self, path: str) -> nn.Module | None:
+        """What an adapter has put around the base layer at a canonical path, if anything."""
+        return self._wrappers.get(path)
 
     def find(self, unit: str) -> Target | str | None:
         """Where a unit is; a reason if it cannot be trained; None if the model has no such parameter."""

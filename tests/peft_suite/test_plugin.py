@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import peft  # noqa: F401 (pytester forgets what a run imported, and numpy cannot be imported again)
 import pytest
 
 pytest_plugins = ["pytester"]
@@ -11,7 +12,7 @@ SUITE = """
 import pytest
 from peft import IA3Config, LoraConfig
 
-ALL_CONFIGS = [(LoraConfig, {"task_type": "SEQ_CLS"}), (IA3Config, {})]
+ALL_CONFIGS = [(LoraConfig, {"task_type": "FEATURE_EXTRACTION"}), (IA3Config, {})]
 
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("config_cls, config_kwargs", ALL_CONFIGS)
@@ -32,7 +33,7 @@ def test_without_rows():
 @pytest.fixture
 def suite(pytester: pytest.Pytester, monkeypatch) -> pytest.Pytester:
     monkeypatch.syspath_prepend(Path(__file__).parents[1])
-    pytester.makepyfile(test_seq_classifier=SUITE)
+    pytester.makepyfile(test_feature_extraction_models=SUITE)
     return pytester
 
 
@@ -67,13 +68,13 @@ def test_counts_and_reasons_of_each_method_go_into_one_file(suite):
         "lora": [1, 1, 0],
     }
     assert methods["condft"]["skip_reasons"] == {"not for two": 2}
-    assert methods["condft"]["files"]["test_seq_classifier.py"]["passed"] == 2
+    assert methods["condft"]["files"]["test_feature_extraction_models.py"]["passed"] == 2
 
 
 def test_what_is_listed_as_inapplicable_is_skipped_with_its_reason(suite, monkeypatch):
     from peft_suite.inapplicable import INAPPLICABLE
 
-    monkeypatch.setitem(INAPPLICABLE, r"test_seq_classifier\.py::test_rows\[.*1\]", "one is odd")
+    monkeypatch.setitem(INAPPLICABLE, r"test_feature_extraction_models\.py::test_rows\[.*1\]", "one is odd")
     result = run(suite, "-rs")
     result.assert_outcomes(skipped=4, deselected=3)
     result.stdout.fnmatch_lines(["*not applicable to CondFT: one is odd*"])
@@ -82,7 +83,7 @@ def test_what_is_listed_as_inapplicable_is_skipped_with_its_reason(suite, monkey
 def test_an_entry_without_a_test_is_an_error(suite, monkeypatch):
     from peft_suite.inapplicable import INAPPLICABLE
 
-    monkeypatch.setitem(INAPPLICABLE, r"test_seq_classifier\.py::test_gone", "was there once")
+    monkeypatch.setitem(INAPPLICABLE, r"test_feature_extraction_models\.py::test_gone", "was there once")
     result = run(suite)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*test_gone*any more; remove them*"])
@@ -91,7 +92,7 @@ def test_an_entry_without_a_test_is_an_error(suite, monkeypatch):
 def test_a_list_that_pefts_suite_no_longer_has_is_an_error(suite, monkeypatch):
     from peft_suite.cases import CONDFT_CASES
 
-    monkeypatch.setitem(CONDFT_CASES, ("test_seq_classifier", "OTHER_CONFIGS"), [])
+    monkeypatch.setitem(CONDFT_CASES, ("test_feature_extraction_models", "OTHER_CONFIGS"), [])
     result = run(suite)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*OTHER_CONFIGS*any more*"])

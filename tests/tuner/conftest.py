@@ -1,6 +1,7 @@
 """A trained adapter, and what the tests of the tuner do with models again and again."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from condft import CondFTConfig
+from tests.conftest import build_tiny_llama
 
 
 def train(model: nn.Module, ids: torch.Tensor, *, lr: float = 0.5, steps: int = 2) -> None:
@@ -22,6 +24,16 @@ def train(model: nn.Module, ids: torch.Tensor, *, lr: float = 0.5, steps: int = 
 def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return model(ids).logits
+
+
+@pytest.fixture(scope="session")
+def saved_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Llama's trained adapter of five weights; to read, not to write to."""
+    folder = tmp_path_factory.mktemp("adapter")
+    model = get_peft_model(build_tiny_llama(), CondFTConfig(num_tensors=5))
+    train(model, torch.arange(8)[None])
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import get_peft_model, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from condft import CondFTConfig
+from tests.tuner.conftest import logits
 
 
 @pytest.mark.parametrize(
@@ -99,3 +100,79 @@ def test_several_adapters_train_biases_of_their_own():
     assert not torch.equal(model(x), first)
     with pytest.raises(ValueError, match=r"first.*exists"):
         model.add_adapter("first", CondFTConfig(**options))
+
+
+def test_merging_the_same_adapter_twice_changes_nothing(adapter, tiny_llama, token_ids):
+    model = adapter(num_tensors=4)
+    adapted = logits(model, token_ids)
+    model.merge_adapter()
+    with pytest.warns(UserWarning, match="All adapters are already merged, nothing to do"):
+        model.merge_adapter()
+    assert torch.equal(logits(model, token_ids), adapted)
+    model.unmerge_adapter()
+    with pytest.warns(UserWarning, match="Already unmerged. Nothing to do"):
+        model.unmerge_adapter()
+    assert torch.equal(logits(model.unload(), token_ids), logits(tiny_llama(), token_ids))
+
+
+def test_unloading_while_merged_says_what_is_left_in_the_base(adapter, token_ids):
+    """The weights stay, as with PEFT's own methods."""
+    model = adapter(num_tensors=4)
+    adapted = logits(model, token_ids)
+    model.merge_adapter()
+    with pytest.warns(UserWarning, match=r"\['default'\] are merged, .* call unmerge_adapter\(\) first"):
+        plain = model.unload()
+    assert torch.equal(logits(plain, token_ids), adapted)
+
+
+def test_a_merged_adapter_cannot_be_deleted(adapter):
+    model = adapter(num_tensors=4)
+    model.merge_adapter()
+    with pytest.raises(ValueError, match=r"while they are merged\. Please unmerge them first"):
+        model.delete_adapter("default")
+
+
+def test_disabling_again_inside_changes_nothing(adapter, tiny_llama, token_ids):
+    model = adapter(num_tensors=4)
+    base, adapted = logits(tiny_llama(), token_ids), logits(model, token_ids)
+    with model.disable_adapter():
+        assert torch.equal(logits(model, token_ids), base)
+        with pytest.raises(KeyError), model.disable_adapter():  # left by an error, as by its end
+            assert torch.equal(logits(model, token_ids), base)
+            raise KeyError
+    assert torch.equal(logits(model, token_ids), adapted)
+    model.merge_adapter()
+    with model.disable_adapter():
+        assert torch.equal(logits(model, token_ids), base)
+    assert torch.equal(logits(model, token_ids), adapted)
+
+
+def test_injected_without_a_peft_model(adapter, tiny_llama, token_ids):
+    model = adapter(num_tensors=4)
+    bare = inject_adapter_in_model(CondFTConfig(num_tensors=4), tiny_llama())
+    assert type(bare) is type(tiny_llama())
+    missing = set_peft_model_state_dict(bare, get_peft_model_state_dict(model)).missing_keys
+    assert not any("condft" in key for key in missing)
+    assert torch.equal(logits(bare, token_ids), logits(model, token_ids))
+    assert sum(p.requires_grad for p in bare.parameters()) == 4
+
+
+def test_status_of_layers_and_model(adapter):
+    model = adapter(num_tensors=4)
+    model.add_adapter("other", CondFTConfig(num_tensors=2, order="highest"))
+    layers, whole = model.get_layer_status(), model.get_model_status()
+    assert {layer.module_type for layer in layers} == {"condft.FunctionalLayer"}
+    assert sum("default" in layer.available_adapters for layer in layers) == 4
+    assert sum("other" in layer.available_adapters for layer in layers) == 2
+    assert (whole.peft_types, whole.active_adapters) == ({"default": "CONDFT", "other": "CONDFT"}, ["default"])
+    assert whole.requires_grad == {"default": True, "other": False}
+    assert whole.trainable_params == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    model.merge_adapter()
+    assert model.get_model_status().merged_adapters == ["default"]
+    with model.disable_adapter():
+        assert model.get_model_status().enabled is False
+
+
+def test_inference_mode_leaves_nothing_to_train(tiny_llama):
+    model = get_peft_model(tiny_llama(), CondFTConfig(num_tensors=4, inference_mode=True))
+    assert model.get_nb_trainable_parameters()[0] == 0

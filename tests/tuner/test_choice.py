@@ -1,10 +1,11 @@
 """What `CondFTConfig` chooses, from which report, and how it refuses a choice that cannot be."""
 
+import json
 import warnings
 from typing import get_args
 
 import pytest
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import nn
 
 from condft import CondFTConfig, analyze, select_units
@@ -71,6 +72,9 @@ def test_a_report_of_other_weights_is_an_error(tiny_llama):
         ({"trainable_fraction": 1e-5}, "trains nothing: the smallest of 28 candidate units has 512"),
         ({"target_modules": ["embed_tokens"]}, "tied to lm_head.weight"),
         ({"include_roles": ["embedding"]}, "tied to lm_head.weight"),
+        ({"target_modules": []}, r"target_modules=\[\] .* matches none of the 29 modules"),
+        ({"target_modules": ""}, "target_modules='' .* matches none of the 29 modules"),
+        ({"target_units": []}, r"target_units=\[\] trains nothing: name units, or leave it None"),
         ({"target_units": ["model.layers.9.mlp.up_proj.weight"]}, "do not exist in this base model"),
         ({"order": "lowset"}, "order='lowset' is unknown"),
     ],
@@ -83,6 +87,7 @@ def test_bad_configs_name_the_way_out(tiny_llama, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"num_tensors": 3, "target_units": ["lm_head.weight"]}, "so num_tensors=3 could not act: give one of them"),
         ({"num_tensors": 3, "max_condition_number": 5.0}, "at most one budget"),
         ({"include_roles": ["heads"]}, r"include_roles=\['heads'\] is unknown"),
         ({"target_modules": ".*", "layers_to_transform": [0]}, "cannot narrow the pattern"),
@@ -143,3 +148,37 @@ def test_meta_weights_are_refused(tiny_llama):
     model.model.layers[1].mlp.to("meta")
     with pytest.raises(ValueError, match=r"3 weights are on the meta device .* 'model.layers.1.mlp"):
         get_peft_model(model, CondFTConfig(num_tensors=3))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_tensors", 9, "num_tensors was 5 when the 5 units .* were selected, and is 9 now: an adapter keeps its"),
+        ("num_tensors", None, "num_tensors was 5 .* and is None now"),
+        ("trainable_fraction", 0.5, "at most one budget|trainable_fraction was None .* and is 0.5 now"),
+        ("order", "highest", "order was 'lowest' .* and is 'highest' now"),
+    ],
+)
+def test_a_budget_changed_on_an_existing_adapter_is_refused(tiny_llama, tmp_path, name, value, message):
+    """It could not act, on whichever way it is changed: the selection stands."""
+    get_peft_model(tiny_llama(), CondFTConfig(num_tensors=5)).save_pretrained(tmp_path)
+    changed = CondFTConfig.from_pretrained(tmp_path)
+    setattr(changed, name, value)
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(tiny_llama(), changed)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(ValueError, match=message):
+        PeftModel.from_pretrained(tiny_llama(), tmp_path)
+
+
+def test_the_ways_out_of_a_changed_budget(tiny_llama):
+    config = CondFTConfig(num_tensors=5)
+    get_peft_model(tiny_llama(), config)
+    config.num_tensors = 9
+    config.num_tensors = 5
+    get_peft_model(tiny_llama(), config)
+    config.num_tensors, config.target_units = 9, None
+    get_peft_model(tiny_llama(seed=1), config)
+    assert len(config.target_units) == len(config.base_digests) == 9
+    get_peft_model(tiny_llama(seed=1), config)

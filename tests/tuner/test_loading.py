@@ -1,7 +1,5 @@
-"""`load` brings base and adapter; without condft PEFT does not know the method."""
+"""`load` brings base and adapter."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +51,3 @@ def test_what_cannot_be_loaded_names_the_way_out(saved: Any, tiny_llama: Any, tm
         load(tmp_path / "plain")
     with pytest.raises(ValueError, match=r"a ModuleDict of torch\.nn.*build it yourself"):
         load(tmp_path / "plain", "anything")
-
-
-def test_without_condft_peft_says_keyerror(saved: Any) -> None:
-    """What a reader meets who did not import condft."""
-    _, folder = saved
-    code = f"from peft import PeftConfig; PeftConfig.from_pretrained({str(folder / 'adapter')!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folder)
-    assert done.returncode != 0
-    assert "KeyError: 'CONDFT'" in done.stderr
-    code = "import condft; " + code
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folder)
-    assert done.returncode == 0, done.stderr[-2000:]
