@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from condft.memory import peak_rss_bytes
+
 LAYERS = 4
 _GIB = 2**30
 
@@ -53,12 +55,6 @@ def write(folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def peak_bytes() -> int:
-    from condft.recipe.summary import peak_rss_bytes
-
-    return peak_rss_bytes()
-
-
 def analysed(folder: Path, report: Path, *, loaded: bool) -> dict[str, Any]:
     from condft.analysis import analyze
 
@@ -70,7 +66,7 @@ def analysed(folder: Path, report: Path, *, loaded: bool) -> dict[str, Any]:
     began = time.perf_counter()
     found = analyze(source, progress=False, cache=False)
     found.save(report)
-    return {"seconds": time.perf_counter() - began, "peak_bytes": peak_bytes()}
+    return {"seconds": time.perf_counter() - began, "peak_bytes": peak_rss_bytes()}
 
 
 def streaming(folder: Path) -> dict[str, Any]:
@@ -108,9 +104,7 @@ def main() -> None:
         print(json.dumps({}))
     elif kind == "baseline":
         torch.ones(2, 2) @ torch.ones(2, 2)
-        import resource
-
-        print(json.dumps({"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+        print(json.dumps({"peak_bytes": peak_rss_bytes()}))
     else:
         print(json.dumps(analysed(Path(paths[0]), Path(paths[1]), loaded=kind == "loaded")))
 

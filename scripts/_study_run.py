@@ -17,7 +17,8 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from condft import SpectralReport, analyze
-from condft.recipe.summary import code_commit, machine, peak_rss_bytes, versions
+from condft.memory import peak_rss_bytes
+from condft.recipe.summary import code_commit, machine, versions
 from condft.report import Role
 from condft.training import RunConfig, Stage, make_accelerator, train_stage
 from condft.training.stage import LANGUAGE_MODEL, PROJECTOR, component_of, trainable_parameters

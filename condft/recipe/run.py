@@ -14,11 +14,12 @@ from peft import PeftModel, get_peft_model
 
 from condft.analysis import analyze
 from condft.files import atomic_directory, write_json, write_text
+from condft.memory import peak_rss_bytes
 from condft.multimodal import SpeechCollator, SpeechExample, precomputed_features
 from condft.plots import plot_condition_numbers, plot_training
 from condft.recipe.build import Speech, compose, load_speech, speech_examples, tuning_config
 from condft.recipe.measure import kl_on_own_text, measure_hearing, measure_text
-from condft.recipe.summary import code_commit, machine, peak_rss_bytes, print_summary, versions
+from condft.recipe.summary import code_commit, machine, print_summary, versions
 from condft.training import (
     FreezeReport,
     RunConfig,

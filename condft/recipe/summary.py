@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from rich.table import Table
 
 from condft.console import console
 
-__all__ = ["code_commit", "machine", "peak_rss_bytes", "print_summary", "versions"]
+__all__ = ["code_commit", "machine", "print_summary", "versions"]
 
 _PACKAGES = ("condft", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
 
@@ -69,12 +68,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB, macOS in bytes
 
 
 def print_summary(summary: Mapping[str, Any], output_dir: str | Path) -> None:
