@@ -71,30 +71,32 @@ class BlockLanczos:
         self.projection = torch.zeros(limit, limit, dtype=torch.float64, device=self.basis.device)
         self.basis[: self.block] = start_vectors(operator.size, self.block, start).to(self.basis)
         self.vectors = 0  # of the basis that have been through the operator
+        self.ends: Ends | None = None  # as they were when last looked at
 
     def run(self, until: Callable[[Ends], bool], max_steps: int | None = None) -> Ends:
-        """Takes steps until the ends are as the caller wants them, or there is no room for more (the last ends then).
+        """Takes steps until the ends are as the caller wants them, or there is no room for more.
 
         Args:
             until: Asked now and then, not after each step.
             max_steps: Further steps at most.
 
-        Raises:
-            ValueError: No step is left to take.
+        Returns:
+            The ends as they are then.
         """
         limit = len(self.projection)
         checks = _CHECKS if self.operator.size < _LARGE else _CHECKS_OF_LARGE
         if max_steps is not None:
             limit = min(limit, self.vectors + max_steps * self.block)
         next_check = min(max(_FIRST_CHECK, self.vectors + self.vectors // checks), limit)
-        while self.vectors < limit:
+        while self.vectors < limit and not (self.ends is not None and self.ends.exhausted):
             coupling = self._step()
             if self.vectors >= next_check or self.vectors == limit:
-                ends = self._ends(coupling)
-                if ends.exhausted or self.vectors == limit or until(ends):
-                    return ends
+                self.ends = self._ends(coupling)
+                if until(self.ends):
+                    break
                 next_check = min(self.vectors + max(1, self.vectors // checks), limit)
-        raise ValueError("the process has no room for another step")
+        assert self.ends is not None  # there is room for a first step
+        return self.ends
 
     def _step(self) -> Tensor:
         """One product. Returns R of what was new in it, `(b, b)`: new vectors times R are the product's remainder."""
