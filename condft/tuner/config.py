@@ -63,6 +63,11 @@ class CondFTConfig(PeftConfig):
         condft_note: For those who read the file without condft.
         init_weights: True starts from the base weights. False perturbs the copies, for tests only.
         trainable_token_indices: As in PEFT's LoRA: token rows of an embedding to train beside the selection.
+        offload_base: Keep the originals of whole selected weights on the CPU while their copies act: nothing reads
+            them then, and on an accelerator they would cost the memory of a second copy. They are brought back where
+            they act: for `disable_adapter`, another active adapter, `unload`. Each time costs a transfer. Originals of
+            weights that train in part (experts, heads) act, and quantised ones are small: both stay. On a model that
+            is on the CPU it changes nothing. `model.device` says "cpu" if the model's first parameter is parked.
     """
 
     target_modules: list[str] | str | None = field(
@@ -133,6 +138,10 @@ class CondFTConfig(PeftConfig):
     )
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
         default=None, metadata={"help": "Token rows of an embedding to train beside the selection."}
+    )
+    offload_base: bool = field(
+        default=False,
+        metadata={"help": "Keep the originals of whole selected weights on the CPU while their copies act."},
     )
 
     def __post_init__(self) -> None:

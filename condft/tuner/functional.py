@@ -3,6 +3,7 @@
 `torch.func.functional_call` would be silently wrong under FSDP1 with `use_orig_params`.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from transformers.pytorch_utils import Conv1D
 
+from condft.tuner.dequantizing import dequantized
 from condft.tuner.layer import CondFTLayer
 from condft.tuner.mixed_batch import mixed_forward
 from condft.tuner.slices import Slices
@@ -37,13 +39,18 @@ class FunctionalLayer(CondFTLayer):
         weight: Tensor = self.copies_of("weight")[adapter]
         if isinstance(base, nn.Embedding):
             return self._embed(x, weight.to(base.weight.dtype))
-        x = self._cast_input_dtype(x, base.weight.dtype)
+        is_quantized = self.quantization_backend is not None
+        if not is_quantized:  # else its dtype is that of codes: the copy follows the input
+            x = self._cast_input_dtype(x, base.weight.dtype)
         bias = self._bias(adapter)
         slices = self.slices["weight"][adapter]
+        if slices is not None and is_quantized:
+            with dequantized(base, _product_dtype(x)) as weights:
+                return _spliced(x, weights, weight, bias, slices, transposed=False)
         if slices is not None:
             return _spliced(x, base.weight, weight, bias, slices, transposed=isinstance(base, Conv1D))
         # Under autocast the copies go in as they are: autocast casts them itself, once a step, and caches that.
-        if not torch.is_autocast_enabled(x.device.type):
+        if not _autocasts(x):
             weight = weight.to(x.dtype)
             bias = None if bias is None else bias.to(x.dtype)
         if isinstance(base, nn.Linear):
@@ -71,17 +78,25 @@ class FunctionalLayer(CondFTLayer):
         return embedded if scale is None else embedded * scale.to(embedded.dtype)
 
 
+def _autocasts(x: Tensor) -> bool:
+    device = x.device.type  # the meta device knows no autocast
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
+
+
 def _spliced(
     x: Tensor, base: Tensor, values: Tensor, bias: Tensor | None, slices: Slices, *, transposed: bool
 ) -> Tensor:
     """A linear layer with `values` in the place of some rows or columns of its weight."""
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    dtype = _product_dtype(x)
     if transposed:
         base, values, slices = base.t(), values.t(), slices.transposed()
     bias = None if bias is None else bias.to(dtype)
     # The casts stand outside, so that autograd undoes them; inside there is nothing left for autocast to do.
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext():
         result: Tensor = _SplicedLinear.apply(x.to(dtype), base.to(dtype), values.to(dtype), bias, slices)
     return result
 

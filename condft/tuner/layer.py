@@ -9,13 +9,16 @@ and `condft.tuner.experts`.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
 from torch import Tensor, nn
 
+from condft.tuner.dequantizing import DequantizingBackend
+from condft.tuner.merging import Merging
+from condft.tuner.offload import Parking
 from condft.tuner.registration import PREFIX
 from condft.tuner.slices import Slices
 
@@ -39,6 +42,8 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         parts: What of the module that adapter trains.
         init_weights: True copies the base weights, False perturbs the copies.
         inference_mode: True leaves the copies without gradient.
+        offload_base: While this adapter acts, the originals of whole parameters are on the CPU.
+        dense_dtype: What a quantised weight becomes when it is merged into.
     """
 
     takes_samples_first = False  # whether forward takes one tensor of samples, so that a batch can be parted
@@ -51,6 +56,8 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         *,
         init_weights: bool = True,
         inference_mode: bool = False,
+        offload_base: bool = False,
+        dense_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -59,8 +66,14 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
         self._active_adapter = adapter_name
-        self._unmerged: dict[str, Tensor] = {}  # parameter -> what merging has put its copy in the place of
-        self.update_layer(adapter_name, parts, init_weights=init_weights, inference_mode=inference_mode)
+        self.quantization_backend = DequantizingBackend.of(self._base)
+        self._dense_dtype = dense_dtype
+        self._merging = Merging()
+        self._parking = Parking()
+        self._offloading: set[str] = set()  # adapters whose originals are parked while they act
+        self.update_layer(
+            adapter_name, parts, init_weights=init_weights, inference_mode=inference_mode, offload_base=offload_base
+        )
 
     @property
     def _base(self) -> Any:
@@ -78,7 +91,13 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         return _get_in_out_features(self._base)[1]
 
     def update_layer(
-        self, adapter_name: str, parts: Parts, *, init_weights: bool = True, inference_mode: bool = False
+        self,
+        adapter_name: str,
+        parts: Parts,
+        *,
+        init_weights: bool = True,
+        inference_mode: bool = False,
+        offload_base: bool = False,
     ) -> None:
         """Adds an adapter: copies of the base values, in their dtype (PEFT then casts half precision to fp32)."""
         for parameter, slices in parts.items():
@@ -86,13 +105,15 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
                 self.slices[parameter] = {}
                 setattr(self, _attribute(parameter), nn.ParameterDict({}))
                 self.adapter_layer_names = (*self.adapter_layer_names, _attribute(parameter))
-            base = self.base_values(parameter)
+            base = self.base_values(parameter).to(self._device_of(parameter))
             copy = base.clone() if slices is None else slices.take(base)
             if not init_weights:
                 spread = copy.float().std(correction=0).to(copy.dtype)
                 copy += _PERTURBATION * spread * torch.randn_like(copy)
             self.copies_of(parameter)[adapter_name] = nn.Parameter(copy)
             self.slices[parameter][adapter_name] = slices
+        if offload_base:
+            self._offloading.add(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     def base_parameter(self, parameter: str) -> Any:
@@ -101,13 +122,8 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         return getattr(self._base.get_submodule(owner), key)
 
     def base_values(self, parameter: str) -> Tensor:
-        """The values that the module had without any adapter, also while one is merged."""
-        values: Tensor = self.base_parameter(parameter).detach()
-        if parameter not in self._unmerged:
-            return values
-        slices = self.slices[parameter][self.merged_adapters[0]]
-        original = self._unmerged[parameter].to(values.device)
-        return original if slices is None else slices.splice(values, original.to(values.dtype))
+        """The values that the module had without any adapter, also while one is merged; dequantised, on any device."""
+        return self._merging.base_values(self, parameter)
 
     def copies_of(self, parameter: str) -> nn.ParameterDict:
         """The trainable copies of one parameter (of its slices), by adapter."""
@@ -120,10 +136,43 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
             if adapter_name in by_adapter:
                 yield parameter, by_adapter[adapter_name], self.copies_of(parameter)[adapter_name]
 
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self.settle()
+
+    def enable_adapters(self, enabled: bool) -> None:
+        super().enable_adapters(enabled)
+        self.settle()
+
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)
         for by_adapter in self.slices.values():
             by_adapter.pop(adapter_name, None)
+        self._offloading.discard(adapter_name)
+        self.settle()
+
+    def settle(self, *, unloading: bool = False) -> None:
+        """Puts every original where it belongs: on the CPU if its adapter offloads and acts, else on its device."""
+        idle: set[str] = set()
+        if not (unloading or self.disable_adapters or self.merged):
+            for name in self._offloading.intersection(self.active_adapters):
+                idle |= {parameter for parameter, slices, _ in self.parts_of(name) if slices is None}
+        if self.quantization_backend is not None:
+            idle.discard("weight")  # small already, and bound to its device by scales beside it
+        self._parking.settle(self._base, idle)
+
+    def away(self) -> list[nn.Parameter]:
+        """The base layer's parameters that are parked on another device than the layer's."""
+        return self._parking.away(self._base)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CondFTLayer":
+        """What `to`, `cuda`, `half` and their like come to: parked originals take on the dtype, but do not move."""
+        with self._parking.set_aside(self._base, fn):
+            super()._apply(fn, recurse)
+        return self
+
+    def _device_of(self, parameter: str) -> torch.device:
+        return self._parking.home(self._base, parameter)
 
     def _acting(self) -> str | None:
         """The adapter whose copies act in this forward; None if the base layer acts alone."""
@@ -161,34 +210,25 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         if safe_merge and not all(torch.isfinite(copy).all() for _, _, copy in parts):
             raise ValueError(f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken")
         for parameter, slices, copy in parts:
-            base = self.base_parameter(parameter)
-            values = copy.detach().to(base.device)
-            if slices is None:
-                self._unmerged[parameter] = base.data
-                base.data = values.to(base.dtype, copy=True)
-            else:
-                self._unmerged[parameter] = slices.take(base.data)
-                slices.write(base.data, values)
+            self._merging.put(
+                self, parameter, slices, copy.detach(), parking=self._parking, dense_dtype=self._dense_dtype
+            )
         self.merged_adapters.append(names[0])
+        self.settle()
 
     def unmerge(self) -> None:
         """Gives the base layer its own weights back, the very same bytes."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        for parameter, slices, _ in self.parts_of(self.merged_adapters[0]):
-            base = self.base_parameter(parameter)
-            if slices is None:
-                base.data = self._unmerged[parameter].to(base.device)
-            else:
-                slices.write(base.data, self._unmerged[parameter])
-        self._unmerged.clear()
+        self._merging.take_back(self, self._parking)
         self.merged_adapters.clear()
+        self.settle()
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Moves to the device only. PEFT's own also casts to the base's dtype: fp32 copies would lose their bits."""
         for parameter, _, copy in self.parts_of(adapter_name):
-            target = device if device is not None else self.base_parameter(parameter).device
+            target = device if device is not None else self._device_of(parameter)
             if not copy.is_meta and target.type != "meta":
                 copy.data = copy.data.to(target)
 

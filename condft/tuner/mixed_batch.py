@@ -128,8 +128,10 @@ def mixed_forward(layer: Any, x: Tensor, *args: Any, adapter_names: Sequence[str
         for name in dict.fromkeys(adapter_names):
             samples = [index for index, own in enumerate(adapter_names) if own == name]
             layer._active_adapter = [] if name == BASE else [name]  # set_adapter() would switch gradients on and off
+            layer.settle()
             outputs.append(layer.forward(x[samples], *args, **kwargs))
             order += samples
     finally:
         layer._active_adapter = active
+        layer.settle()
     return torch.cat(outputs)[torch.tensor(order, device=x.device).argsort()]

@@ -23,6 +23,7 @@ from condft.spectra import Measures
 from condft.tuner.adapter_file import check_adapter_file
 from condft.tuner.base_digests import check_base, digests_of_base, labelled
 from condft.tuner.config import CondFTConfig
+from condft.tuner.dequantizing import working_dtype
 from condft.tuner.fast_path import keep_off_fast_path
 from condft.tuner.functional import SLICEABLE_LAYERS, SUPPORTED_LAYERS
 from condft.tuner.layer import CondFTLayer
@@ -47,6 +48,17 @@ class CondFTModel(BaseTuner):
     prefix: str = PREFIX
     tuner_layer_cls = CondFTLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's name; targets come from the weights)
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Asked for by DistributedDataParallel, which takes parameters on one device only: those parked on another.
+
+        As they are called from here, and from the `PeftModel` around it.
+        """
+        own = [f"model.{name}" for name in getattr(self.model, "_ddp_params_and_buffers_to_ignore", ())]
+        away = {id(p) for module in self.modules() if isinstance(module, CondFTLayer) for p in module.away()}
+        own += [name for name, parameter in self.named_parameters() if id(parameter) in away]
+        return own + [f"base_model.{name}" for name in own]
 
     def _prepare_adapter_config(self, peft_config: CondFTConfig, model_config: dict) -> CondFTConfig:
         return peft_config  # PEFT's own looks the architecture up in a table; the weights tell us instead
@@ -92,12 +104,14 @@ class CondFTModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        options = {"init_weights": peft_config.init_weights, "inference_mode": peft_config.inference_mode}
+        options: dict[str, Any] = {
+            name: getattr(peft_config, name) for name in ("init_weights", "inference_mode", "offload_base")
+        }
         parts = peft_config.plan[canonical_name(current_key)]
         if isinstance(target, CondFTLayer):
             target.update_layer(adapter_name, parts, **options)
             return
-        layer = layer_class(target)(target, adapter_name, parts, **options)
+        layer = layer_class(target)(target, adapter_name, parts, dense_dtype=working_dtype(self.model), **options)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -108,14 +122,14 @@ class CondFTModel(BaseTuner):
         keep_off_fast_path(model)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """PEFT's own, but that hands weight and bias on to what is unloaded, which has them already.
+        """The module and nothing else. PEFT's own also hands weight, bias and device on, which are in place here.
 
-        Experts have no `weight`, and that of an embedding with trained token rows is no parameter any more.
+        Experts have no `weight`, that of an embedding with trained token rows is no parameter any more, and a parked
+        one is on another device.
         """
-        if isinstance(child, CondFTLayer | AuxiliaryTrainingWrapper):
-            setattr(parent, child_name, new_module)
-        else:
-            super()._replace_module(parent, child_name, new_module, child)
+        if isinstance(child, CondFTLayer):
+            child.settle(unloading=True)
+        setattr(parent, child_name, new_module)
 
     def unload(self) -> nn.Module:
         """As PEFT's; a merged adapter's weights stay in what is unloaded, as they do there, but not without a word."""
@@ -246,8 +260,6 @@ def _candidate_names(config: CondFTConfig, model: nn.Module, units: dict[str, Un
     linear_only = config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND
     names: set[str] = set()
     for unit in units.values():
-        if unit.quantization:  # the layer would copy the codes, not the values that they stand for
-            continue
         target = targets.find(unit.name)
         if not isinstance(target, Target):
             continue

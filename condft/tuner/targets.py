@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from condft.heads import HeadSlice, heads_of
+from condft.tuner.dequantizing import shape_of, why_not_trainable
 from condft.tuner.experts import ExpertsLayer
 from condft.tuner.functional import SLICEABLE_LAYERS, SUPPORTED_LAYERS, FunctionalLayer
 from condft.tuner.layer import CondFTLayer, Parts
@@ -87,6 +88,9 @@ class Targets:
         tensor = getattr(module, key, None)
         if not isinstance(tensor, Tensor):
             return None
+        reason = why_not_trainable(module, key)
+        if reason is not None:
+            return reason
         parent_path = path.rpartition(".")[0]
         parent = self.module(parent_path) if parent_path in self._modules else None
         if isinstance(module, nn.MultiheadAttention) and key in _ATTENTION_WEIGHTS:
@@ -94,7 +98,7 @@ class Targets:
         if isinstance(parent, nn.MultiheadAttention) and f"{path.rpartition('.')[2]}.{key}" in _ATTENTION_WEIGHTS:
             return _not_sliced(name, label) or Target(parent_path, f"out_proj.{key}", None, (parent_path, path))
         if isinstance(module, SUPPORTED_LAYERS) and key == "weight":
-            slices = self._head(name, path, label, tensor) if label else None
+            slices = self._head(name, path, label) if label else None
             return slices if isinstance(slices, str) else Target(path, key, slices, (path,))
         if tensor.ndim == 3 and path:
             slices = _of_stack(name, label, len(tensor))
@@ -137,12 +141,12 @@ class Targets:
                 parts.update(_biases(self.module(path), dict(parts)))
         return dict(plan)
 
-    def _head(self, name: str, path: str, label: str, weight: Tensor) -> Slices | str:
+    def _head(self, name: str, path: str, label: str) -> Slices | str:
         module_path, module = self._modules[path]
         if not isinstance(module, SLICEABLE_LAYERS):
             return f"{type(module).__name__} cannot be sliced: name {name!r} to train all of it"
         if name not in self._heads:
-            self._heads[name] = heads_of(self._model, module_path, module, tuple(weight.shape))
+            self._heads[name] = heads_of(self._model, module_path, module, shape_of(module, "weight"))
         heads = self._heads[name]
         if not isinstance(heads, list):
             why = heads or "it is not attention's"
