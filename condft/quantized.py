@@ -94,20 +94,35 @@ def _bitsandbytes_4bit(weight: Any) -> QuantizedWeight:
     if state is None:
         return QuantizedWeight("bitsandbytes 4-bit, not quantised yet: move the model to its device first")
     kind = f"bitsandbytes 4-bit ({state.quant_type})"
-    if getattr(state, "packing_format_for_cpu", False):
-        return QuantizedWeight(f"{kind}, repacked for this CPU by a forward: analyze before the first one")
 
     def read() -> Tensor:
         from bitsandbytes.functional import dequantize_4bit
 
+        codes, flat = weight.data, copy.copy(state)
+        if getattr(state, "packing_format_for_cpu", False):
+            codes = _unpacked(codes, flat)
         # Flat: bitsandbytes 0.50 on CPU mistakes the scales of rows whose length is no multiple of the block size.
-        flat = copy.copy(state)
         flat.shape = torch.Size([state.shape.numel()])
-        values: Tensor = dequantize_4bit(weight.data, flat)
+        values: Tensor = dequantize_4bit(codes, flat)
         return values.reshape(state.shape)
 
     error = code_rounding_error(state.code, state.blocksize)
     return QuantizedWeight(kind, DeferredWeight(tuple(state.shape), state.dtype, read), error)
+
+
+def _unpacked(codes: Tensor, state: Any) -> Tensor:
+    """Undoes what a forward without gradients does on CPUs with AVX-512 BF16; the state is brought in line.
+
+    The scales stay as that forward has rounded them, to bf16: they are what acts from then on.
+    """
+    from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
+
+    scales = state.absmax.T.reshape(-1).float()
+    state.original_nested = False  # else they would be quantised again
+    unpacked: Tensor
+    unpacked, _ = _convert_weight_packed_for_cpu_inverse(codes, state)
+    state.absmax = scales
+    return unpacked
 
 
 def _bitsandbytes_8bit(module: Any, weight: Any) -> QuantizedWeight | None:

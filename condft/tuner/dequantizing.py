@@ -4,7 +4,7 @@ The copy acts in the forward in the place of the quantised weight, which is left
 train is the rest of it needed, and dequantised for the length of one product.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,8 @@ __all__ = [
     "dense_layer",
     "dense_values",
     "dequantized",
+    "exempt_from_quantization",
+    "is_quantized",
     "shape_of",
     "why_not_trainable",
     "working_dtype",
@@ -42,6 +44,11 @@ class DequantizingBackend(QuantizationBackend):
 
     def get_base_weight(self, base_layer: nn.Module) -> Tensor:
         return dense_values(base_layer, "weight")
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether the bits of a layer's `weight` are not its values."""
+    return _quantized(layer, "weight") is not None
 
 
 def why_not_trainable(module: nn.Module, key: str) -> str | None:
@@ -126,6 +133,25 @@ def working_dtype(model: nn.Module) -> torch.dtype:
             if wide and _quantized(module, key) is None:
                 return parameter.dtype
     return torch.get_default_dtype()
+
+
+def exempt_from_quantization(model: Any, dense: Iterable[str]) -> None:
+    """Writes into a transformers model's config that these modules are dense by now.
+
+    Without that, a checkpoint of the merged model would be read as if they were quantised still.
+
+    Args:
+        model: Any module; one that transformers has not quantised is left as it is.
+        dense: Paths of modules in it.
+    """
+    quantizer, names = getattr(model, "hf_quantizer", None), list(dense)
+    if quantizer is None or not names:
+        return
+    config = model.config.quantization_config
+    for option in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        if hasattr(config, option):
+            exempt = getattr(config, option) or getattr(quantizer, "modules_to_not_convert", None) or ()
+            setattr(config, option, sorted({*exempt, *names}))
 
 
 def _quantized(module: nn.Module, key: str) -> QuantizedWeight | None:

@@ -23,7 +23,7 @@ from condft.spectra import Measures
 from condft.tuner.adapter_file import check_adapter_file
 from condft.tuner.base_digests import check_base, digests_of_base, labelled
 from condft.tuner.config import CondFTConfig
-from condft.tuner.dequantizing import working_dtype
+from condft.tuner.dequantizing import exempt_from_quantization, is_quantized, working_dtype
 from condft.tuner.fast_path import keep_off_fast_path
 from condft.tuner.functional import SLICEABLE_LAYERS, SUPPORTED_LAYERS
 from condft.tuner.layer import CondFTLayer
@@ -143,6 +143,14 @@ class CondFTModel(BaseTuner):
                 stacklevel=2,
             )
         return super().unload()
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """PEFT's own; a checkpoint of what comes out must be read as what it is, partly dense."""
+        wrapped = [path for path, m in self.model.named_modules() if isinstance(m, CondFTLayer)]
+        quantized = [path for path in wrapped if self.model.get_submodule(path).quantization_backend is not None]
+        model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)
+        exempt_from_quantization(model, (p for p in quantized if not is_quantized(model.get_submodule(p))))
+        return model
 
     def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
         """Freezes the base. PEFT's own also unfreezes biases in place, and knows no bias="selected"."""
