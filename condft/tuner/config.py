@@ -63,6 +63,8 @@ class CondFTConfig(PeftConfig):
         condft_note: For those who read the file without condft.
         init_weights: True starts from the base weights. False perturbs the copies, for tests only.
         trainable_token_indices: As in PEFT's LoRA: token rows of an embedding to train beside the selection.
+        ensure_weight_tying: As in PEFT's LoRA: `modules_to_save` that hold tied embeddings are trained as one copy.
+            Without it they are refused.
         offload_base: Keep the originals of whole selected weights on the CPU while their copies act: nothing reads
             them then, and on an accelerator they would cost the memory of a second copy. They are brought back where
             they act: for `disable_adapter`, another active adapter, `unload`. Each time costs a transfer. Originals of
@@ -138,6 +140,9 @@ class CondFTConfig(PeftConfig):
     )
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
         default=None, metadata={"help": "Token rows of an embedding to train beside the selection."}
+    )
+    ensure_weight_tying: bool = field(
+        default=False, metadata={"help": "Train tied embeddings among modules_to_save as one copy."}
     )
     offload_base: bool = field(
         default=False,

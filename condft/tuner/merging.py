@@ -59,8 +59,9 @@ class Merging:
     def take_back(self, layer: Any, parking: Parking) -> None:
         """The module as it was before, the very same bytes, where the module is by now."""
         if self._quantized is not None:
-            device = layer.get_base_layer().weight.device
-            layer.base_layer = self._quantized
+            dense = layer.get_base_layer()
+            device = dense.weight.device
+            layer.base_layer = self._quantized.train(dense.training)  # it has not seen what the model was told since
             if self._quantized.weight.device != device:
                 self._quantized.to(device)
         for parameter, (slices, original) in self._originals.items():

@@ -1,6 +1,5 @@
 """`CondFTModel`: the BaseTuner that selects, wraps the selected layers, and checks what is loaded."""
 
-import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +7,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, check_target_module_exists
+from peft.tuners.lora import LoraModel
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from peft.utils.other import AuxiliaryTrainingWrapper, match_target_against_key
@@ -16,20 +16,21 @@ from torch import Tensor, nn
 
 from condft.analysis import analyze
 from condft.measuring import digest_units
-from condft.report import Role, SkippedWeight, SkipReason, SpectralReport
+from condft.report import SkippedWeight, SkipReason, SpectralReport
 from condft.scores import WHOLE_SPECTRUM_SCORES
 from condft.selection import select_units, shape_warning
 from condft.spectra import Measures
 from condft.tuner.adapter_file import check_adapter_file
 from condft.tuner.base_digests import check_base, digests_of_base, labelled
+from condft.tuner.candidates import candidate_names, matches
 from condft.tuner.config import CondFTConfig
 from condft.tuner.dequantizing import exempt_from_quantization, is_quantized, working_dtype
 from condft.tuner.fast_path import keep_off_fast_path
-from condft.tuner.functional import SLICEABLE_LAYERS, SUPPORTED_LAYERS
 from condft.tuner.layer import CondFTLayer
 from condft.tuner.mixed_batch import adapter_names_handed_down
 from condft.tuner.registration import PREFIX
-from condft.tuner.targets import Target, Targets, layer_class, parameter_of
+from condft.tuner.targets import Targets, layer_class, parameter_of
+from condft.tuner.tied import refuse_tied_modules, refuse_tied_units, ties_of
 from condft.weights import Unit, canonical_name, iter_units
 
 __all__ = ["CondFTModel"]
@@ -80,6 +81,14 @@ class CondFTModel(BaseTuner):
         if not units_to_train:
             raise ValueError("target_units=[] trains nothing: name units, or leave it None to select by a budget")
         _check_targets_exist(peft_config, model, targets)
+        ties = ties_of(model)
+        refuse_tied_units({parameter_of(unit) for unit in units_to_train}, ties)
+        saved = peft_config.modules_to_save or []
+        tied_by_peft: set[str] = set()
+        # PEFT ties the copies of these names only.
+        if peft_config.ensure_weight_tying and any(n.split(".")[-1] in EMBEDDING_LAYER_NAMES for n in saved):
+            tied_by_peft = set(self._get_module_names_tied_with_embedding())
+        refuse_tied_modules(saved, ties, tied_by_peft)
         peft_config.plan = targets.plan(units_to_train, bias=peft_config.bias == "selected")
         if peft_config.base_digests is None:
             peft_config.base_digests = digests_of_base(targets, units_to_train)
@@ -91,7 +100,7 @@ class CondFTModel(BaseTuner):
         if peft_config.is_target(canonical_name(key)):
             return True
         # Falsy either way; PEFT tells "excluded" from "not matched" to warn of exclusions without effect.
-        matched = _matches(peft_config, key)
+        matched = matches(peft_config, key)
         return False if matched else matched
 
     def _create_and_replace(
@@ -115,6 +124,9 @@ class CondFTModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    # Says which modules share the copy that `modules_to_save` makes of the input embedding; nothing in it is LoRA's.
+    _add_modules_to_save_to_tie = LoraModel._add_modules_to_save_to_tie
 
     def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         """PEFT's own, which calls its hook for the first adapter only."""
@@ -144,11 +156,11 @@ class CondFTModel(BaseTuner):
             )
         return super().unload()
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
         """PEFT's own; a checkpoint of what comes out must be read as what it is, partly dense."""
         wrapped = [path for path, m in self.model.named_modules() if isinstance(m, CondFTLayer)]
         quantized = [path for path in wrapped if self.model.get_submodule(path).quantization_backend is not None]
-        model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)
+        model: Any = super()._unload_and_optionally_merge(*args, **kwargs)
         exempt_from_quantization(model, (p for p in quantized if not is_quantized(model.get_submodule(p))))
         return model
 
@@ -197,7 +209,7 @@ def _resolve_selection(config: CondFTConfig, model: nn.Module, units: dict[str, 
     _refuse_meta_weights(model)
     if any(isinstance(module, CondFTLayer) and module.merged for module in model.modules()):
         raise ValueError("an adapter is merged, so the base weights cannot be analysed: call unmerge_adapter() first")
-    candidates = _candidate_names(config, model, units, targets)
+    candidates = candidate_names(config, model, units, targets)
     report = config.load_report()
     if report is None:
         measures: Measures = "all" if config.score in WHOLE_SPECTRUM_SCORES else "basic"
@@ -260,72 +272,6 @@ def _refuse_meta_weights(model: nn.Module) -> None:
             f"{len(meta)} weights are on the meta device and cannot be analysed, the first is {meta[0]!r}: load the "
             "weights before get_peft_model, or hand over target_units from an analysis made elsewhere"
         )
-
-
-def _candidate_names(config: CondFTConfig, model: nn.Module, units: dict[str, Unit], targets: Targets) -> set[str]:
-    """Names of the units that the config lets be chosen."""
-    asked_roles = {Role.LAYER, Role.EXPERT, *map(Role, config.include_roles or ())}
-    linear_only = config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND
-    names: set[str] = set()
-    for unit in units.values():
-        target = targets.find(unit.name)
-        if not isinstance(target, Target):
-            continue
-        if linear_only and not isinstance(targets.module(target.path), SLICEABLE_LAYERS):
-            continue
-        # A list that names an embedding or a head asks for it; a pattern or None that happens to match does not.
-        if unit.role not in asked_roles and not isinstance(config.target_modules, list | set | tuple):
-            continue
-        if _in_scope(config, target):
-            names.add(unit.name)
-    if not names:
-        raise ValueError(_no_candidates(config, units))
-    _refuse_tied({parameter_of(name) for name in names}, model)
-    return names
-
-
-def _in_scope(config: CondFTConfig, target: Target) -> bool:
-    matched = [_matches(config, name) for name in target.called]
-    return any(matched) and not any(isinstance(match, _ExcludedModule) for match in matched)
-
-
-def _matches(config: CondFTConfig, module_name: str) -> Any:
-    """PEFT's own matching of a module's name; None and "all-linear" stand for every name there."""
-    scope = copy.copy(config)
-    if config.target_modules is None or config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
-        scope.target_modules = ".*"
-        if config.layers_to_transform is not None:
-            # PEFT counts layers for lists only, and takes a name that stands whole in the list for asked for.
-            parent, _, name = module_name.rpartition(".")
-            scope.target_modules = [name] if parent else []
-    return check_target_module_exists(scope, module_name)
-
-
-def _no_candidates(config: CondFTConfig, units: dict[str, Unit]) -> str:
-    modules = sorted({unit.name.rpartition(".")[0] for unit in units.values()})
-    if config.target_modules is None:
-        kinds = ", ".join(kind.__name__ for kind in SUPPORTED_LAYERS)
-        return f"the model has no weight that CondFT can train: it supports {kinds}, and found {modules[:5]}"
-    wanted = [config.target_modules] if isinstance(config.target_modules, str) else sorted(config.target_modules)
-    suffixes = sorted({name.rpartition(".")[2] for name in modules})
-    near = {word: get_close_matches(word, suffixes + modules, n=3, cutoff=0.5) for word in wanted}
-    hints = "; ".join(f"{word!r} is near {', '.join(found)}" for word, found in near.items() if found)
-    return (
-        f"target_modules={config.target_modules!r} (with its exclusions) matches none of the {len(modules)} modules "
-        f"with a weight. {hints or 'Module names end in ' + ', '.join(suffixes[:12])}."
-    )
-
-
-def _refuse_tied(names: set[str], model: nn.Module) -> None:
-    """A copy of one of two tied weights would untie them silently."""
-    for item in iter_units(model):
-        if isinstance(item, SkippedWeight) and item.reason is SkipReason.TIED:
-            partner = item.detail.removeprefix("shares its memory with ")
-            if partner in names:
-                raise ValueError(
-                    f"{partner} is tied to {item.name}: training a copy of it would untie the two. Leave it out of "
-                    "target_modules and include_roles, or load the model with tie_word_embeddings=False."
-                )
 
 
 def _check_report(report: SpectralReport, units: dict[str, Unit], candidates: set[str], granularity: str) -> None:

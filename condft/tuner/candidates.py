@@ -1,0 +1,102 @@
+"""What may be chosen: the units that a config's scope and roles let in, in PEFT's matching of module names."""
+
+import copy
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
+from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
+from torch import nn
+
+from condft.report import Role, SkippedWeight, SkipReason
+from condft.roles import special_modules
+from condft.tuner.config import CondFTConfig
+from condft.tuner.functional import SLICEABLE_LAYERS, SUPPORTED_LAYERS
+from condft.tuner.targets import Target, Targets, parameter_of
+from condft.tuner.tied import Tie, refuse_tied_units, ties_of
+from condft.weights import Unit, iter_units
+
+__all__ = ["candidate_names", "matches"]
+
+
+def candidate_names(config: CondFTConfig, model: nn.Module, units: Mapping[str, Unit], targets: Targets) -> set[str]:
+    """Names of the units that the config lets be chosen.
+
+    Args:
+        config: Its scope (`target_modules` and the like) and `include_roles`.
+        model: The model.
+        units: All units of it, by name.
+        targets: The same model's modules.
+
+    Raises:
+        ValueError: There are none, or one is tied to another weight, whichever of the two was asked for.
+    """
+    names = {unit.name for unit in units.values() if _is_asked_for(config, unit.name, unit.role, targets)}
+    ties = ties_of(model)
+    refuse_tied_units({parameter_of(name) for name in names} | _second_names(config, model, ties, targets), ties)
+    if not names:
+        raise ValueError(_no_candidates(config, model, units))
+    return names
+
+
+def matches(config: CondFTConfig, module_name: str) -> Any:
+    """PEFT's own matching of a module's name; None and "all-linear" stand for every name there."""
+    scope = copy.copy(config)
+    if config.target_modules is None or config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+        scope.target_modules = ".*"
+        if config.layers_to_transform is not None:
+            # PEFT counts layers for lists only, and takes a name that stands whole in the list for asked for.
+            parent, _, name = module_name.rpartition(".")
+            scope.target_modules = [name] if parent else []
+    return check_target_module_exists(scope, module_name)
+
+
+def _second_names(config: CondFTConfig, model: nn.Module, ties: list[Tie], targets: Targets) -> set[str]:
+    """Tied weights asked for under the name that is no unit's: a unit is told by its first one."""
+    special = special_modules(model)
+    asked: set[str] = set()
+    for tie in ties:
+        module = targets.module(tie.modules[1])
+        role = special.get(id(module), Role.EMBEDDING if isinstance(module, nn.Embedding) else Role.LAYER)
+        if _is_asked_for(config, tie.second, role, targets):
+            asked.add(tie.second)
+    return asked
+
+
+def _is_asked_for(config: CondFTConfig, unit: str, role: Role, targets: Targets) -> bool:
+    target = targets.find(unit)
+    if not isinstance(target, Target):
+        return False
+    linear_only = config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND
+    if linear_only and not isinstance(targets.module(target.path), SLICEABLE_LAYERS):
+        return False
+    # A list that names an embedding or a head asks for it; a pattern or None that happens to match does not.
+    asked_roles = {Role.LAYER, Role.EXPERT, *map(Role, config.include_roles or ())}
+    if role not in asked_roles and not isinstance(config.target_modules, list | set | tuple):
+        return False
+    matched = [matches(config, name) for name in target.called]
+    return any(matched) and not any(isinstance(match, _ExcludedModule) for match in matched)
+
+
+def _no_candidates(config: CondFTConfig, model: nn.Module, units: Mapping[str, Unit]) -> str:
+    modules = sorted({unit.name.rpartition(".")[0] for unit in units.values()})
+    skipped = (item for item in iter_units(model) if isinstance(item, SkippedWeight))
+    quantized = [skip for skip in skipped if skip.reason is SkipReason.QUANTISED]
+    packed = (
+        f" {len(quantized)} weights are quantised and cannot be trained, the first is {quantized[0].name} "
+        f"({quantized[0].detail})."
+        if quantized
+        else ""
+    )
+    if config.target_modules is None:
+        kinds = ", ".join(kind.__name__ for kind in SUPPORTED_LAYERS)
+        return f"the model has no weight that CondFT can train: it supports {kinds}, and found {modules[:5]}.{packed}"
+    wanted = [config.target_modules] if isinstance(config.target_modules, str) else sorted(config.target_modules)
+    suffixes = sorted({name.rpartition(".")[2] for name in modules})
+    near = {word: get_close_matches(word, suffixes + modules, n=3, cutoff=0.5) for word in wanted}
+    hints = "; ".join(f"{word!r} is near {', '.join(found)}" for word, found in near.items() if found)
+    return (
+        f"target_modules={config.target_modules!r} (with its exclusions) matches none of the {len(modules)} modules "
+        f"with a weight. {hints or 'Module names end in ' + ', '.join(suffixes[:12])}.{packed}"
+    )
