@@ -1,6 +1,7 @@
 """What storage rounding hides: the singular values that the rounding's own noise could have made."""
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -46,7 +47,13 @@ def code_rounding_error(codes: Tensor, group: int) -> float:
     Returns:
         Root mean square of the errors over that of the entries, to about 1 %.
     """
-    codes = codes.detach().double().cpu().sort().values
+    return _code_rounding_error(tuple(codes.detach().double().sort().values.tolist()), group)
+
+
+@lru_cache(maxsize=64)
+def _code_rounding_error(table: tuple[float, ...], group: int) -> float:
+    """Once a code table: the layers of a model share theirs, and are looked at again and again."""
+    codes = torch.tensor(table, dtype=torch.float64)
     count = max(8, _SAMPLE // group)
     entries = torch.randn(count, group, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     scale = entries.abs().amax(1, keepdim=True) / codes.abs().max()
