@@ -42,10 +42,10 @@ def race(
     for index in range(rounds):
         if index >= MIN_ROUNDS and time.perf_counter() >= ends:
             break
+        gc.collect()
         first = index % len(names)
         for name in names[first:] + names[:first]:
             prepare[name]()
-            gc.collect()
             began = {clock: read() for clock, read in CLOCKS.items()}
             contestants[name]()
             for clock, read in CLOCKS.items():
