@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from _bench_tuner_models import Adapted, UnfrozenByHand, batch, entries_of, moe, smollm2
 from torch.profiler import ProfilerActivity, profile
+from transformers.utils.logging import disable_progress_bar
 
-from condft.recipe.summary import peak_rss_bytes
+from condft.memory import peak_rss_bytes
 
 __all__ = ["MEMORY_WORK", "memory", "peak_allocated"]
 
@@ -81,7 +82,7 @@ def memory(work: str, units: Sequence[str], *, tick: Callable[[], Any] = lambda:
         path.write_text(json.dumps(list(units)))
         for contestant in CONTESTANTS:
             command = [sys.executable, __file__, work, contestant, str(path)]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             found[contestant] = json.loads(output.splitlines()[-1])
             tick()
     selected = entries_of(MEMORY_WORK[work](), units)
@@ -98,5 +99,6 @@ def memory(work: str, units: Sequence[str], *, tick: Callable[[], Any] = lambda:
 
 
 if __name__ == "__main__":
+    disable_progress_bar()
     work, contestant, units = sys.argv[1:]
     print(json.dumps(measured(work, contestant, json.loads(Path(units).read_text()))))

@@ -23,6 +23,7 @@ from _bench_tuner_steps import EXPERT_WORK, STEP_WORK, expert_steps, smollm2_ste
 from _bench_tuner_table import HEADINGS, figures, markdown
 from rich.table import Table
 from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
 
 from condft.analysis import analyze
 from condft.console import console
@@ -95,6 +96,7 @@ def main() -> None:
     arguments = arguments_of(__doc__, PARTS, "results/tuner.json", repeats=11)
     results = earlier_results(arguments)
     os.environ["HF_HUB_OFFLINE"] = "1"
+    disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*selected weights.*")
     for part in arguments.only or PARTS:
         with tqdm(total=rounds(part, arguments.repeats), desc=part, unit="round") as bar:
