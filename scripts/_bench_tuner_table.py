@@ -1,4 +1,4 @@
-"""The figures of results/tuner.json as rows, for the console and for Markdown."""
+"""The figures of results/tuner.json as rows: whole for the console, and in short for the README."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,22 +6,38 @@ from typing import Any
 
 __all__ = ["HEADINGS", "Figure", "figures", "markdown"]
 
-HEADINGS = ("figure", "model", "measured", "middle half", "CPU time", "target", "met")
-GROUPED = "grouped_mm"
+HEADINGS = ("figure", "on", "dtype", "measured", "middle half", "CPU time", "products", "target", "met")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One row; `target` None for what is told beside the targets."""
+    """One figure.
+
+    Attributes:
+        name: What is compared.
+        model: On what.
+        dtype: Of the base.
+        value: A ratio, seconds, or whether something holds.
+        target: What the value may be at most; None for what is told beside the targets.
+        low, high: Quartiles over the rounds.
+        cpu: The ratio in CPU time.
+        products: The ratio that the flops of the dense products alone would give.
+        unit: Behind the value.
+        digits: Of the value.
+    """
 
     name: str
     model: str
+    dtype: str
     value: float | bool
     target: float | None = None
     low: float | None = None
     high: float | None = None
     cpu: float | None = None
+    products: float | None = None
     unit: str = "x"
+    digits: int = 2
 
     @property
     def met(self) -> bool | None:
@@ -29,56 +45,79 @@ class Figure:
             return self.value
         return None if self.target is None else self.value <= self.target
 
-    def cells(self) -> tuple[str, ...]:
-        target = "" if self.target is None else f"≤ {self._written(self.target)}"
-        spread = "" if self.low is None or self.high is None else f"{self.low:.2f}-{self.high:.2f}"
-        cpu = "" if self.cpu is None else self._written(self.cpu)
-        met = {None: "", True: "yes", False: "**no**"}[self.met]
-        return (self.name, self.model, self._written(self.value), spread, cpu, target, met)
+    @property
+    def limit(self) -> str:
+        return "" if self.target is None else f"≤ {self.written(self.target)}"
 
-    def _written(self, value: float | bool) -> str:
+    def cells(self) -> tuple[str, ...]:
+        """As `HEADINGS`."""
+        spread = "" if self.low is None else f"{self.written(self.low)}-{self.written(self.high)}"
+        met = {None: "", True: "yes", False: "no"}[self.met]
+        measured = (self.written(self.value), spread, self.written(self.cpu), self.written(self.products))
+        return (self.name, self.model, self.dtype, *measured, self.limit, met)
+
+    def written(self, value: float | bool | None) -> str:
+        if value is None:
+            return ""
         if isinstance(value, bool):
             return "yes" if value else "no"
-        digits = 3 if self.name.startswith("peak memory") else 2
-        return f"{value:.{digits}f}{self.unit}"
+        return f"{value:.{self.digits}f}{self.unit}"
 
 
 def figures(results: Mapping[str, Any]) -> Iterator[Figure]:
-    """Every row that the results hold figures for, in the order of the targets."""
-    for row in results.get("steps", []):
-        model = f"SmolLM2 {row['dtype']}"
-        yield _ratio("step, against unfrozen by hand", model, row["against_unfrozen"], 1.03)
-    for row in results.get("steps", []):
-        model = f"SmolLM2 {row['dtype']}"
-        yield _ratio("step, against LoRA r=16 on all linear layers", model, row["against_lora"], 1.0)
+    """Every figure that the results hold, in the order of the targets."""
+    for name, rival, target in (
+        ("step, against unfrozen by hand", "unfrozen", 1.03),
+        ("step, against LoRA r=16 on all linear layers", "lora", 1.0),
+    ):
+        for row in results.get("steps", []):
+            yield _ratio(name, "SmolLM2", row["dtype"], row[f"against_{rival}"], target)
     for row in results.get("experts", []):
-        name = f"{row['work']}, {row['implementation']}, {row['dtype']}, {row['tokens']} tokens"
-        yield _ratio("quarter of the experts, against LoRA target_parameters", name, row["against_lora"], 0.6)
-        if row["implementation"] == GROUPED:
-            yield Figure("of that: flops of the products alone", name, row["share_of_products"])
+        work = f"{row['work']}, {row['implementation']}, {row['tokens']} tokens"
+        against = row["against_lora"], 0.6, row["share_of_products"]
+        yield _ratio("a quarter of the experts, against LoRA `target_parameters`", work, row["dtype"], *against)
     for row in results.get("memory", []):
+        model, dtype = row["work"].split()
         # Over a fp32 base the weights are their own masters, and the base's copy comes on top.
-        target = 1.02 if "bfloat16" in row["work"] else None
-        yield Figure("peak memory, against unfrozen with fp32 masters", row["work"], row["ratio"], target)
-        yield Figure("optimizer state is the selection's alone", row["work"], row["optimizer_state_exact"])
+        target = None if dtype == "float32" else 1.02
+        yield Figure("peak memory, against unfrozen with fp32 masters", model, dtype, row["ratio"], target, digits=3)
+        yield Figure("optimizer state exactly the selection's", model, dtype, row["optimizer_state_exact"])
     if "start" in results:
         beyond = results["start"]["seconds_beyond_lora"]
-        yield Figure("get_peft_model beyond LoRA's, report cached", "SmolLM2", beyond, 1.0, unit=" s")
-    if "files" in results:
-        saved, loaded = (results["files"][f"{verb}_against_write"] for verb in ("save", "load"))
-        yield _ratio("adapter saved, against safetensors' write", "SmolLM2", saved, 1.5)
-        yield _ratio("adapter loaded, against the same", "SmolLM2", loaded, 1.5)
+        yield Figure("`get_peft_model`, report cached, beyond LoRA's", "SmolLM2", "float32", beyond, 1.0, unit=" s")
+    for row in results.get("files", []):
+        size = f"SmolLM2, {row['bytes'] / 1e6:.0f} MB"
+        for verb in ("save", "load"):
+            name = f"adapter {verb}, against safetensors' write"
+            yield _ratio(name, size, "float32", row[f"{verb}_against_write"], 1.5)
     for row in results.get("merged", []):
-        yield _ratio("merged forward, against the base's", row["work"], row["against_base"], None)
+        model, dtype = row["work"].split()
+        yield _ratio("merged model's forward, against the base's", model, dtype, row["against_base"], None)
         is_same = all(row[key] for key in ("same_modules_and_tensors", "logits_moved", "logits_are_the_adapters"))
-        yield Figure("merged: the base's very modules, the adapter's very logits", row["work"], is_same)
+        yield Figure("merged: the base's modules, the adapter's logits to the bit", model, dtype, is_same)
 
 
-def _ratio(name: str, model: str, found: Mapping[str, float], target: float | None) -> Figure:
-    return Figure(name, model, found["ratio"], target, found["low"], found["high"], found["cpu_ratio"])
+def _ratio(
+    name: str, model: str, dtype: str, found: Mapping[str, float], target: float | None, products: float | None = None
+) -> Figure:
+    spread = found["low"], found["high"], found["cpu_ratio"]
+    return Figure(name, model, dtype, found["ratio"], target, *spread, products)
 
 
 def markdown(rows: Sequence[Figure]) -> str:
-    """A table for the README."""
-    lines = [HEADINGS, tuple("---" for _ in HEADINGS), *(row.cells() for row in rows)]
+    """The dtypes beside each other, what misses its target in bold, the products' ratio in brackets."""
+    found: dict[tuple[str, str], dict[str, Figure]] = {}
+    for row in rows:
+        found.setdefault((row.name, row.model), {})[row.dtype] = row
+    lines = [("figure", "on", *DTYPES, "target"), ("---",) * 5]
+    for (name, model), by_dtype in found.items():
+        cells = [_short(by_dtype[dtype]) if dtype in by_dtype else "" for dtype in DTYPES]
+        limits = [row.limit for row in by_dtype.values()]
+        lines.append((name, model, *cells, max(limits, key=len)))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _short(row: Figure) -> str:
+    value = row.written(row.value)
+    value = f"**{value}**" if row.met is False else value
+    return value if row.products is None else f"{value} ({row.written(row.products)})"

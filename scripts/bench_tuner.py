@@ -28,16 +28,20 @@ from transformers.utils.logging import disable_progress_bar
 from condft.analysis import analyze
 from condft.console import console
 from condft.files import write_json
+from condft.report import SpectralReport
 from condft.selection import select_units
 
 Tick = Callable[[], Any]
 
 
 @lru_cache
-def selected() -> tuple[str, ...]:
-    """What `CondFTConfig(trainable_fraction=FRACTION)` chooses."""
-    report = analyze(smollm2(), progress=False, cache=False)
-    return select_units(report, trainable_fraction=FRACTION).names
+def report() -> SpectralReport:
+    return analyze(smollm2(), progress=False, cache=False)
+
+
+def selected(fraction: float = FRACTION) -> tuple[str, ...]:
+    """What `CondFTConfig(trainable_fraction=fraction)` chooses."""
+    return select_units(report(), trainable_fraction=fraction).names
 
 
 def steps(repeats: int, tick: Tick) -> list[dict[str, Any]]:
@@ -60,12 +64,13 @@ def merges(repeats: int, tick: Tick) -> list[dict[str, Any]]:
     return [merged(work, selected() if "smollm2" in work else None, repeats, tick) for work in MERGED_WORK]
 
 
+FILE_FRACTIONS = (FRACTION, 0.5)  # an adapter of the usual size, and one beside which PEFT's own part is small
 PARTS: dict[str, Callable[[int, Tick], Any]] = {
     "steps": steps,
     "experts": experts,
     "memory": memories,
     "start": start,
-    "files": lambda repeats, tick: files(selected(), 2 * repeats, tick),
+    "files": lambda repeats, tick: [files(selected(fraction), repeats, tick) for fraction in FILE_FRACTIONS],
     "merged": merges,
 }
 
@@ -77,7 +82,7 @@ def rounds(part: str, repeats: int) -> int:
         "experts": len(EXPERT_WORK) * repeats,
         "memory": 2 * len(MEMORY_WORK),
         "start": repeats,
-        "files": 2 * repeats,
+        "files": len(FILE_FRACTIONS) * repeats,
         "merged": len(MERGED_WORK) * repeats,
     }[part]
 
@@ -85,7 +90,7 @@ def rounds(part: str, repeats: int) -> int:
 def show(results: dict[str, Any]) -> None:
     table = Table(title="CondFT beside LoRA and beside plain unfreezing", title_justify="left")
     for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading in HEADINGS[:2] else "right")
+        table.add_column(heading, justify="left" if heading in HEADINGS[:3] else "right")
     for row in figures(results):
         table.add_row(*row.cells())
     console().print(table)
