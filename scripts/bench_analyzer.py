@@ -10,7 +10,6 @@ memory of a streamed checkpoint, two ranks, and how cost grows. Needs models/smo
 (scripts/get_models.py) for the first row, and 4 GB of disk for the streamed checkpoint.
 """
 
-import argparse
 import gc
 import json
 import math
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 from _bench_limit import distance_to_limit, machine_rates
 from _bench_ranks import shared_by_two
+from _bench_results import arguments_of, earlier_results, made_by
 from _bench_scaling import extrapolate, plot_scaling, scaling
 from _bench_streaming import streaming
 from peft.helpers import KappaTuneSelector
@@ -37,7 +37,6 @@ from transformers import AutoModelForCausalLM
 from condft.analysis import analyze
 from condft.console import console
 from condft.files import write_json
-from condft.recipe.summary import code_commit, machine, versions
 from condft.spectra import spectral_facts
 
 LLAMA_8B_LAYER = {
@@ -229,28 +228,15 @@ def main() -> None:
         "ranks": lambda repeats: shared_by_two(linears(LLAMA_8B_LAYER)),
         "scaling": grown,
     }
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=[*WORK, *parts], action="append", help="leave the rest out")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("results/analyzer.json"))
-    arguments = parser.parse_args()
-    results: dict[str, Any] = (
-        json.loads(arguments.out.read_text()) if arguments.only and arguments.out.exists() else {}
-    )
+    arguments = arguments_of(__doc__, [*WORK, *parts], "results/analyzer.json", repeats=3)
+    results = earlier_results(arguments)
     results.setdefault("races", {})
-    results.setdefault("made_by", {})
     for name in arguments.only or [*WORK, *parts]:
         if name in WORK:
             results["races"][name] = race(name, arguments.repeats)
         else:
             results[name] = parts[name](arguments.repeats)
-        results["made_by"][name] = {
-            "script": "scripts/bench_analyzer.py",
-            "commit": code_commit(),
-            "machine": machine(),
-            "versions": versions(),
-            "repeats": arguments.repeats,
-        }
+        results["made_by"][name] = made_by("scripts/bench_analyzer.py", arguments.repeats)
         write_json(arguments.out, results)
     show(results)
 

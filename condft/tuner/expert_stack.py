@@ -6,14 +6,13 @@ Modules need neither, for they use a stack in one of three ways (transformers' `
 | use | here |
 | --- | --- |
 | `stack[expert]`, "eager" | the frozen expert's matrix, or the trained copy |
-| `F.grouped_mm(x, stack.transpose(-2, -1), offs=...)`, "grouped_mm" | one product for the rows of frozen experts, one for those of trained experts |
+| `F.grouped_mm(x, stack.transpose(-2, -1), offs=...)`, "grouped_mm" | the rows of trained experts with the copies: `condft.tuner.grouped_product` |
 | `stack[experts]`, "batched_mm" | the frozen matrices gathered, the trained ones written over them |
 
 Whatever else is done with the stack, torch's own operations get it put together after all: slower, never wrong.
 """  # noqa: E501
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from condft.tuner.grouped_product import by_gathering, expert_by_expert, places_of
 from condft.tuner.slices import Slices
 
 __all__ = ["ExpertStack", "expert_stack"]
@@ -34,6 +34,7 @@ class _Parts:
         values: `(trained, rows, columns)`, in the order of `trained`; its dtype may be a wider one.
         trained: Indices of the trained experts, ascending.
         rows: `values` taken apart, so that each expert's gradient comes by itself.
+        is_in_graph: Whether a use has been recorded that gives `values` a whole gradient.
     """
 
     def __init__(self, base: Tensor, values: Tensor, slices: Slices) -> None:
@@ -41,12 +42,19 @@ class _Parts:
         self.trained = slices.indices
         self.place = {expert: place for place, expert in enumerate(self.trained)}
         self.rows: tuple[Tensor, ...] = _TakeApart.apply(values)
+        self.is_in_graph = False
         self._cast: Tensor | None = None
         self._whole: Tensor | None = None
 
+    def recorded(self) -> None:
+        self.is_in_graph |= torch.is_grad_enabled()
+
     def one(self, expert: int) -> Tensor:
         place = self.place.get(expert % len(self.base) if expert < 0 else expert)
-        return self.base[expert] if place is None else self.rows[place].to(self.base.dtype)
+        if place is None:
+            return self.base[expert]
+        self.recorded()
+        return self.rows[place].to(self.base.dtype)
 
     def cast(self) -> Tensor:
         if self._cast is None:
@@ -60,10 +68,13 @@ class _Parts:
 
     def gather(self, experts: Tensor) -> Tensor:
         gathered = self.base[experts]
-        place, _ = _tables(self.trained, len(self.base), experts.device)
+        place, _ = places_of(self.trained, len(self.base), experts.device)
         places = place[experts]
         hit = (places >= 0).nonzero().squeeze(1)
-        return gathered.index_copy_(0, hit, self.values[places[hit]].to(self.base.dtype)) if len(hit) else gathered
+        if not len(hit):
+            return gathered
+        self.recorded()
+        return gathered.index_copy_(0, hit, self.values[places[hit]].to(self.base.dtype))
 
 
 class ExpertStack(Tensor):
@@ -149,14 +160,6 @@ class _TakeApart(torch.autograd.Function):
         return whole
 
 
-@lru_cache(maxsize=1024)
-def _tables(trained: tuple[int, ...], num_experts: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Per expert its place among the trained ones or -1, and the trained ones' indices; on the device."""
-    place = torch.full((num_experts + 1,), -1)  # one more, for rows that belong to no expert
-    place[list(trained)] = torch.arange(len(trained))
-    return place.to(device), torch.tensor(trained, device=device)
-
-
 def _getitem(stack: ExpertStack, index: Any) -> Any:
     if isinstance(index, Tensor):
         if index.dtype.is_floating_point or index.dtype == torch.bool or type(index) is not Tensor:
@@ -184,25 +187,11 @@ def _grouped_mm(x: Tensor, stack: ExpertStack, *, offs: Tensor | None = None, **
     ):
         return NotImplemented
     parts = stack.parts
-    base, values = stack.oriented(parts.base), stack.oriented(parts.cast())
-    place, trained = _tables(parts.trained, len(base), x.device)
-    sizes = torch.diff(offs, prepend=offs.new_zeros(1))
-    ends_of_trained = sizes[trained].cumsum(0, dtype=offs.dtype)
-    num_rows = int(ends_of_trained[-1])  # the one synchronisation
-    if num_rows == 0:
-        return _product(x, base, offs=offs)
-    if num_rows == len(x):
-        return _product(x, values, offs=ends_of_trained)
-    expert = torch.searchsorted(offs, torch.arange(len(x), device=x.device, dtype=offs.dtype), right=True)
-    is_trained = place >= 0
-    # A stable sort keeps either part sorted by expert, and rows of no expert at the end of the frozen part.
-    order = is_trained[expert].to(torch.uint8).argsort(stable=True)
-    of_frozen, of_trained = order[:-num_rows], order[-num_rows:]
-    ends_of_frozen = sizes.masked_fill(is_trained[:-1], 0).cumsum(0, dtype=offs.dtype)
-    frozen_result = _product(x.index_select(0, of_frozen), base, offs=ends_of_frozen)
-    trained_result = _product(x.index_select(0, of_trained), values, offs=ends_of_trained)
-    result = torch.empty(len(x), base.shape[-1], dtype=frozen_result.dtype, device=x.device)
-    return result.index_copy_(0, of_frozen, frozen_result).index_copy_(0, of_trained, trained_result)
+    if x.device.type == "cpu":
+        parts.recorded()
+        swapped = stack.is_transposed
+        return expert_by_expert(x, parts.base, parts.values, offs, parts.place, is_transposed=swapped)
+    return by_gathering(x, stack.oriented(parts.base), stack.oriented(parts.cast()), offs, parts.trained)
 
 
 _SHORTCUTS: dict[Any, Callable[..., Any]] = {
@@ -210,8 +199,6 @@ _SHORTCUTS: dict[Any, Callable[..., Any]] = {
     Tensor.transpose: _transpose,
     Tensor.mT.__get__: lambda stack: _transpose(stack, -2, -1),  # type: ignore[attr-defined]
 }
-# torch's public function is plain Python around the private one, and older versions have only that.
-_product: Any = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
 _SHORTCUTS |= {
     getattr(holder, name): _grouped_mm
     for holder, name in ((F, "grouped_mm"), (torch, "_grouped_mm"))

@@ -22,7 +22,7 @@ class ExpertsLayer(SubstitutingLayer):
         """With the trained copies in its graph even if no token went to any of them."""
         if torch.is_grad_enabled():
             for stack in acting.values():
-                if isinstance(stack, ExpertStack) and stack.parts.values.requires_grad:
+                if isinstance(stack, ExpertStack) and stack.parts.values.requires_grad and not stack.parts.is_in_graph:
                     result = _connected(result, stack.parts.rows[0])
         return result
 

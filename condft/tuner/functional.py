@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from condft.tuner.dequantizing import dequantized
 from condft.tuner.layer import CondFTLayer
 from condft.tuner.mixed_batch import mixed_forward
+from condft.tuner.recast import recast_linear
 from condft.tuner.slices import Slices
 
 __all__ = ["SLICEABLE_LAYERS", "SUPPORTED_LAYERS", "FunctionalLayer"]
@@ -51,6 +52,8 @@ class FunctionalLayer(CondFTLayer):
             return _spliced(x, base.weight, weight, bias, slices, transposed=isinstance(base, Conv1D))
         # Under autocast the copies go in as they are: autocast casts them itself, once a step, and caches that.
         if not _autocasts(x):
+            if isinstance(base, nn.Linear):
+                return recast_linear(x, weight, bias)
             weight = weight.to(x.dtype)
             bias = None if bias is None else bias.to(x.dtype)
         if isinstance(base, nn.Linear):

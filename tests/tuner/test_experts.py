@@ -310,22 +310,6 @@ def test_the_stack_reads_as_a_tensor_whatever_is_done_with_it() -> None:
         torch.testing.assert_close(grads[0], grads[1])
 
 
-@pytest.mark.parametrize("ends", [[2, 4, 4, 9, 12], [3, 3, 5, 5, 12], [0, 5, 5, 12, 12], [2, 4, 4, 9, 10]])
-def test_grouped_products_for_any_share_of_the_rows(ends: list[int]) -> None:
-    """None, some or all rows of trained experts; rows after the last expert's are nobody's (expert parallelism)."""
-    torch.manual_seed(0)
-    slices = Slices.joined(0, [(3, 4), (1, 2)])
-    base, values = torch.randn(5, 8, 4), nn.Parameter(torch.randn(2, 8, 4))
-    x, weight = torch.randn(12, 4, requires_grad=True), torch.randn(ends[-1], 8)
-    offsets = torch.tensor(ends, dtype=torch.int32)
-    found = []
-    for stack in (expert_stack(base, values, slices), slices.splice(base, values)):
-        result = F.grouped_mm(x, stack.transpose(-2, -1), offs=offsets)[: ends[-1]]
-        grads = torch.autograd.grad((result * weight).sum(), (x, values), allow_unused=True, materialize_grads=True)
-        found.append((result, grads[0][: ends[-1]], grads[1]))
-    torch.testing.assert_close(found[0], found[1])
-
-
 def test_kernels_that_would_miss_the_trained_experts_are_refused() -> None:
     class Foreign(torch.autograd.Function):
         @staticmethod

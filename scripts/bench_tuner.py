@@ -1,0 +1,115 @@
+"""Times the tuner beside LoRA and beside plain unfreezing: same batch, same selected set, turn and turn about.
+
+    python scripts/bench_tuner.py                  # everything, into results/tuner.json; some ten minutes
+    python scripts/bench_tuner.py --only files     # a part; the others of an existing file stay as they are
+
+Ratios are medians over rounds in which every contestant runs once, so what slows the machine down slows all; beside
+the wall time stands the process's CPU time, which other processes stretch less. Real weights: SmolLM2-135M with the
+tenth of its layers that the default selects. Experts: two layers of Mixtral's and of OLMoE's proportions, random
+weights, a random quarter of the experts. Needs models/smollm2-135m-instruct (scripts/get_models.py).
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+from _bench_results import arguments_of, earlier_results, made_by
+from _bench_tuner_files import MERGED_WORK, files, merged, start
+from _bench_tuner_memory import MEMORY_WORK, memory
+from _bench_tuner_models import FRACTION, quarter_of_experts, smollm2
+from _bench_tuner_steps import EXPERT_WORK, STEP_WORK, expert_steps, smollm2_steps
+from _bench_tuner_table import HEADINGS, figures, markdown
+from rich.table import Table
+from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
+
+from condft.analysis import analyze
+from condft.console import console
+from condft.files import write_json
+from condft.report import SpectralReport
+from condft.selection import select_units
+
+Tick = Callable[[], Any]
+
+
+@lru_cache
+def report() -> SpectralReport:
+    return analyze(smollm2(), progress=False, cache=False)
+
+
+def selected(fraction: float = FRACTION) -> tuple[str, ...]:
+    """What `CondFTConfig(trainable_fraction=fraction)` chooses."""
+    return select_units(report(), trainable_fraction=fraction).names
+
+
+def steps(repeats: int, tick: Tick) -> list[dict[str, Any]]:
+    return [smollm2_steps(dtype, list(selected()), repeats, tick) for dtype in STEP_WORK]
+
+
+def experts(repeats: int, tick: Tick) -> list[dict[str, Any]]:
+    return [expert_steps(*work, repeats, tick) for work in EXPERT_WORK]
+
+
+def memories(repeats: int, tick: Tick) -> list[dict[str, Any]]:
+    """Counted, not timed: once is enough."""
+    return [
+        memory(work, selected() if "smollm2" in work else quarter_of_experts(make()), tick=tick)
+        for work, make in MEMORY_WORK.items()
+    ]
+
+
+def merges(repeats: int, tick: Tick) -> list[dict[str, Any]]:
+    return [merged(work, selected() if "smollm2" in work else None, repeats, tick) for work in MERGED_WORK]
+
+
+FILE_FRACTIONS = (FRACTION, 0.5)  # an adapter of the usual size, and one beside which PEFT's own part is small
+PARTS: dict[str, Callable[[int, Tick], Any]] = {
+    "steps": steps,
+    "experts": experts,
+    "memory": memories,
+    "start": start,
+    "files": lambda repeats, tick: [files(selected(fraction), repeats, tick) for fraction in FILE_FRACTIONS],
+    "merged": merges,
+}
+
+
+def rounds(part: str, repeats: int) -> int:
+    """How often a part ticks at most."""
+    return {
+        "steps": len(STEP_WORK) * repeats,
+        "experts": len(EXPERT_WORK) * repeats,
+        "memory": 2 * len(MEMORY_WORK),
+        "start": repeats,
+        "files": len(FILE_FRACTIONS) * repeats,
+        "merged": len(MERGED_WORK) * repeats,
+    }[part]
+
+
+def show(results: dict[str, Any]) -> None:
+    table = Table(title="CondFT beside LoRA and beside plain unfreezing", title_justify="left")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading in HEADINGS[:3] else "right")
+    for row in figures(results):
+        table.add_row(*row.cells())
+    console().print(table)
+    print(markdown(list(figures(results))))
+
+
+def main() -> None:
+    arguments = arguments_of(__doc__, PARTS, "results/tuner.json", repeats=11)
+    results = earlier_results(arguments)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*selected weights.*")
+    for part in arguments.only or PARTS:
+        with tqdm(total=rounds(part, arguments.repeats), desc=part, unit="round") as bar:
+            results[part] = PARTS[part](arguments.repeats, partial(bar.update, 1))
+        results["made_by"][part] = made_by("scripts/bench_tuner.py", arguments.repeats)
+        write_json(arguments.out, results)
+    show(results)
+
+
+if __name__ == "__main__":
+    main()
