@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -15,10 +15,10 @@ from peft.utils.other import AuxiliaryTrainingWrapper, match_target_against_key
 from torch import Tensor, nn
 
 from condft.analysis import analyze
-from condft.measuring import digest_units
 from condft.report import Role, SkippedWeight, SkipReason, SpectralReport
 from condft.scores import WHOLE_SPECTRUM_SCORES
-from condft.selection import select_units, shape_warning
+from condft.selection import Selection, select_units, shape_warning
+from condft.sharing import Ranks, Shares, walk_together
 from condft.spectra import Measures
 from condft.tuner.adapter_file import check_adapter_file
 from condft.tuner.base_digests import check_base, digests_of_base, labelled
@@ -27,6 +27,7 @@ from condft.tuner.fast_path import keep_off_fast_path
 from condft.tuner.functional import SLICEABLE_LAYERS, SUPPORTED_LAYERS
 from condft.tuner.layer import CondFTLayer
 from condft.tuner.mixed_batch import adapter_names_handed_down
+from condft.tuner.placeholders import give_addresses
 from condft.tuner.registration import PREFIX
 from condft.tuner.targets import Target, Targets, layer_class, parameter_of
 from condft.weights import Unit, canonical_name, iter_units
@@ -58,10 +59,7 @@ class CondFTModel(BaseTuner):
         """Selects if the config carries no selection yet; called by PEFT before every injection."""
         targets = Targets(model)
         if peft_config.target_units is None:
-            granularity = peft_config.granularity
-            walk = iter_units(model, granularity=granularity)  # type: ignore[arg-type]  # checked by iter_units
-            units = {item.name: item for item in walk if isinstance(item, Unit)}
-            _resolve_selection(peft_config, model, units, targets)
+            _resolve_selection(peft_config, model, targets)
         else:
             peft_config.check_rule()
         units_to_train = peft_config.target_units or []
@@ -106,6 +104,7 @@ class CondFTModel(BaseTuner):
         """PEFT's own, which calls its hook for the first adapter only."""
         super().inject_adapter(model, *args, **kwargs)
         keep_off_fast_path(model)
+        give_addresses(model)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """PEFT's own, but that hands weight and bias on to what is unloaded, which has them already.
@@ -170,34 +169,27 @@ def _added_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
         yield from module.parameters()
 
 
-def _resolve_selection(config: CondFTConfig, model: nn.Module, units: dict[str, Unit], targets: Targets) -> None:
-    """Analyses what may be chosen, selects, and writes the selection into the config."""
-    _refuse_meta_weights(model)
-    if any(isinstance(module, CondFTLayer) and module.merged for module in model.modules()):
-        raise ValueError("an adapter is merged, so the base weights cannot be analysed: call unmerge_adapter() first")
-    candidates = _candidate_names(config, model, units, targets)
-    report = config.load_report()
+def _resolve_selection(config: CondFTConfig, model: nn.Module, targets: Targets) -> None:
+    """Analyses what may be chosen, selects, and writes the selection into the config.
+
+    Ranks of torch.distributed do this together, since some may hold meta tensors where others hold the weights; and
+    the first one's choice is everybody's, whatever seed or report the others were given.
+    """
+    ranks = Ranks()
+    granularity: Any = config.granularity  # checked by iter_units
+    shares, skipped = walk_together(ranks, lambda: iter_units(model, granularity=granularity))
+    _refuse_meta_weights(skipped)
+    candidates = _of_any_rank(ranks, lambda: _candidate_names(config, model, shares.units, targets))
+    if not candidates:
+        raise ValueError(_no_candidates(config, shares.infos))
+    _refuse_tied({parameter_of(name) for name in candidates}, skipped)
+    report = ranks.from_first(config.load_report)
     if report is None:
         measures: Measures = "all" if config.score in WHOLE_SPECTRUM_SCORES else "basic"
-        report = analyze(
-            model,
-            names=candidates,
-            measures=measures,
-            granularity=config.granularity,  # type: ignore[arg-type]  # checked above, by iter_units
-        )
+        report = analyze(model, names=candidates, measures=measures, granularity=granularity)
     else:
-        _check_report(report, units, candidates, config.granularity)
-    selection = select_units(
-        report,
-        num_tensors=config.num_tensors,
-        trainable_fraction=config.trainable_fraction,
-        max_condition_number=config.max_condition_number,
-        score=config.score,  # type: ignore[arg-type]  # select_units checks these three and names the choices
-        order=config.order,  # type: ignore[arg-type]
-        stratify=config.stratify,  # type: ignore[arg-type]
-        seed=config.seed,
-        candidates=candidates,
-    )
+        _check_report(report, shares, candidates, granularity)
+    selection = ranks.from_first(lambda: _select(config, report, candidates))
     if len(selection.names) == selection.num_candidates and config.target_modules is None:
         warnings.warn(
             f"the budget takes all {selection.num_candidates} candidate weights, so nothing is selected by "
@@ -211,12 +203,31 @@ def _resolve_selection(config: CondFTConfig, model: nn.Module, units: dict[str, 
     config.selected_by = config.rule
     rows = {row.name: row for row in report.rows}
     # What is quantised is analysed as what it stands for, which another base may hold in other digits.
-    plain = [name for name in selection.names if not units[name].quantization]
+    quantized = _of_any_rank(ranks, lambda: {unit.name for unit in shares.units.values() if unit.quantization})
+    plain = [name for name in selection.names if name not in quantized]
     config.base_digests = {name: labelled(rows[name].dtype, rows[name].digest) for name in plain}
     if _saves_whole_embeddings(config, model):
         config.target_modules = None
     config.report_fingerprint = report.fingerprint
     config.report = None
+
+
+def _of_any_rank(ranks: Ranks, names: Callable[[], set[str]]) -> set[str]:
+    return set().union(*ranks.run(names))
+
+
+def _select(config: CondFTConfig, report: SpectralReport, candidates: set[str]) -> Selection:
+    return select_units(
+        report,
+        num_tensors=config.num_tensors,
+        trainable_fraction=config.trainable_fraction,
+        max_condition_number=config.max_condition_number,
+        score=config.score,  # type: ignore[arg-type]  # select_units checks these three and names the choices
+        order=config.order,  # type: ignore[arg-type]
+        stratify=config.stratify,  # type: ignore[arg-type]
+        seed=config.seed,
+        candidates=candidates,
+    )
 
 
 def _saves_whole_embeddings(config: CondFTConfig, model: nn.Module) -> bool:
@@ -231,17 +242,20 @@ def _saves_whole_embeddings(config: CondFTConfig, model: nn.Module) -> bool:
     return bool(set(scope or ()).intersection(EMBEDDING_LAYER_NAMES))
 
 
-def _refuse_meta_weights(model: nn.Module) -> None:
-    meta = [s.name for s in iter_units(model) if isinstance(s, SkippedWeight) and s.reason is SkipReason.META_DEVICE]
+def _refuse_meta_weights(skipped: Sequence[SkippedWeight]) -> None:
+    meta = [skip.name for skip in skipped if skip.reason is SkipReason.META_DEVICE]
     if meta:
         raise ValueError(
-            f"{len(meta)} weights are on the meta device and cannot be analysed, the first is {meta[0]!r}: load the "
-            "weights before get_peft_model, or hand over target_units from an analysis made elsewhere"
+            f"{len(meta)} weights are on the meta device{' of every rank' if Ranks().size > 1 else ''} and cannot be "
+            f"analysed, the first is {meta[0]!r}: load the weights before get_peft_model, or hand over target_units "
+            "from an analysis made elsewhere"
         )
 
 
-def _candidate_names(config: CondFTConfig, model: nn.Module, units: dict[str, Unit], targets: Targets) -> set[str]:
-    """Names of the units that the config lets be chosen."""
+def _candidate_names(config: CondFTConfig, model: nn.Module, units: Mapping[str, Unit], targets: Targets) -> set[str]:
+    """Names of the units, of those that this rank has the values of, that the config lets be chosen."""
+    if any(isinstance(module, CondFTLayer) and module.merged for module in model.modules()):
+        raise ValueError("an adapter is merged, so the base weights cannot be analysed: call unmerge_adapter() first")
     asked_roles = {Role.LAYER, Role.EXPERT, *map(Role, config.include_roles or ())}
     linear_only = config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND
     names: set[str] = set()
@@ -258,9 +272,6 @@ def _candidate_names(config: CondFTConfig, model: nn.Module, units: dict[str, Un
             continue
         if _in_scope(config, target):
             names.add(unit.name)
-    if not names:
-        raise ValueError(_no_candidates(config, units))
-    _refuse_tied({parameter_of(name) for name in names}, model)
     return names
 
 
@@ -281,8 +292,8 @@ def _matches(config: CondFTConfig, module_name: str) -> Any:
     return check_target_module_exists(scope, module_name)
 
 
-def _no_candidates(config: CondFTConfig, units: dict[str, Unit]) -> str:
-    modules = sorted({unit.name.rpartition(".")[0] for unit in units.values()})
+def _no_candidates(config: CondFTConfig, names: Iterable[str]) -> str:
+    modules = sorted({name.rpartition(".")[0] for name in names})
     if config.target_modules is None:
         kinds = ", ".join(kind.__name__ for kind in SUPPORTED_LAYERS)
         return f"the model has no weight that CondFT can train: it supports {kinds}, and found {modules[:5]}"
@@ -296,10 +307,10 @@ def _no_candidates(config: CondFTConfig, units: dict[str, Unit]) -> str:
     )
 
 
-def _refuse_tied(names: set[str], model: nn.Module) -> None:
+def _refuse_tied(names: set[str], skipped: Sequence[SkippedWeight]) -> None:
     """A copy of one of two tied weights would untie them silently."""
-    for item in iter_units(model):
-        if isinstance(item, SkippedWeight) and item.reason is SkipReason.TIED:
+    for item in skipped:
+        if item.reason is SkipReason.TIED:
             partner = item.detail.removeprefix("shares its memory with ")
             if partner in names:
                 raise ValueError(
@@ -308,12 +319,12 @@ def _refuse_tied(names: set[str], model: nn.Module) -> None:
                 )
 
 
-def _check_report(report: SpectralReport, units: dict[str, Unit], candidates: set[str], granularity: str) -> None:
+def _check_report(report: SpectralReport, shares: Shares, candidates: set[str], granularity: str) -> None:
     """A report of other weights must not choose for this model."""
     rows = {row.name: row for row in report.rows}
     missing = sorted(candidates - rows.keys())
-    digests = digest_units(units[name] for name in sorted(candidates & rows.keys()))
-    changed = [name for name, digest in digests.items() if digest != rows[name].digest]
+    digests = shares.digests(sorted(candidates & rows.keys()))
+    changed = sorted(name for name, digest in digests.items() if digest != rows[name].digest)
     if missing or changed:
         raise ValueError(
             f"the report ({report.model}) is not of this model: {len(missing)} of {len(candidates)} candidate "
