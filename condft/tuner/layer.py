@@ -17,6 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check
 from torch import Tensor, nn
 
 from condft.tuner.registration import PREFIX
+from condft.tuner.sharded import is_sharded, on_whole_tensors
 from condft.tuner.slices import Slices
 
 __all__ = ["CondFTLayer", "Parts"]
@@ -120,6 +121,11 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
             if adapter_name in by_adapter:
                 yield parameter, by_adapter[adapter_name], self.copies_of(parameter)[adapter_name]
 
+    def enable_adapters(self, enabled: bool) -> None:
+        if not enabled and self.merged and is_sharded(self):
+            self.unmerge()  # now: in the forward, as elsewhere, the shards are out of reach
+        super().enable_adapters(enabled)
+
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)
         for by_adapter in self.slices.values():
@@ -139,6 +145,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
             )
         return active[0] if active else None
 
+    @on_whole_tensors
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Puts the adapter's copies into the base layer; what they replace is kept for `unmerge`.
 
@@ -171,6 +178,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
                 slices.write(base.data, values)
         self.merged_adapters.append(names[0])
 
+    @on_whole_tensors
     def unmerge(self) -> None:
         """Gives the base layer its own weights back, the very same bytes."""
         if not self.merged:
