@@ -41,7 +41,11 @@ def whole_tensors(layer: nn.Module) -> Iterator[None]:
 
     Args:
         layer: The module; plain parameters are left alone.
+
+    Raises:
+        ValueError: FSDP1 has taken its parameters.
     """
+    _refuse_flat_parameters(layer)
     _reshard(layer)
     shards: list[tuple[dict[str, Any], str, Any]] = [
         (module._parameters, name, parameter)
@@ -59,6 +63,16 @@ def whole_tensors(layer: nn.Module) -> Iterator[None]:
     finally:
         for parameters, name, shard in shards:
             parameters[name] = shard
+
+
+def _refuse_flat_parameters(layer: nn.Module) -> None:
+    flat = [name for name, parameter in layer.named_parameters() if getattr(parameter, "_fsdp_flattened", False)]
+    if flat:
+        raise ValueError(
+            f"cannot merge or unmerge under FSDP1: it keeps {flat[0]} and what else it shards in flat parameters and "
+            "would not take over what is written into the module, not even within summon_full_params. Save the "
+            "adapter and merge it in one process, or shard by FSDP2 (fsdp_version: 2)."
+        )
 
 
 def _is_shard(tensor: Tensor | None) -> bool:

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
@@ -107,7 +108,13 @@ def fsdp1(own: torch.Tensor) -> dict[str, torch.Tensor]:
     loss = model(input_ids=own, labels=own).loss
     loss.backward()
     norm = model.clip_grad_norm_(1e9)
-    return {"loss": loss.detach(), "norm": norm.detach()}
+    with pytest.raises(ValueError, match="cannot merge or unmerge under FSDP1"):
+        model.module.merge_adapter()
+    with FullyShardedDataParallel.summon_full_params(model), pytest.raises(ValueError, match="under FSDP1: it keeps"):
+        model.module.merge_adapter()
+    with model.module.disable_adapter():
+        disabled = logits(model, TOKENS)
+    return {"loss": loss.detach(), "norm": norm.detach(), "disabled": disabled}
 
 
 def main(rank: int, folder: Path) -> None:

@@ -93,7 +93,7 @@ def test_sharded_models_merge_and_come_back_bit_for_bit(ranks: list[dict[str, to
 
 
 @pytest.mark.multiprocess
-def test_fsdp1_with_original_parameters_has_the_same_forward_and_backward(
+def test_fsdp1_with_original_parameters_has_the_same_forward_and_backward_and_refuses_to_merge(
     ranks: list[dict[str, torch.Tensor]],
 ) -> None:
     model = build_tuned()
@@ -102,5 +102,7 @@ def test_fsdp1_with_original_parameters_has_the_same_forward_and_backward(
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     found = [part(results, "fsdp1") for results in ranks]
     torch.testing.assert_close(torch.stack([each["loss"] for each in found]).mean(), loss.detach(), rtol=1e-6, atol=0)
+    base = logits(build_tiny_llama(layers=2), TOKENS)
     for each in found:
         torch.testing.assert_close(each["norm"], norm, rtol=1e-5, atol=0)
+        torch.testing.assert_close(each["disabled"], base, rtol=0, atol=1e-6)
