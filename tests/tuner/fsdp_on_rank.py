@@ -14,11 +14,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from condft import CondFTConfig
 from tests.conftest import build_tiny_llama
-from tests.tuner.tiny_models import logits, tiny_moe
+from tests.tuner.tiny_models import logits, tiny_moe, trainable
 
 UNITS = [
     "model.layers.0.self_attn.v_proj.weight",
@@ -100,6 +101,18 @@ def fsdp2(own: torch.Tensor, dtype: torch.dtype, folder: Path) -> dict[str, torc
     return adapter | {"again": again} | merged_and_back(model)
 
 
+def ddp(own: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The trained weights, of copies and of the same tensors unfrozen by hand."""
+    tuned, plain = build_tuned(), build_tiny_llama(layers=2)
+    for name, parameter in plain.named_parameters():
+        parameter.requires_grad = name in UNITS
+    train(DistributedDataParallel(tuned), own)
+    train(DistributedDataParallel(plain), own)
+    return {
+        f"{name}/{n}": p for name, model in (("tuned", tuned), ("plain", plain)) for n, p in trainable(model).items()
+    }
+
+
 def fsdp1(own: torch.Tensor) -> dict[str, torch.Tensor]:
     wrap = partial(transformer_auto_wrap_policy, transformer_layer_cls={LlamaDecoderLayer})
     model = FullyShardedDataParallel(
@@ -125,6 +138,7 @@ def main(rank: int, folder: Path) -> None:
         **{f"fsdp2/{name}": value for name, value in fsdp2(own, torch.float32, folder).items()},
         **{f"bf16/{name}": value for name, value in fsdp2(own, torch.bfloat16, folder).items()},
         **{f"parts/{name}": value for name, value in merged_and_back(shard(build_parts())).items()},
+        **{f"ddp/{name}": value for name, value in ddp(own).items()},
         **{f"fsdp1/{name}": value for name, value in fsdp1(own).items()},
     }
     save_file({name: value.clone().contiguous() for name, value in results.items()}, folder / f"{rank}.safetensors")

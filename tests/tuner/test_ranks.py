@@ -11,8 +11,8 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from tests.conftest import build_tiny_llama
-from tests.tuner.fsdp_on_rank import TOKENS, build_parts, build_tuned, train
-from tests.tuner.tiny_models import logits, tiny_moe
+from tests.tuner.fsdp_on_rank import TOKENS, UNITS, build_parts, build_tuned, train
+from tests.tuner.tiny_models import logits, tiny_moe, trainable
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,6 +90,19 @@ def test_sharded_models_merge_and_come_back_bit_for_bit(ranks: list[dict[str, to
         plain = part(found, "plain")
         assert plain.keys() == expected.keys()
         assert all(torch.equal(plain[name], value) for name, value in expected.items())
+
+
+@pytest.mark.multiprocess
+def test_copies_under_ddp_train_as_the_tensors_unfrozen_by_hand(ranks: list[dict[str, torch.Tensor]]) -> None:
+    """Bit for bit, so that what two ranks differ by from one process is PyTorch's and not CondFT's."""
+    model = build_tuned()
+    train(model, TOKENS)
+    for results in ranks:
+        found = part(results, "ddp")
+        tuned, plain = part(found, "tuned"), part(found, "plain")
+        assert sorted(plain) == sorted(UNITS)
+        assert all(torch.equal(tuned[name.replace("weight", "condft_weight")], plain[name]) for name in UNITS)
+        torch.testing.assert_close(tuned, {n: p.detach() for n, p in trainable(model).items()}, rtol=0, atol=1e-6)
 
 
 @pytest.mark.multiprocess
