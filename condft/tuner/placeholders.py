@@ -26,8 +26,8 @@ def give_addresses(model: nn.Module) -> None:
         return
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
-            if parameter.is_meta and parameter.requires_grad:
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta and parameter.requires_grad:
                 if id(parameter) not in made:
                     made[id(parameter)] = nn.Parameter(torch.full_like(parameter, torch.nan, device="cpu"))
-                setattr(module, name, made[id(parameter)])
+                module._parameters[name] = made[id(parameter)]  # registering is what init_empty_weights intercepts

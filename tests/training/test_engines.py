@@ -95,3 +95,11 @@ def test_two_processes_are_one(
     loaded = PeftModel.from_pretrained(base, tmp_path / "two" / "adapter")
     adapter = {name: value for name, value in loaded.named_parameters() if name in expected}
     torch.testing.assert_close(adapter, two["trained"], rtol=0, atol=0)
+
+
+def test_meta_weights_that_nothing_fills_are_refused(make_config: Any, condft_trainee: Any, data: Any) -> None:
+    config = make_config()
+    with torch.device("meta"):
+        model = condft_trainee()
+    with pytest.raises(ValueError, match=r"weights are on the meta device of this rank.*fsdp_cpu_ram_efficient_load"):
+        train(make_accelerator(config, cpu=True), model, *data, config)
