@@ -15,9 +15,8 @@ from tqdm.auto import tqdm
 
 from condft.cache import Cache, Catalogue, Known, Stamp, open_cache
 from condft.checkpoints import checkpoint_folder
-from condft.digests import tensor_digest
 from condft.findings import Findings, current_versions
-from condft.measuring import UnitInfo, Wanted, digest_units, lower_bound, measure
+from condft.measuring import UnitInfo, Wanted, lower_bound, measure
 from condft.report import SkippedWeight, SkipReason, SpectralReport, SpectralRow
 from condft.screening import LAST_STEPS, Step
 from condft.sharing import Ranks, Shares, walk_together
@@ -169,9 +168,7 @@ class _Analysis:
             findings, digests = self._findings(asked), {}
         else:
             if digests is None or not digests.keys() >= asked.keys():
-                digests = shares.map(
-                    list(asked), lambda info: info.num_parameters, lambda u: tensor_digest(u.tensor), digest_units
-                )
+                digests = shares.digests(list(asked))
             digests = {name: digests[name] for name in asked}
             if stamp is not None and self.ranks.first:
                 self.store.remember(stamp, Catalogue(tuple(shares.infos.values()), tuple(skipped), dict(digests)))

@@ -12,7 +12,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from condft.measuring import UnitInfo
+from condft.digests import tensor_digest
+from condft.measuring import UnitInfo, digest_units
 from condft.report import SkippedWeight, SkipReason
 from condft.units import Unit, load_ahead
 from condft.workers import side_by_side
@@ -157,6 +158,10 @@ class Shares:
             return results
 
         return {name: result for part in self.ranks.run(own) for name, result in part.items()}
+
+    def digests(self, names: Sequence[str]) -> dict[str, str]:
+        """The digest of every named unit, on every rank. Arguments and errors as of `map`."""
+        return self.map(names, lambda info: info.num_parameters, lambda unit: tensor_digest(unit.tensor), digest_units)
 
     def assign(
         self, names: Sequence[str], cost: Callable[[UnitInfo], float]

@@ -42,7 +42,12 @@ class Engine:
     def prepare(
         self, model: nn.Module, optimizer: Optimizer, *, per_device_batch_size: int, max_grad_norm: float
     ) -> tuple[Any, Any]:
-        """The wrapped model and optimizer that the stage runs on."""
+        """The wrapped model and optimizer that the stage runs on.
+
+        Raises:
+            ValueError: This rank holds weights on the meta device, and nothing here would fill them.
+        """
+        _refuse_meta_weights(model)
         wrapped, prepared = self.accelerator.prepare(model, optimizer)
         return wrapped, prepared
 
@@ -89,6 +94,8 @@ class FSDP2Engine(Engine):
         plugin = self.accelerator.state.fsdp_plugin
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = layer_classes(model)
+        if not plugin.cpu_ram_efficient_loading:
+            _refuse_meta_weights(model)
         wrapped, prepared = self.accelerator.prepare(model, optimizer)
         return wrapped, prepared
 
@@ -113,6 +120,16 @@ def make_engine(accelerator: Accelerator) -> Engine:
             + "; configs/accelerate/ has a file for each engine."
         )
     return Engine(accelerator)
+
+
+def _refuse_meta_weights(model: nn.Module) -> None:
+    meta = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if meta:
+        raise ValueError(
+            f"{len(meta)} weights are on the meta device of this rank, the first is {meta[0]}: load them, or train "
+            "with FSDP2 and fsdp_cpu_ram_efficient_loading: true, which brings every rank its shards of the first "
+            "rank's weights"
+        )
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What may be chosen: the units that a config's scope and roles let in, in PEFT's matching of module names."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,13 +15,13 @@ from condft.tuner.config import CondFTConfig
 from condft.tuner.functional import SLICEABLE_LAYERS, SUPPORTED_LAYERS
 from condft.tuner.targets import Target, Targets, parameter_of
 from condft.tuner.tied import Tie, refuse_tied_units, ties_of
-from condft.weights import Unit, iter_units
+from condft.weights import Unit
 
-__all__ = ["candidate_names", "matches"]
+__all__ = ["candidate_names", "matches", "no_candidates"]
 
 
 def candidate_names(config: CondFTConfig, model: nn.Module, units: Mapping[str, Unit], targets: Targets) -> set[str]:
-    """Names of the units that the config lets be chosen.
+    """Names of the units, of those that are here with their values, that the config lets be chosen.
 
     Args:
         config: Its scope (`target_modules` and the like) and `include_roles`.
@@ -30,13 +30,11 @@ def candidate_names(config: CondFTConfig, model: nn.Module, units: Mapping[str, 
         targets: The same model's modules.
 
     Raises:
-        ValueError: There are none, or one is tied to another weight, whichever of the two was asked for.
+        ValueError: One is tied to another weight, whichever of the two was asked for.
     """
     names = {unit.name for unit in units.values() if _is_asked_for(config, unit.name, unit.role, targets)}
     ties = ties_of(model)
     refuse_tied_units({parameter_of(name) for name in names} | _second_names(config, model, ties, targets), ties)
-    if not names:
-        raise ValueError(_no_candidates(config, model, units))
     return names
 
 
@@ -79,9 +77,15 @@ def _is_asked_for(config: CondFTConfig, unit: str, role: Role, targets: Targets)
     return any(matched) and not any(isinstance(match, _ExcludedModule) for match in matched)
 
 
-def _no_candidates(config: CondFTConfig, model: nn.Module, units: Mapping[str, Unit]) -> str:
-    modules = sorted({unit.name.rpartition(".")[0] for unit in units.values()})
-    skipped = (item for item in iter_units(model) if isinstance(item, SkippedWeight))
+def no_candidates(config: CondFTConfig, names: Iterable[str], skipped: Iterable[SkippedWeight]) -> str:
+    """Why there is nothing to choose among.
+
+    Args:
+        config: With the scope that nothing is in.
+        names: Of all units.
+        skipped: What is no unit.
+    """
+    modules = sorted({name.rpartition(".")[0] for name in names})
     quantized = [skip for skip in skipped if skip.reason is SkipReason.QUANTISED]
     packed = (
         f" {len(quantized)} weights are quantised and cannot be trained, the first is {quantized[0].name} "

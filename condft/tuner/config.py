@@ -27,7 +27,9 @@ class CondFTConfig(PeftConfig):
     """Configuration of CondFT: train the weights of low condition number, full rank, and freeze the rest.
 
     Without `target_units` the model's weights are analysed inside `get_peft_model` and the selection is written
-    into `target_units`, so that a saved adapter never analyses again.
+    into `target_units`, so that a saved adapter never analyses again. Under torch.distributed all ranks must then call
+    `get_peft_model`: they share the work, ranks that hold only meta tensors too, and the first one's choice is
+    everybody's.
 
     Args:
         target_modules: Modules whose weights may be chosen, in PEFT's matching: a list of names or suffixes, a

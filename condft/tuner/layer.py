@@ -20,6 +20,7 @@ from condft.tuner.dequantizing import DequantizingBackend
 from condft.tuner.merging import Merging
 from condft.tuner.offload import Parking
 from condft.tuner.registration import PREFIX
+from condft.tuner.sharded import is_sharded, on_whole_tensors
 from condft.tuner.slices import Slices
 
 __all__ = ["CondFTLayer", "Parts"]
@@ -141,6 +142,8 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         self.settle()
 
     def enable_adapters(self, enabled: bool) -> None:
+        if not enabled and self.merged and is_sharded(self):
+            self.unmerge()  # now: in the forward, as elsewhere, the shards are out of reach
         super().enable_adapters(enabled)
         self.settle()
 
@@ -188,6 +191,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
             )
         return active[0] if active else None
 
+    @on_whole_tensors
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Puts the adapter's copies into the base layer; what they replace is kept for `unmerge`.
 
@@ -216,6 +220,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters.append(names[0])
         self.settle()
 
+    @on_whole_tensors
     def unmerge(self) -> None:
         """Gives the base layer its own weights back, the very same bytes."""
         if not self.merged:

@@ -4,10 +4,13 @@ Trains a whole run, then one that is cut off in its last stage and resumed, and 
 """
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from conftest import build_condft_trainee, build_examples, collate
+from peft import PeftModel
 
 from condft.training import (
     checksum_tensors,
@@ -31,13 +34,24 @@ def main(config_path: str, target: str) -> None:
     config = load_config(config_path)
     accelerator = make_accelerator(config, cpu=True)
     prepare_output_dir(config.output_dir)
-    model, examples = build_condft_trainee(), build_examples()
-    before = checksum_tensors(frozen_tensors(model), progress=False)
+    # as cpu_ram_efficient_loading leaves it: the weights on the first rank alone
+    efficient = getattr(getattr(accelerator.state, "fsdp_plugin", None), "cpu_ram_efficient_loading", False)
+    empty = init_empty_weights if efficient and not accelerator.is_main_process else nullcontext
+
+    def build() -> PeftModel:
+        with empty():
+            return build_condft_trainee()
+
+    model, examples = build(), build_examples()
+    on_meta = any(parameter.is_meta for parameter in model.parameters())
+    assert on_meta == (empty is init_empty_weights)
+    before = {} if on_meta else checksum_tensors(frozen_tensors(model), progress=False)
     results = train(accelerator, model, examples, collate, config)
-    frozen = compare(before, checksum_tensors(frozen_tensors(model), progress=False))
+    after = checksum_tensors(frozen_tensors(model), progress=False)
     checkpoint = find_checkpoint(config, num_processes=accelerator.num_processes)
     assert checkpoint is not None
     if accelerator.is_main_process:
+        frozen = compare(before, after)
         model.save_pretrained(Path(config.output_dir) / "adapter", state_dict=load_trained(checkpoint))
 
     again = config.model_copy(update={"output_dir": f"{config.output_dir}-again"})
@@ -50,10 +64,10 @@ def main(config_path: str, target: str) -> None:
         return collate(batch)
 
     try:
-        train(accelerator, build_condft_trainee(), examples, cut_off, again)
+        train(accelerator, build(), examples, cut_off, again)
     except CutOff:
         accelerator.wait_for_everyone()
-    resumed = train(accelerator, build_condft_trainee(), examples, collate, again, resume=True)
+    resumed = train(accelerator, build(), examples, collate, again, resume=True)
     if accelerator.is_main_process:
         result = {
             "engine": str(accelerator.distributed_type),

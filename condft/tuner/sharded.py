@@ -1,0 +1,93 @@
+"""Merging where ranks hold shards of the weights (FSDP2, tensor parallelism: DTensors).
+
+Inside `whole_tensors` a layer's tensors are whole, and merging works as ever; afterwards each rank keeps its shard of
+what became of them. Written into the shard's own memory: FSDP2 gathers from there, and would go on gathering the old
+values if the parameter were given other memory.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["is_sharded", "on_whole_tensors", "whole_tensors"]
+
+
+def is_sharded(layer: nn.Module) -> bool:
+    """Whether ranks hold shards of any of a module's parameters, also if they are gathered just now."""
+    _reshard(layer)
+    return any(_is_shard(parameter) for parameter in layer.parameters())
+
+
+def on_whole_tensors(method: Callable[..., None]) -> Callable[..., None]:
+    """A method of a module that runs within `whole_tensors` of it."""
+
+    @wraps(method)
+    def run(layer: Any, *args: Any, **kwargs: Any) -> None:
+        with whole_tensors(layer):
+            method(layer, *args, **kwargs)
+
+    return run
+
+
+@contextmanager
+def whole_tensors(layer: nn.Module) -> Iterator[None]:
+    """Inside, a module's parameters are whole on every rank; afterwards they are sharded as before, with new values.
+
+    Collective where anything is sharded: every rank must enter, and do the same. Not inside a forward.
+
+    Args:
+        layer: The module; plain parameters are left alone.
+
+    Raises:
+        ValueError: FSDP1 has taken its parameters.
+    """
+    _refuse_flat_parameters(layer)
+    _reshard(layer)
+    shards: list[tuple[dict[str, Any], str, Any]] = [
+        (module._parameters, name, parameter)
+        for module in layer.modules()
+        for name, parameter in module._parameters.items()
+        if _is_shard(parameter)
+    ]
+    for parameters, name, shard in shards:
+        whole = shard.detach().full_tensor()
+        parameters[name] = nn.Parameter(whole, requires_grad=shard.requires_grad)
+    try:
+        yield
+        for parameters, name, shard in shards:
+            _write(shard, parameters[name].detach())
+    finally:
+        for parameters, name, shard in shards:
+            parameters[name] = shard
+
+
+def _refuse_flat_parameters(layer: nn.Module) -> None:
+    flat = [name for name, parameter in layer.named_parameters() if getattr(parameter, "_fsdp_flattened", False)]
+    if flat:
+        raise ValueError(
+            f"cannot merge or unmerge under FSDP1: it keeps {flat[0]} and what else it shards in flat parameters and "
+            "would not take over what is written into the module, not even within summon_full_params. Save the "
+            "adapter and merge it in one process, or shard by FSDP2 (fsdp_version: 2)."
+        )
+
+
+def _is_shard(tensor: Tensor | None) -> bool:
+    return hasattr(tensor, "full_tensor")  # a DTensor, by the method that gathers it
+
+
+def _reshard(layer: nn.Module) -> None:
+    """Lets go of what FSDP2 has gathered and not freed, as it does of its outermost group after a forward."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        layer.state_dict()  # always of shards: FSDP2 has hooks on each module for that
+
+
+@torch.no_grad()
+def _write(shard: Any, whole: Tensor) -> None:
+    from torch.distributed.tensor import distribute_tensor  # not in every build of torch
+
+    own = distribute_tensor(whole, shard.device_mesh, shard.placements, src_data_rank=None)
+    shard.to_local().copy_(own.to_local())
