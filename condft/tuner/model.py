@@ -79,6 +79,7 @@ class CondFTModel(BaseTuner):
         if not units_to_train:
             raise ValueError("target_units=[] trains nothing: name units, or leave it None to select by a budget")
         _check_targets_exist(peft_config, model, targets)
+        peft_config.plan = targets.plan(units_to_train, bias=peft_config.bias == "selected")
         ties = ties_of(model)
         refuse_tied_units({parameter_of(unit) for unit in units_to_train}, ties)
         saved = peft_config.modules_to_save or []
@@ -87,7 +88,6 @@ class CondFTModel(BaseTuner):
         if peft_config.ensure_weight_tying and any(n.split(".")[-1] in EMBEDDING_LAYER_NAMES for n in saved):
             tied_by_peft = set(self._get_module_names_tied_with_embedding())
         refuse_tied_modules(saved, ties, tied_by_peft)
-        peft_config.plan = targets.plan(units_to_train, bias=peft_config.bias == "selected")
         if peft_config.base_digests is None:
             peft_config.base_digests = digests_of_base(targets, units_to_train)
         else:
