@@ -80,18 +80,20 @@ class CondFTModel(BaseTuner):
             raise ValueError("target_units=[] trains nothing: name units, or leave it None to select by a budget")
         _check_targets_exist(peft_config, model, targets)
         peft_config.plan = targets.plan(units_to_train, bias=peft_config.bias == "selected")
-        ties = ties_of(model)
-        refuse_tied_units({parameter_of(unit) for unit in units_to_train}, ties)
-        saved = peft_config.modules_to_save or []
-        tied_by_peft: set[str] = set()
-        # PEFT ties the copies of these names only.
-        if peft_config.ensure_weight_tying and any(n.split(".")[-1] in EMBEDDING_LAYER_NAMES for n in saved):
-            tied_by_peft = set(self._get_module_names_tied_with_embedding())
-        refuse_tied_modules(saved, ties, tied_by_peft)
+        self._refuse_ties(peft_config, model)
         if peft_config.base_digests is None:
             peft_config.base_digests = digests_of_base(targets, units_to_train)
         else:
             check_base(targets, peft_config.base_digests, peft_config.base_model_name_or_path)
+
+    def _refuse_ties(self, config: CondFTConfig, model: nn.Module) -> None:
+        ties, saved = ties_of(model), config.modules_to_save or []
+        refuse_tied_units({parameter_of(unit) for unit in config.target_units or ()}, ties)
+        tied_by_peft: set[str] = set()
+        # PEFT ties the copies of these names only.
+        if config.ensure_weight_tying and any(name.split(".")[-1] in EMBEDDING_LAYER_NAMES for name in saved):
+            tied_by_peft = set(self._get_module_names_tied_with_embedding())
+        refuse_tied_modules(saved, ties, tied_by_peft)
 
     @staticmethod
     def _check_target_module_exists(peft_config: CondFTConfig, key: str) -> Any:

@@ -18,7 +18,7 @@ def perturbed(**options) -> CondFTConfig:
 
 def two_adapters(**options) -> PeftModel:
     torch.manual_seed(0)
-    model = get_peft_model(build_tiny_llama(), perturbed(target_modules=["q_proj", "down_proj"]), "first")
+    model = get_peft_model(build_tiny_llama(tied=False), perturbed(target_modules=["q_proj", "down_proj"]), "first")
     model.add_adapter("second", perturbed(target_modules=["q_proj", "v_proj"], **options))
     return model.eval()
 
