@@ -34,8 +34,9 @@ class DeepSpeedEngine(Engine):
         stage = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"]
         if stage != 2:
             raise ValueError(
-                f"DeepSpeed with ZeRO stage {stage}: only stage 2 has been seen to train as one process does. "
-                "Set zero_stage: 2, or shard parameters with configs/accelerate/fsdp2.yaml"
+                f"DeepSpeed with ZeRO stage {stage}: the trainer's checkpoints gather what stage 2 keeps, not what "
+                "another does. Set zero_stage: 2, or shard parameters with configs/accelerate/fsdp2.yaml; the tuner "
+                "itself runs under stage 3, in a loop of your own."
             )
 
     def prepare(

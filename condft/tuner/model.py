@@ -30,6 +30,7 @@ from condft.tuner.layer import CondFTLayer
 from condft.tuner.mixed_batch import adapter_names_handed_down
 from condft.tuner.placeholders import give_addresses
 from condft.tuner.registration import PREFIX
+from condft.tuner.sharded import refuse_partitions
 from condft.tuner.targets import Targets, layer_class, parameter_of
 from condft.tuner.tied import refuse_tied_modules, refuse_tied_units, ties_of
 from condft.weights import canonical_name, iter_units
@@ -70,6 +71,7 @@ class CondFTModel(BaseTuner):
 
     def _prepare_model(self, peft_config: CondFTConfig, model: nn.Module) -> None:
         """Selects if the config carries no selection yet; called by PEFT before every injection."""
+        refuse_partitions(model)
         targets = Targets(model)
         if peft_config.target_units is None:
             _resolve_selection(peft_config, model, targets)

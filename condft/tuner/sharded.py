@@ -1,4 +1,4 @@
-"""Merging where ranks hold shards of the weights (FSDP2, tensor parallelism: DTensors).
+"""Merging where ranks hold shards of the weights: DTensors (FSDP2, tensor parallelism) and partitions of ZeRO-3.
 
 Inside `whole_tensors` a layer's tensors are whole, and merging works as ever; afterwards each rank keeps its shard of
 what became of them. Written into the shard's own memory: FSDP2 gathers from there, and would go on gathering the old
@@ -6,20 +6,37 @@ values if the parameter were given other memory.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["is_sharded", "on_whole_tensors", "whole_tensors"]
+__all__ = ["is_sharded", "on_whole_tensors", "refuse_partitions", "whole_tensors"]
 
 
 def is_sharded(layer: nn.Module) -> bool:
     """Whether ranks hold shards of any of a module's parameters, also if they are gathered just now."""
     _reshard(layer)
-    return any(_is_shard(parameter) for parameter in layer.parameters())
+    return any(_is_shard(parameter) or _is_partition(parameter) for parameter in layer.parameters())
+
+
+def refuse_partitions(model: nn.Module) -> None:
+    """Of a model that DeepSpeed has made in partitions there is nothing here to copy or to analyse.
+
+    Raises:
+        ValueError: Weights that are partitions, and not gathered just now.
+    """
+    names = [
+        name for name, parameter in model.named_parameters() if _is_partition(parameter) and not parameter.numel()
+    ]
+    if names:
+        raise ValueError(
+            f"{len(names)} weights are partitions of DeepSpeed ZeRO-3, the first is {names[0]}: call get_peft_model "
+            "on all ranks within deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=0), or "
+            "load the model without zero.Init (zero3_init_flag: false). What is trained is partitioned afterwards."
+        )
 
 
 def on_whole_tensors(method: Callable[..., None]) -> Callable[..., None]:
@@ -57,7 +74,8 @@ def whole_tensors(layer: nn.Module) -> Iterator[None]:
         whole = shard.detach().full_tensor()
         parameters[name] = nn.Parameter(whole, requires_grad=shard.requires_grad)
     try:
-        yield
+        with _gathered([parameter for parameter in layer.parameters() if _is_partition(parameter)]):
+            yield
         for parameters, name, shard in shards:
             _write(shard, parameters[name].detach())
     finally:
@@ -77,6 +95,20 @@ def _refuse_flat_parameters(layer: nn.Module) -> None:
 
 def _is_shard(tensor: Tensor | None) -> bool:
     return hasattr(tensor, "full_tensor")  # a DTensor, by the method that gathers it
+
+
+def _is_partition(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "ds_id")  # by which DeepSpeed itself tells them
+
+
+def _gathered(partitions: list[nn.Parameter]) -> AbstractContextManager[None]:
+    """DeepSpeed's own: whole inside, and what they are then is what is partitioned again."""
+    if not partitions:
+        return nullcontext()
+    import deepspeed
+
+    gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(partitions, modifier_rank=0)
+    return gathered
 
 
 def _reshard(layer: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""One rank of test_ranks: `fsdp_on_rank.py RANK FOLDER`. The tuner under plain FSDP2 and FSDP1."""
+"""One rank of test_ranks: `fsdp_on_rank.py RANK PORT FOLDER`. The tuner under plain FSDP2 and FSDP1."""
 
 import sys
 from functools import partial
@@ -130,9 +130,9 @@ def fsdp1(own: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"loss": loss.detach(), "norm": norm.detach(), "disabled": disabled}
 
 
-def main(rank: int, folder: Path) -> None:
+def main(rank: int, port: str, folder: Path) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     own = TOKENS[2 * rank : 2 * rank + 2]
     results = {
         **{f"fsdp2/{name}": value for name, value in fsdp2(own, torch.float32, folder).items()},
@@ -146,4 +146,4 @@ def main(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

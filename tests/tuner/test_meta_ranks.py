@@ -1,10 +1,6 @@
 """Ranks that hold only meta tensors choose what one process chooses, and train what another rank's values fill."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +13,15 @@ from condft import CondFTConfig
 from tests.conftest import build_tiny_llama
 from tests.tuner.fsdp_on_rank import TOKENS, train
 from tests.tuner.meta_on_rank import build_tuned
+from tests.tuner.on_ranks import run_two
 from tests.tuner.tiny_models import tiny_moe
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two gloo ranks left what they found; one launch for all tests."""
     folder = tmp_path_factory.mktemp("meta_ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    command = [sys.executable, str(Path(__file__).with_name("meta_on_rank.py"))]
-    processes = [subprocess.Popen([*command, str(r), port, str(folder)], env=environment) for r in range(2)]
-    try:
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    run_two("meta_on_rank.py", folder)
     return folder
 
 

@@ -1,8 +1,5 @@
 """The tuner on several ranks without our trainer: plain FSDP2 and FSDP1 train, disable, save, load as one process."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +9,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import build_tiny_llama
 from tests.tuner.fsdp_on_rank import TOKENS, UNITS, build_parts, build_tuned, train
+from tests.tuner.on_ranks import run_two
 from tests.tuner.tiny_models import logits, tiny_moe, trainable
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ranks(folder: Path) -> list[dict[str, torch.Tensor]]:
     """What each of two gloo ranks found; one launch for all tests."""
-    command = [sys.executable, str(Path(__file__).with_name("fsdp_on_rank.py"))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    processes = [subprocess.Popen([*command, str(rank), str(folder)], env=environment) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    run_two("fsdp_on_rank.py", folder)
     return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
 

@@ -1,0 +1,38 @@
+"""The tuner under DeepSpeed ZeRO-3 on two processes: trains, disables and merges as one process does."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from peft import get_peft_model
+from safetensors.torch import load_file
+
+from condft import CondFTConfig
+from tests.tuner.fsdp_on_rank import PARTS, TOKENS, UNITS, build_tuned, train
+from tests.tuner.on_ranks import run_two
+from tests.tuner.tiny_models import logits, tiny_moe, trainable
+
+
+@pytest.mark.multiprocess
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the package deepspeed")
+def test_partitioned_training_is_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    # its compiled operation: a process that was killed while it compiled leaves a lock, for which all others wait
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    run_two("zero3_on_rank.py", tmp_path, timeout=500)
+    for kind in ("dense", "parts", "init"):
+        model = get_peft_model(tiny_moe(), CondFTConfig(target_units=PARTS)) if kind == "parts" else build_tuned()
+        train(model, TOKENS)
+        weights = {name: parameter.detach() for name, parameter in trainable(model).items()}
+        assert len(weights) == (len(PARTS) - 1 if kind == "parts" else len(UNITS))  # two experts are of one stack
+        for rank in range(2):
+            found = load_file(tmp_path / f"{kind}-{rank}.safetensors")
+            ours = {name.removeprefix("weights/"): value for name, value in found.items() if "/" in name}
+            # of experts too: AdamW's first steps lift the rounding of their smallest gradients to 1.4e-5
+            torch.testing.assert_close(ours, weights, rtol=0, atol=3e-5 if kind == "parts" else 1e-6)
+            torch.testing.assert_close(found["acting"], logits(model, TOKENS), rtol=0, atol=1e-5)
+            with model.disable_adapter():
+                torch.testing.assert_close(found["disabled"], logits(model, TOKENS), rtol=0, atol=1e-6)
+            assert not torch.equal(found["acting"], found["disabled"])
+            assert all(torch.equal(found[state], found["acting"]) for state in ("merged", "unmerged", "plain"))
