@@ -43,16 +43,22 @@ def kind_of(name: str) -> str:
     return name.split(".")[-2]
 
 
+def layer_of(name: str) -> int:
+    """3 of `model.layers.3.self_attn.q_proj.weight`; 0 where no layer is numbered."""
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found.group(1)) if found else 0
+
+
 def same_shapes_and_depths(report: SpectralReport, reference: Collection[str], *, seed: int) -> tuple[str, ...]:
     """For each unit of a selection one drawn at random of its shape and its third of the depth, none twice.
 
     So the draw has the reference's shapes and depths and, but for chance, none of its roles and condition numbers.
     """
-    depth = 1 + max(_layer(row.name) for row in report.rows)
+    depth = 1 + max(layer_of(row.name) for row in report.rows)
     groups: dict[tuple[tuple[int, ...], int], list[str]] = defaultdict(list)
     wanted: dict[tuple[tuple[int, ...], int], int] = defaultdict(int)
     for row in report.rows:
-        group = (row.shape, 3 * _layer(row.name) // depth)
+        group = (row.shape, 3 * layer_of(row.name) // depth)
         groups[group].append(row.name)
         wanted[group] += row.name in reference
     chosen = [name for group, names in groups.items() for name in _shuffled(names, seed)[: wanted[group]]]
@@ -96,11 +102,6 @@ def signal_to_noise(row: SpectralRow) -> float:
 
 def _parameters(rows: Sequence[SpectralRow]) -> int:
     return sum(row.num_parameters for row in rows)
-
-
-def _layer(name: str) -> int:
-    found = re.search(r"\.(\d+)\.", name)
-    return int(found.group(1)) if found else 0
 
 
 def _shuffled(names: Sequence[str], seed: int) -> list[str]:
