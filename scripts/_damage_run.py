@@ -49,7 +49,8 @@ class Protocol:
         own_tokens: Tokens drawn for each.
         relative_norm: ‖ΔW‖/‖W‖ of the first point, the same for all tensors.
         equal_gain: Nats a token; the second point's norm is the one that should gain so much by the first point.
-        widest: The second norm is at most so many times the first, and at least one over that.
+        narrowest: The second norm is at least so many times the first.
+        widest: At most so many times: attention's queries and keys soon gain less by more.
     """
 
     seed: int = 0
@@ -59,9 +60,10 @@ class Protocol:
     damage_windows: int = 4
     own_sequences: int = 32
     own_tokens: int = 32
-    relative_norm: float = 0.02
+    relative_norm: float = 0.01
     equal_gain: float = 0.01
-    widest: float = 4.0
+    narrowest: float = 0.1
+    widest: float = 2.0
 
     def digest(self, inputs: str) -> str:
         """16 hex digits over the protocol and the bytes of model and text."""
@@ -71,7 +73,7 @@ class Protocol:
 def second_norm(protocol: Protocol, gain: float) -> float:
     """The norm that reaches `equal_gain` if gain grows with the norm; the widest for a tensor that gained nothing."""
     factor = protocol.equal_gain / gain if gain > 0 else protocol.widest
-    return protocol.relative_norm * min(max(factor, 1 / protocol.widest), protocol.widest)
+    return protocol.relative_norm * min(max(factor, protocol.narrowest), protocol.widest)
 
 
 def spread_order(names: Sequence[str]) -> list[str]:
@@ -157,7 +159,7 @@ class Experiment:
 
     def measure(self, name: str) -> None:
         """Moves one tensor, measures at both norms, restores it bit for bit, and appends the line."""
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         weight = self.model.get_parameter(name)
         base = weight.detach().clone()
         with safe_open(self._directions, "pt") as file:
@@ -183,7 +185,9 @@ class Experiment:
             measure_at(second_norm(self.protocol, measure_at(self.protocol.relative_norm)))
         finally:
             weight.data.copy_(base)
-        self._append({"kind": TENSOR, "name": name, "points": points, "seconds": time.perf_counter() - began})
+        # the second tells how long it took where the machine was busy or the process stopped
+        spent = {"cpu_seconds": time.process_time() - worked, "seconds": time.perf_counter() - began}
+        self._append({"kind": TENSOR, "name": name, "points": points, **spent})
 
     def _append(self, line: dict[str, Any]) -> None:
         facts = {"experiment": self.digest, "seed": self.protocol.seed, "commit": code_commit(), "machine": machine()}

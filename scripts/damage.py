@@ -21,7 +21,7 @@ def run(
     results: _Results = RESULTS,
     workspace: Annotated[Path, typer.Option(help="Directions and locks; may be deleted.")] = Path("runs/damage"),
     only: Annotated[list[str] | None, typer.Option(help="Only this tensor (may be given several times).")] = None,
-    relative_norm: Annotated[float, typer.Option(help="‖ΔW‖/‖W‖ of every tensor's first point.")] = 0.02,
+    relative_norm: Annotated[float, typer.Option(help="‖ΔW‖/‖W‖ of every tensor's first point.")] = 0.01,
     equal_gain: Annotated[float, typer.Option(help="Nats a token that the second point aims at.")] = 0.01,
 ) -> None:
     """Measures the tensors that are not done yet."""

@@ -116,7 +116,7 @@ def test_every_beginning_of_the_order_spreads_over_the_depth() -> None:
 
 
 def test_the_second_norm_aims_at_the_equal_gain_and_stays_near() -> None:
-    protocol = Protocol(relative_norm=0.02, equal_gain=0.01, widest=4)
+    protocol = Protocol(relative_norm=0.02, equal_gain=0.01, narrowest=0.25, widest=4)
     assert second_norm(protocol, 0.005) == pytest.approx(0.04)
     assert second_norm(protocol, 1.0) == pytest.approx(0.005)
     assert second_norm(protocol, 1e-6) == second_norm(protocol, -0.01) == pytest.approx(0.08)

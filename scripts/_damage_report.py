@@ -1,0 +1,232 @@
+"""Tables and figure of the single-tensor experiment, from the committed JSONL alone."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from _damage_statistics import (
+    bootstrap_interval,
+    partial_rank_correlation,
+    rank_correlation,
+    standardised_coefficients,
+)
+from _damage_table import GRADIENT_SCORES, TARGETS, WEIGHT_SCORES, Table, load_table
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from condft.files import atomic_path, write_text
+
+Indices = NDArray[np.int64]
+_JOINT = ("κ", "entropy deficit per dimension", "stable rank", "Frobenius norm")
+_SHOWN = ("κ", "entropy deficit per dimension", "gradient norm · ‖W‖", "Fisher along / slope²")
+
+
+def write_report(results: Path) -> list[Path]:
+    """Writes the tables (.md) and the figure (.png) beside the JSONL; returns their paths."""
+    table = load_table(results)
+    sections = [
+        _heading(table),
+        _section("Spearman correlation within types (ranks in each type, pooled)", table, _within),
+        _section("The same after depth (depth and distance from the middle taken out of both ranks)", table, _partial),
+        _section("Spearman correlation over all tensors, types not told apart", table, _overall),
+        _by_type(table),
+        _regressions(table),
+        _choices(table),
+    ]
+    paths = [results.with_suffix(".md"), results.with_suffix(".png")]
+    write_text(paths[0], "\n\n".join(sections) + "\n")
+    draw(table, paths[1])
+    return paths
+
+
+def _heading(table: Table) -> str:
+    experiment, protocol = table.experiment, table.experiment["protocol"]
+    gains = np.array([[point["gain"] for point in line["points"]] for line in table.lines])
+    no_gain = int(np.isnan(table.targets["kl_at_gain"]).sum())
+    bracketed = ((gains.min(axis=1) <= protocol["equal_gain"]) & (gains.max(axis=1) >= protocol["equal_gain"])).sum()
+    errors = [point["gain_error"] for line in table.lines for point in line["points"][:1]]
+    commits = ", ".join(sorted({line["commit"] for line in table.lines}))
+    machines = ", ".join(sorted({str(line["machine"]) for line in table.lines}))
+    minutes = sum(line["cpu_seconds"] for line in table.lines) / 60
+    return f"""# Score against damage, tensor by tensor
+
+Made by `python scripts/damage.py report`. {len(table.names)} tensors of {len(table.type_names)} types, seed
+{protocol["seed"]}, commits {commits}; {minutes:.0f} minutes of a processor for the tensors ({machines}).
+
+Base: {experiment["base_german_ce"]:.3f} nats a token of German, {experiment["base_english_ce"]:.3f} of English. Equal
+norm: ‖ΔW‖/‖W‖ = {protocol["relative_norm"]:g}; equal gain: {protocol["equal_gain"]:g} nats a token of held-out German.
+{bracketed} tensors have points on both sides of that gain, the others are carried there by the law of small updates
+(KL ~ gain², ΔCE ~ gain); {no_gain} gained nothing at either norm and have no value there.
+
+| at equal norm | median | lowest and highest |
+| --- | --- | --- |
+| gain (nats a token; standard error of one: {np.median(errors):.4f}) | {_spread(table.targets["gain"])} |
+| Δ English cross-entropy (nats a token) | {_spread(table.targets["ce"])} |
+| KL on English (nats a token) | {_spread(table.targets["kl"])} |
+| KL on English at equal gain | {_spread(table.targets["kl_at_gain"])} |
+
+| type | tensors | median gain at equal norm | median KL at equal norm | median KL at equal gain |
+| --- | --- | --- | --- | --- |
+""" + "\n".join(_type_row(table, kind) for kind in table.type_names)
+
+
+def _spread(values: NDArray[np.float64]) -> str:
+    return f"{np.nanmedian(values):.2g} | {np.nanmin(values):.2g} to {np.nanmax(values):.2g}"
+
+
+def _type_row(table: Table, kind: str) -> str:
+    inside = np.array([label == kind for label in table.types])
+    medians = [f"{np.nanmedian(table.targets[key][inside]):.2g}" for key in ("gain", "kl", "kl_at_gain")]
+    return f"| {kind} | {inside.sum()} | {' | '.join(medians)} |"
+
+
+def _within(table: Table, score: str, target: str, index: Indices) -> float:
+    return rank_correlation(table.scores[score][index], table.targets[target][index], _types(table, index))
+
+
+def _partial(table: Table, score: str, target: str, index: Indices) -> float:
+    depth = table.depth[index]
+    covariates = np.column_stack([depth, np.abs(depth - 0.5)])
+    return partial_rank_correlation(
+        table.scores[score][index], table.targets[target][index], covariates, _types(table, index)
+    )
+
+
+def _overall(table: Table, score: str, target: str, index: Indices) -> float:
+    return rank_correlation(table.scores[score][index], table.targets[target][index])
+
+
+def _section(title: str, table: Table, statistic: Callable[[Table, str, str, Indices], float]) -> str:
+    rows = [f"## {title}", "", f"| score | {' | '.join(TARGETS.values())} |", "| --- " * (1 + len(TARGETS)) + "|"]
+    for score in (*WEIGHT_SCORES, *GRADIENT_SCORES):
+        cells = [_with_interval(table, target, _bind(statistic, table, score, target)) for target in TARGETS]
+        rows.append(f"| {score} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _by_type(table: Table) -> str:
+    rows = ["## Spearman correlation with KL at equal gain, type by type", ""]
+    rows += [f"| score | {' | '.join(table.type_names)} |", "| --- " * (1 + len(table.type_names)) + "|"]
+    for score in (*WEIGHT_SCORES, *GRADIENT_SCORES):
+        cells = []
+        for kind in table.type_names:
+            inside = np.flatnonzero([label == kind for label in table.types])
+            cells.append(_with_interval(table, "kl_at_gain", _bind(_overall, table, score, "kl_at_gain"), inside))
+        rows.append(f"| {score} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _regressions(table: Table) -> str:
+    rows = [
+        "## Regression of log KL at equal gain, with type, depth and depth² as covariates",
+        "",
+        "Standard deviations (within types) of log KL per standard deviation of the score. A type has one shape, so",
+        "shape is in the type, and relative κ is κ but for a constant. Jointly: scores of the weight alone, together.",
+        "",
+        "| score | alone | jointly | jointly, beside Fisher along / slope² |",
+        "| --- | --- | --- | --- |",
+    ]
+    best = "Fisher along / slope²"
+    joint, beside = _coefficients(table, _JOINT), _coefficients(table, (*_JOINT, best))
+    for score in (*WEIGHT_SCORES, *GRADIENT_SCORES):
+        alone = _coefficients(table, (score,))[score]
+        rows.append(f"| {score} | {alone} | {joint.get(score, '')} | {beside.get(score, '')} |")
+    return "\n".join(rows)
+
+
+def _coefficients(table: Table, scores: Sequence[str]) -> dict[str, str]:
+    columns, target = np.column_stack([table.scores[score] for score in scores]), np.log(table.targets["kl_at_gain"])
+
+    def coefficient(position: int) -> Callable[[Indices], float]:
+        return lambda index: float(
+            standardised_coefficients(columns[index], target[index], table.depth[index], _types(table, index))[
+                position
+            ]
+        )
+
+    return {score: _with_interval(table, "kl_at_gain", coefficient(position)) for position, score in enumerate(scores)}
+
+
+def _choices(table: Table) -> str:
+    rows = [
+        "## What choosing by a score would save",
+        "",
+        "Geometric mean of KL at equal gain of a type's lowest and highest third by the score, over that of the whole",
+        "type; all types pooled. Below 1: less forgotten than by a random choice within the type.",
+        "",
+        "| score | lowest third | highest third |",
+        "| --- | --- | --- |",
+    ]
+    for score in (*WEIGHT_SCORES, *GRADIENT_SCORES):
+        cells = [
+            _with_interval(table, "kl_at_gain", _bind(part, table, score, "kl_at_gain"))
+            for part in (_lowest_third, _highest_third)
+        ]
+        rows.append(f"| {score} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _lowest_third(table: Table, score: str, target: str, index: Indices) -> float:
+    return _third(table, score, target, index, 1.0)
+
+
+def _highest_third(table: Table, score: str, target: str, index: Indices) -> float:
+    return _third(table, score, target, index, -1.0)
+
+
+def _third(table: Table, score: str, target: str, index: Indices, sign: float) -> float:
+    kinds, differences = np.array(_types(table, index)), []
+    for kind in table.type_names:
+        inside = index[kinds == kind]
+        logs = np.log(table.targets[target][inside])
+        chosen = np.argsort(sign * table.scores[score][inside], kind="stable")[: max(1, len(inside) // 3)]
+        differences.append(logs[chosen].mean() - logs.mean())
+    return float(np.exp(np.mean(differences)))
+
+
+def _bind(
+    statistic: Callable[[Table, str, str, Indices], float], table: Table, score: str, target: str
+) -> Callable[[Indices], float]:
+    return lambda index: statistic(table, score, target, index)
+
+
+def _with_interval(
+    table: Table, target: str, statistic: Callable[[Indices], float], among: Indices | None = None
+) -> str:
+    """`0.12 [0.01, 0.23]`: the statistic over the tensors that have the target, and its interval."""
+    usable = np.flatnonzero(np.isfinite(table.targets[target]))
+    usable = usable if among is None else np.intersect1d(usable, among)
+    value = statistic(usable)
+    low, high = bootstrap_interval(lambda drawn: statistic(usable[drawn]), _types(table, usable), draws=1000)
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _types(table: Table, index: Indices) -> list[str]:
+    return [table.types[i] for i in index]
+
+
+def draw(table: Table, path: Path) -> None:
+    """Score against KL at equal gain, one panel a score, one colour a type."""
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    panels = figure.subplots(2, 2, sharey=True).flat
+    for axes, score in zip(panels, _SHOWN, strict=True):
+        logarithmic = score != "entropy deficit per dimension"
+        for color, kind in enumerate(table.type_names):
+            inside = np.array([label == kind for label in table.types])
+            x, y = table.scores[score][inside], table.targets["kl_at_gain"][inside]
+            axes.scatter(np.exp(x) if logarithmic else x, y, s=18, color=f"C{color}", alpha=0.75, label=kind)
+        if logarithmic:
+            axes.set_xscale("log")
+        axes.set_yscale("log")
+        usable = np.flatnonzero(np.isfinite(table.targets["kl_at_gain"]))
+        within, overall = (f(table, score, "kl_at_gain", usable) for f in (_within, _overall))
+        axes.set_title(f"Spearman {within:+.2f} within types, {overall:+.2f} over all", fontsize=10)
+        axes.set_xlabel(score + (" (nats)" if not logarithmic else ""))
+        axes.grid(True, alpha=0.25)
+    gain = table.experiment["protocol"]["equal_gain"]
+    figure.supylabel(f"KL(base ‖ changed) on English at a gain of {gain:g} nats (nats a token)", fontsize=10)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=9, frameon=False)
+    figure.suptitle("Damage of single tensors at equal gain, against scores of the tensor", fontsize=11)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130)
