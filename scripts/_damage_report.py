@@ -1,14 +1,18 @@
 """Tables and figure of the single-tensor experiment, from the committed JSONL alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from _damage_statistics import (
-    bootstrap_interval,
+    Floats,
+    bootstrap_draws,
     partial_rank_correlation,
+    percentile_interval,
     rank_correlation,
     standardised_coefficients,
+    thirds_ratio,
 )
 from _damage_table import GRADIENT_SCORES, TARGETS, WEIGHT_SCORES, Table, load_table
 from matplotlib.figure import Figure
@@ -17,6 +21,8 @@ from numpy.typing import NDArray
 from condft.files import atomic_path, write_text
 
 Indices = NDArray[np.int64]
+"""`(..., n)` places of tensors; the draws of a bootstrap have each a tensor of the same type in the same place."""
+Statistic = Callable[[Table, str, str, Indices], Floats]
 _JOINT = ("κ", "entropy deficit per dimension", "stable rank", "Frobenius norm")
 _SHOWN = ("κ", "entropy deficit per dimension", "gradient norm · ‖W‖", "Fisher along / slope²")
 
@@ -45,8 +51,8 @@ def _heading(table: Table) -> str:
     no_gain = int(np.isnan(table.targets["kl_at_gain"]).sum())
     bracketed = ((gains.min(axis=1) <= protocol["equal_gain"]) & (gains.max(axis=1) >= protocol["equal_gain"])).sum()
     errors = [point["gain_error"] for line in table.lines for point in line["points"][:1]]
-    commits = ", ".join(sorted({line["commit"] for line in table.lines}))
-    machines = ", ".join(sorted({str(line["machine"]) for line in table.lines}))
+    commits = ", ".join(sorted({line["commit"][:12] for line in table.lines}))
+    machines = ", ".join(sorted({_machine(line["machine"]) for line in table.lines}))
     minutes = sum(line["cpu_seconds"] for line in table.lines) / 60
     return f"""# Score against damage, tensor by tensor
 
@@ -70,33 +76,37 @@ norm: ‖ΔW‖/‖W‖ = {protocol["relative_norm"]:g}; equal gain: {protocol["
 """ + "\n".join(_type_row(table, kind) for kind in table.type_names)
 
 
+def _machine(facts: Mapping[str, Any]) -> str:
+    return f"{facts['processor']}, {facts['cores']} cores"
+
+
 def _spread(values: NDArray[np.float64]) -> str:
     return f"{np.nanmedian(values):.2g} | {np.nanmin(values):.2g} to {np.nanmax(values):.2g}"
 
 
 def _type_row(table: Table, kind: str) -> str:
-    inside = np.array([label == kind for label in table.types])
+    inside = table.of_type(kind)
     medians = [f"{np.nanmedian(table.targets[key][inside]):.2g}" for key in ("gain", "kl", "kl_at_gain")]
-    return f"| {kind} | {inside.sum()} | {' | '.join(medians)} |"
+    return f"| {kind} | {len(inside)} | {' | '.join(medians)} |"
 
 
-def _within(table: Table, score: str, target: str, index: Indices) -> float:
+def _within(table: Table, score: str, target: str, index: Indices) -> Floats:
     return rank_correlation(table.scores[score][index], table.targets[target][index], _types(table, index))
 
 
-def _partial(table: Table, score: str, target: str, index: Indices) -> float:
+def _partial(table: Table, score: str, target: str, index: Indices) -> Floats:
     depth = table.depth[index]
-    covariates = np.column_stack([depth, np.abs(depth - 0.5)])
+    covariates = np.stack([depth, np.abs(depth - 0.5)])
     return partial_rank_correlation(
         table.scores[score][index], table.targets[target][index], covariates, _types(table, index)
     )
 
 
-def _overall(table: Table, score: str, target: str, index: Indices) -> float:
+def _overall(table: Table, score: str, target: str, index: Indices) -> Floats:
     return rank_correlation(table.scores[score][index], table.targets[target][index])
 
 
-def _section(title: str, table: Table, statistic: Callable[[Table, str, str, Indices], float]) -> str:
+def _section(title: str, table: Table, statistic: Statistic) -> str:
     rows = [f"## {title}", "", f"| score | {' | '.join(TARGETS.values())} |", "| --- " * (1 + len(TARGETS)) + "|"]
     for score in (*WEIGHT_SCORES, *GRADIENT_SCORES):
         cells = [_with_interval(table, target, _bind(statistic, table, score, target)) for target in TARGETS]
@@ -110,7 +120,7 @@ def _by_type(table: Table) -> str:
     for score in (*WEIGHT_SCORES, *GRADIENT_SCORES):
         cells = []
         for kind in table.type_names:
-            inside = np.flatnonzero([label == kind for label in table.types])
+            inside = table.of_type(kind)
             cells.append(_with_interval(table, "kl_at_gain", _bind(_overall, table, score, "kl_at_gain"), inside))
         rows.append(f"| {score} | {' | '.join(cells)} |")
     return "\n".join(rows)
@@ -135,14 +145,12 @@ def _regressions(table: Table) -> str:
 
 
 def _coefficients(table: Table, scores: Sequence[str]) -> dict[str, str]:
-    columns, target = np.column_stack([table.scores[score] for score in scores]), np.log(table.targets["kl_at_gain"])
+    columns, target = np.stack([table.scores[score] for score in scores]), np.log(table.targets["kl_at_gain"])
 
-    def coefficient(position: int) -> Callable[[Indices], float]:
-        return lambda index: float(
-            standardised_coefficients(columns[index], target[index], table.depth[index], _types(table, index))[
-                position
-            ]
-        )
+    def coefficient(position: int) -> Callable[[Indices], Floats]:
+        return lambda index: standardised_coefficients(
+            columns[:, index], target[index], table.depth[index], _types(table, index)
+        )[position]
 
     return {score: _with_interval(table, "kl_at_gain", coefficient(position)) for position, score in enumerate(scores)}
 
@@ -166,43 +174,31 @@ def _choices(table: Table) -> str:
     return "\n".join(rows)
 
 
-def _lowest_third(table: Table, score: str, target: str, index: Indices) -> float:
-    return _third(table, score, target, index, 1.0)
+def _lowest_third(table: Table, score: str, target: str, index: Indices) -> Floats:
+    return thirds_ratio(table.scores[score][index], table.targets[target][index], _types(table, index))
 
 
-def _highest_third(table: Table, score: str, target: str, index: Indices) -> float:
-    return _third(table, score, target, index, -1.0)
+def _highest_third(table: Table, score: str, target: str, index: Indices) -> Floats:
+    return thirds_ratio(-table.scores[score][index], table.targets[target][index], _types(table, index))
 
 
-def _third(table: Table, score: str, target: str, index: Indices, sign: float) -> float:
-    kinds, differences = np.array(_types(table, index)), []
-    for kind in table.type_names:
-        inside = index[kinds == kind]
-        logs = np.log(table.targets[target][inside])
-        chosen = np.argsort(sign * table.scores[score][inside], kind="stable")[: max(1, len(inside) // 3)]
-        differences.append(logs[chosen].mean() - logs.mean())
-    return float(np.exp(np.mean(differences)))
-
-
-def _bind(
-    statistic: Callable[[Table, str, str, Indices], float], table: Table, score: str, target: str
-) -> Callable[[Indices], float]:
+def _bind(statistic: Statistic, table: Table, score: str, target: str) -> Callable[[Indices], Floats]:
     return lambda index: statistic(table, score, target, index)
 
 
 def _with_interval(
-    table: Table, target: str, statistic: Callable[[Indices], float], among: Indices | None = None
+    table: Table, target: str, statistic: Callable[[Indices], Floats], among: Indices | None = None
 ) -> str:
     """`0.12 [0.01, 0.23]`: the statistic over the tensors that have the target, and its interval."""
     usable = np.flatnonzero(np.isfinite(table.targets[target]))
     usable = usable if among is None else np.intersect1d(usable, among)
-    value = statistic(usable)
-    low, high = bootstrap_interval(lambda drawn: statistic(usable[drawn]), _types(table, usable), draws=1000)
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    low, high = percentile_interval(statistic(usable[bootstrap_draws(_types(table, usable))]))
+    return f"{float(statistic(usable)):.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _types(table: Table, index: Indices) -> list[str]:
-    return [table.types[i] for i in index]
+def _types(table: Table, index: Indices) -> Indices:
+    """`(n,)`, the same for all draws."""
+    return table.type_numbers[index.reshape(-1, index.shape[-1])[0]]
 
 
 def draw(table: Table, path: Path) -> None:
@@ -212,7 +208,7 @@ def draw(table: Table, path: Path) -> None:
     for axes, score in zip(panels, _SHOWN, strict=True):
         logarithmic = score != "entropy deficit per dimension"
         for color, kind in enumerate(table.type_names):
-            inside = np.array([label == kind for label in table.types])
+            inside = table.of_type(kind)
             x, y = table.scores[score][inside], table.targets["kl_at_gain"][inside]
             axes.scatter(np.exp(x) if logarithmic else x, y, s=18, color=f"C{color}", alpha=0.75, label=kind)
         if logarithmic:

@@ -1,7 +1,10 @@
-"""Equal gain, rank correlations within types and over all, and a regression; each with its bootstrap interval."""
+"""Equal gain, rank correlations within types and over all, and a regression; each with its bootstrap interval.
+
+Shapes: n tensors in their last dimension, and before it any number of bootstrap draws, done at once.
+"""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -38,93 +41,117 @@ def at_equal_gain(points: Sequence[tuple[float, float]], gain: float, *, power: 
     return damage * (gain / nearest) ** power
 
 
-def rank_correlation(x: ArrayLike, y: ArrayLike, groups: Sequence[str] | None = None) -> float:
+def rank_correlation(x: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Floats:
     """Spearman's correlation; within groups, of ranks that are taken and centred in each.
 
     Args:
-        x: Values.
-        y: As many.
-        groups: Of each value; the ranks of a group are divided by its size, so that all weigh alike by member.
+        x: `(..., n)`.
+        y: The same shape.
+        groups: `(n,)`; the ranks of a group are divided by its size, so that all groups weigh by their members alone.
 
     Returns:
-        A float in [-1, 1]; nan where one side is constant.
+        `(...)`, in [-1, 1]; nan where one side is constant.
     """
-    labels = np.asarray(groups if groups is not None else [""] * len(np.asarray(x)))
-    return _correlation(_ranks(np.asarray(x, float), labels), _ranks(np.asarray(y, float), labels))
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    members = _members(groups, x.shape[-1])
+    return _correlation(_ranks(x, members), _ranks(y, members))
 
 
 def partial_rank_correlation(
-    x: ArrayLike, y: ArrayLike, covariates: ArrayLike, groups: Sequence[str] | None = None
-) -> float:
-    """The same, of what is left of both sides' ranks after a linear fit on the covariates' (`(num_values, k)`)."""
+    x: ArrayLike, y: ArrayLike, covariates: ArrayLike, groups: ArrayLike | None = None
+) -> Floats:
+    """The same, of what a linear fit on the covariates' ranks (`(k, ..., n)`) leaves of both sides' ranks."""
     x, y, others = np.asarray(x, float), np.asarray(y, float), np.asarray(covariates, float)
-    labels = np.asarray(groups if groups is not None else [""] * len(x))
-    basis = np.column_stack([_ranks(column, labels) for column in others.T])
-    left = [side - basis @ np.linalg.lstsq(basis, side)[0] for side in (_ranks(x, labels), _ranks(y, labels))]
+    members = _members(groups, x.shape[-1])
+    basis, _ = np.linalg.qr(np.stack([_ranks(other, members) for other in others], axis=-1))
+    left = []
+    for side in (_ranks(x, members), _ranks(y, members)):
+        explained = basis @ (np.swapaxes(basis, -1, -2) @ side[..., None])
+        left.append(side - explained[..., 0])
     return _correlation(*left)
 
 
-def bootstrap_interval(
-    statistic: Callable[[NDArray[np.int64]], float], groups: Sequence[str], *, draws: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile interval of a statistic over units drawn with replacement within each group.
-
-    Args:
-        statistic: From indices (with repetitions) to a number; draws that give nan do not count.
-        groups: Of each unit.
-        draws: How many.
-        seed: Of the draws.
-    """
+def bootstrap_draws(groups: ArrayLike, *, draws: int = 2000, seed: int = 0) -> NDArray[np.int64]:
+    """Units drawn with replacement within each group: `(draws, n)` indices, each in a place of its own group."""
     labels = np.asarray(groups)
-    members = [np.flatnonzero(labels == label) for label in sorted(set(groups))]
+    index = np.empty((draws, len(labels)), dtype=np.int64)
     generator = np.random.default_rng(seed)
-    drawn = (np.concatenate([generator.choice(unit, len(unit)) for unit in members]) for _ in range(draws))
-    values = np.array([statistic(index) for index in drawn])
-    if not np.isfinite(values).any():
+    for inside in _members(labels, len(labels)):
+        index[:, inside] = generator.choice(inside, (draws, len(inside)))
+    return index
+
+
+def percentile_interval(values: ArrayLike) -> tuple[float, float]:
+    """95 % of a statistic's draws; draws that are nan do not count, and if all are, so are both ends."""
+    found = np.asarray(values, float)
+    if not np.isfinite(found).any():
         return math.nan, math.nan
-    low, high = np.nanquantile(values, [0.025, 0.975])
+    low, high = np.nanquantile(found, [0.025, 0.975])
     return float(low), float(high)
 
 
-def standardised_coefficients(scores: ArrayLike, target: ArrayLike, depth: ArrayLike, groups: Sequence[str]) -> Floats:
+def standardised_coefficients(scores: ArrayLike, target: ArrayLike, depth: ArrayLike, groups: ArrayLike) -> Floats:
     """Least squares of a target on scores, with an intercept for each group, depth and its square as covariates.
 
     Args:
-        scores: `(num_units, k)`.
-        target: `(num_units,)`.
-        depth: 0 to 1.
-        groups: The types; a type of one shape takes the shape with it.
+        scores: `(k, ..., n)`.
+        target: `(..., n)`.
+        depth: `(..., n)`, 0 to 1.
+        groups: `(n,)`: the types; a type of one shape takes the shape with it.
 
     Returns:
-        `(k,)`: standard deviations of the target per standard deviation of the score, both within groups.
+        `(k, ...)`: standard deviations of the target per standard deviation of the score, both within groups.
     """
-    labels, depth = np.asarray(groups), np.asarray(depth, float)
-    columns = np.column_stack([np.asarray(scores, float), depth, depth**2])
-    columns, goal = _centred(columns, labels), _centred(np.asarray(target, float)[:, None], labels)[:, 0]
-    scale = columns.std(axis=0)
-    scale[scale == 0] = 1.0
-    k = columns.shape[1] - 2
-    return np.asarray(np.linalg.lstsq(columns / scale, goal / (goal.std() or 1.0))[0][:k])
+    scores, depth, target = np.asarray(scores, float), np.asarray(depth, float), np.asarray(target, float)
+    members = _members(groups, target.shape[-1])
+    columns = [_standardised(column, members) for column in (*scores, depth, depth**2)]
+    # pinv, not a solve: a score that is constant, or that repeats another one, takes no part or half
+    inverse = np.linalg.pinv(np.stack(columns, axis=-1))
+    found = (inverse @ _standardised(target, members)[..., None])[..., 0]
+    return np.moveaxis(found, -1, 0)[: len(scores)]
 
 
-def _ranks(values: Floats, labels: NDArray[np.str_]) -> Floats:
-    ranks = np.empty(len(values))
-    for label in set(labels.tolist()):
-        inside = labels == label
-        count = inside.sum()
-        ranks[inside] = (rankdata(values[inside]) - (count + 1) / 2) / count
+def thirds_ratio(score: ArrayLike, target: ArrayLike, groups: ArrayLike) -> Floats:
+    """Geometric mean of the target over each group's third of lowest score, over that of the whole group, pooled.
+
+    Args:
+        score: `(..., n)`; the highest third is that of its negative.
+        target: `(..., n)`, above 0.
+        groups: `(n,)`.
+    """
+    score, logs = np.asarray(score, float), np.log(np.asarray(target, float))
+    differences = []
+    for inside in _members(groups, score.shape[-1]):
+        mine = logs[..., inside]
+        chosen = np.argsort(score[..., inside], axis=-1, kind="stable")[..., : max(1, len(inside) // 3)]
+        differences.append(np.take_along_axis(mine, chosen, axis=-1).mean(axis=-1) - mine.mean(axis=-1))
+    return np.exp(np.mean(differences, axis=0))
+
+
+def _members(groups: ArrayLike | None, count: int) -> list[NDArray[np.int64]]:
+    """Places of each group, the groups in order."""
+    labels = np.zeros(count, int) if groups is None else np.asarray(groups)
+    return [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+
+def _ranks(values: Floats, members: Sequence[NDArray[np.int64]]) -> Floats:
+    ranks = np.empty(values.shape)
+    for inside in members:
+        count = len(inside)
+        ranks[..., inside] = (rankdata(values[..., inside], axis=-1) - (count + 1) / 2) / count
     return ranks
 
 
-def _centred(columns: Floats, labels: NDArray[np.str_]) -> Floats:
-    result = columns.copy()
-    for label in set(labels.tolist()):
-        inside = labels == label
-        result[inside] -= columns[inside].mean(axis=0)
-    return result
+def _standardised(values: Floats, members: Sequence[NDArray[np.int64]]) -> Floats:
+    result = values.copy()
+    for inside in members:
+        result[..., inside] -= values[..., inside].mean(axis=-1, keepdims=True)
+    deviation = result.std(axis=-1, keepdims=True)
+    return result / np.where(deviation > 0, deviation, 1.0)
 
 
-def _correlation(x: Floats, y: Floats) -> float:
-    size = math.sqrt(float(x @ x) * float(y @ y))
+def _correlation(x: Floats, y: Floats) -> Floats:
+    size = np.sqrt((x * x).sum(axis=-1) * (y * y).sum(axis=-1))
     # below: rounding of a side that is constant, or that the covariates explain wholly
-    return float(x @ y) / size if size > 1e-12 * len(x) else math.nan
+    usable = size > 1e-12 * x.shape[-1]
+    return np.where(usable, (x * y).sum(axis=-1) / np.where(usable, size, 1.0), math.nan)

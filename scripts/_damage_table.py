@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from _damage_statistics import Floats, at_equal_gain
+from numpy.typing import NDArray
 
 from condft.training import read_metrics
 
@@ -68,6 +70,15 @@ class Table:
     @property
     def type_names(self) -> list[str]:
         return sorted(set(self.types))
+
+    @cached_property
+    def type_numbers(self) -> NDArray[np.int64]:
+        """Of each tensor, its type's place in `type_names`."""
+        return np.array([self.type_names.index(kind) for kind in self.types])
+
+    def of_type(self, name: str) -> NDArray[np.int64]:
+        """The tensors' places."""
+        return np.flatnonzero(self.type_numbers == self.type_names.index(name))
 
 
 def load_table(results: Path) -> Table:

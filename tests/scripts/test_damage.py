@@ -10,10 +10,12 @@ from _damage_gradients import adam_directions, fisher_information
 from _damage_run import Protocol, second_norm, spread_order
 from _damage_statistics import (
     at_equal_gain,
-    bootstrap_interval,
+    bootstrap_draws,
     partial_rank_correlation,
+    percentile_interval,
     rank_correlation,
     standardised_coefficients,
+    thirds_ratio,
 )
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -143,23 +145,56 @@ def test_a_partial_correlation_takes_out_what_the_covariate_explains() -> None:
     depth = generator.normal(size=400)
     x, y = depth + 0.3 * generator.normal(size=400), depth + 0.3 * generator.normal(size=400)
     assert rank_correlation(x, y) > 0.8
-    assert abs(partial_rank_correlation(x, y, depth[:, None])) < 0.15
-    assert partial_rank_correlation(x, x + y, depth[:, None]) > 0.5
+    assert abs(partial_rank_correlation(x, y, [depth])) < 0.15
+    assert partial_rank_correlation(x, x + y, [depth]) > 0.5
 
 
 def test_coefficients_are_found_beside_type_and_depth() -> None:
     generator = np.random.default_rng(0)
     groups = ["q"] * 100 + ["v"] * 100
-    depth, scores = generator.uniform(size=200), generator.normal(size=(200, 2))
-    target = 5 * np.array([group == "v" for group in groups]) + 3 * depth**2 + scores[:, 0]
+    depth, scores = generator.uniform(size=200), generator.normal(size=(2, 200))
+    target = 5 * np.array([group == "v" for group in groups]) + 3 * depth**2 + scores[0]
     first, second = standardised_coefficients(scores, target, depth, groups)
     assert first == pytest.approx(1 / np.sqrt(1 + 9 * np.var(depth**2)), rel=0.1)
     assert second == pytest.approx(0, abs=1e-6)
 
 
-def test_an_interval_covers_the_statistic_and_repeats() -> None:
-    values = np.random.default_rng(0).normal(size=60)
-    groups = ["a"] * 30 + ["b"] * 30
-    low, high = bootstrap_interval(lambda index: float(values[index].mean()), groups)
-    assert low < values.mean() < high < low + 1
-    assert (low, high) == bootstrap_interval(lambda index: float(values[index].mean()), groups)
+def test_draws_stay_in_their_group_and_repeat() -> None:
+    groups = ["b", "a"] * 30
+    draws = bootstrap_draws(groups, draws=50)
+    assert (np.asarray(groups)[draws] == np.asarray(groups)).all()
+    assert (draws == bootstrap_draws(groups, draws=50)).all()
+    assert len(np.unique(draws[0])) < 60
+
+
+def test_many_draws_at_once_give_what_each_gives_alone() -> None:
+    generator = np.random.default_rng(0)
+    groups = np.repeat([0, 1, 2], 20)
+    x, y, depth = generator.normal(size=(3, 60))
+    index = bootstrap_draws(groups, draws=5)
+    at_once = [
+        rank_correlation(x[index], y[index], groups),
+        partial_rank_correlation(x[index], y[index], [depth[index]], groups),
+        standardised_coefficients([x[index]], y[index], depth[index], groups)[0],
+        thirds_ratio(x[index], np.exp(y[index]), groups),
+    ]
+    for one, drawn in enumerate(index):
+        alone = [
+            rank_correlation(x[drawn], y[drawn], groups),
+            partial_rank_correlation(x[drawn], y[drawn], [depth[drawn]], groups),
+            standardised_coefficients([x[drawn]], y[drawn], depth[drawn], groups)[0],
+            thirds_ratio(x[drawn], np.exp(y[drawn]), groups),
+        ]
+        np.testing.assert_allclose([values[one] for values in at_once], alone)
+
+
+def test_the_interval_leaves_out_draws_without_a_value() -> None:
+    low, high = percentile_interval([*range(101), math.nan])
+    assert (low, high) == (2.5, 97.5)
+    assert all(math.isnan(end) for end in percentile_interval([math.nan]))
+
+
+def test_the_third_of_lowest_score_is_compared_with_its_own_group() -> None:
+    score, target = [1, 2, 3, 9, 8, 7], [1, 4, 16, 400, 1600, 100]
+    assert thirds_ratio(score, target, list("aaabbb")) == pytest.approx(1 / 4)
+    assert thirds_ratio([-value for value in score], target, list("aaabbb")) == pytest.approx(np.sqrt(4 * 1))
