@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from _damage_continuation import Continuation, FixedText
 from _damage_gradients import adam_directions, fisher_information
+from _damage_table import lines_by_name
 from _study_config import StudyConfig, digest_of
 from _study_selections import kind_of, layer_of
 from _study_store import append_line, claimed, waiting_for
@@ -118,8 +119,8 @@ class Experiment:
         return self.workspace / f"directions-{self.digest}.safetensors"
 
     def lines(self, kind: str) -> dict[str, dict[str, Any]]:
-        """Name -> line of this experiment; the first, should there be two."""
-        return lines_of(self.results, kind, self.digest)
+        """Name -> line of this experiment, of those that there are by now."""
+        return lines_by_name(read_metrics(self.results), kind, self.digest)
 
     def _held_out(self) -> Tensor:
         windows = torch.cat([batch["input_ids"] for batch in self.task.test])
@@ -199,15 +200,6 @@ class Experiment:
             base = {"base_german_ce": self.german.cross_entropy, "base_english_ce": self.english.cross_entropy}
             content = {"protocol": asdict(self.protocol), "inputs": self.task.inputs, "versions": versions()}
             self._append({"kind": "experiment", "name": "experiment", **content, **base})
-
-
-def lines_of(results: Path, kind: str, digest: str | None = None) -> dict[str, dict[str, Any]]:
-    """Name -> first line of a kind (of one experiment)."""
-    found: dict[str, dict[str, Any]] = {}
-    for line in read_metrics(results):
-        if line["kind"] == kind and digest in (None, line["experiment"]):
-            found.setdefault(line["name"], line)
-    return found
 
 
 def run_experiment(

@@ -1,7 +1,7 @@
 """The experiment's JSONL as columns: one row a tensor, scores beside what its training gains and damages."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,8 +91,7 @@ def load_table(results: Path) -> Table:
     experiments = [line for line in lines if line["kind"] == "experiment"]
     if len(experiments) != 1:
         raise ValueError(f"{results} describes {len(experiments)} experiments; a report is of exactly one")
-    ours = [line for line in lines if line["experiment"] == experiments[0]["experiment"]]
-    scores, tensors = (_by_name(ours, kind) for kind in ("scores", "tensor"))
+    scores, tensors = (lines_by_name(lines, kind, experiments[0]["experiment"]) for kind in ("scores", "tensor"))
     names = sorted(tensors)
     rows = [scores[name] for name in names]
     deepest = max(row["layer"] for row in scores.values())
@@ -111,10 +110,11 @@ def load_table(results: Path) -> Table:
     )
 
 
-def _by_name(lines: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+def lines_by_name(lines: Iterable[dict[str, Any]], kind: str, experiment: str) -> dict[str, dict[str, Any]]:
+    """Name -> line of a kind of one experiment; the first, should there be two."""
     found: dict[str, dict[str, Any]] = {}
     for line in lines:
-        if line["kind"] == kind:
+        if line["kind"] == kind and line["experiment"] == experiment:
             found.setdefault(line["name"], line)
     return found
 

@@ -96,7 +96,7 @@ def test_the_direction_lowers_the_loss_as_its_slope_says(model: LlamaForCausalLM
 
 def test_fisher_information_predicts_the_divergence_of_a_small_step(model: LlamaForCausalLM) -> None:
     torch.manual_seed(1)
-    own = torch.randint(64, (256, 1))
+    own = torch.randint(64, (128, 1))
     for _ in range(7):
         own = torch.cat([own, torch.multinomial(model(input_ids=own).logits[:, -1].softmax(-1), 1)], dim=1)
     direction = torch.randn(32, 48)
@@ -104,7 +104,7 @@ def test_fisher_information_predicts_the_divergence_of_a_small_step(model: Llama
     trace, along = fisher_information(model, {NAME: direction}, own)[NAME]
     fixed = FixedText(Continuation(model), own, with_kl=True)
     model.get_parameter(NAME).data.add_(direction, alpha=0.05)
-    assert fixed.change(2).kl == pytest.approx(0.5 * along * 0.05**2, rel=0.3)  # 256 sequences: some 10 % of noise
+    assert fixed.change(2).kl == pytest.approx(0.5 * along * 0.05**2, rel=0.4)  # 128 sequences: some 13 % of noise
     assert along < trace
 
 
