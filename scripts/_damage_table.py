@@ -55,7 +55,8 @@ class Table:
         types: `q_proj`, ...
         depth: 0 (first layer) to 1 (last).
         scores: Label -> `(num_tensors,)`.
-        targets: Key of `TARGETS` -> `(num_tensors,)`; nan where a tensor gained nothing.
+        targets: Key of `TARGETS` -> `(num_tensors,)`; nan at equal gain where a tensor gained nothing, or changed
+            nothing that fp32 can tell.
         lines: Of the tensors.
     """
 
@@ -124,8 +125,10 @@ def _targets(points: list[list[dict[str, Any]]], gain: float) -> dict[str, Float
 
     def equal(measure: str, power: float) -> Floats:
         curves = ([(point["gain"], point[measure]) for point in found] for found in points)
-        values = (at_equal_gain(curve, gain, power=power) for curve in curves)
-        return np.array([math.nan if value is None else value for value in values])
+        values = [at_equal_gain(curve, gain, power=power) for curve in curves]
+        # a divergence is above 0; one that is not is lost in fp32's rounding
+        usable = (value is not None and (power == 1 or value > 0) for value in values)
+        return np.array([value if ok else math.nan for value, ok in zip(values, usable, strict=True)], dtype=float)
 
     return {
         "gain": np.array([point["gain"] for point in first]),
