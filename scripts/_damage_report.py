@@ -71,8 +71,11 @@ norm: ‖ΔW‖/‖W‖ = {protocol["relative_norm"]:g}; equal gain: {protocol["
 | KL on English (nats a token) | {_spread(table.targets["kl"])} |
 | KL on English at equal gain | {_spread(table.targets["kl_at_gain"])} |
 
-| type | tensors | median gain at equal norm | median KL at equal norm | median KL at equal gain |
-| --- | --- | --- | --- | --- |
+Medians. The last column is for as many tensors of a type as hold {max(table.sizes):,} weights, sharing the gain
+between them: KL at equal gain times weights over {max(table.sizes):,}, as if gains and KL added up.
+
+| type | tensors | weights each | gain at equal norm | KL at equal norm | KL at equal gain | equal weights |
+| --- | --- | --- | --- | --- | --- | --- |
 """ + "\n".join(_type_row(table, kind) for kind in table.type_names)
 
 
@@ -86,8 +89,10 @@ def _spread(values: NDArray[np.float64]) -> str:
 
 def _type_row(table: Table, kind: str) -> str:
     inside = table.of_type(kind)
-    medians = [f"{np.nanmedian(table.targets[key][inside]):.2g}" for key in ("gain", "kl", "kl_at_gain")]
-    return f"| {kind} | {len(inside)} | {' | '.join(medians)} |"
+    size = table.sizes[inside[0]]
+    medians = [float(np.nanmedian(table.targets[key][inside])) for key in ("gain", "kl", "kl_at_gain")]
+    medians.append(medians[-1] * size / max(table.sizes))
+    return f"| {kind} | {len(inside)} | {size:,} | {' | '.join(f'{value:.2g}' for value in medians)} |"
 
 
 def _within(table: Table, score: str, target: str, index: Indices) -> Floats:

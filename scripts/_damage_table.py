@@ -53,6 +53,7 @@ class Table:
         experiment: The line that describes the experiment.
         names: Of the tensors, sorted.
         types: `q_proj`, ...
+        sizes: Weights in each.
         depth: 0 (first layer) to 1 (last).
         scores: Label -> `(num_tensors,)`.
         targets: Key of `TARGETS` -> `(num_tensors,)`; nan at equal gain where a tensor gained nothing, or changed
@@ -63,6 +64,7 @@ class Table:
     experiment: dict[str, Any]
     names: list[str]
     types: list[str]
+    sizes: list[int]
     depth: Floats
     scores: dict[str, Floats]
     targets: dict[str, Floats]
@@ -101,6 +103,7 @@ def load_table(results: Path) -> Table:
         experiment=experiments[0],
         names=names,
         types=[row["type"] for row in rows],
+        sizes=[math.prod(row["shape"]) for row in rows],
         depth=np.array([row["layer"] / max(1, deepest) for row in rows]),
         scores={
             label: np.array([score(row) for row in rows])
