@@ -35,6 +35,7 @@ def write_report(results: Path) -> list[Path]:
         _section("Spearman correlation within types (ranks in each type, pooled)", table, _within),
         _section("The same after depth (depth and distance from the middle taken out of both ranks)", table, _partial),
         _section("Spearman correlation over all tensors, types not told apart", table, _overall),
+        _near(table),
         _by_type(table),
         _regressions(table),
         _choices(table),
@@ -47,9 +48,7 @@ def write_report(results: Path) -> list[Path]:
 
 def _heading(table: Table) -> str:
     experiment, protocol = table.experiment, table.experiment["protocol"]
-    gains = np.array([[point["gain"] for point in line["points"]] for line in table.lines])
     no_gain = int(np.isnan(table.targets["kl_at_gain"]).sum())
-    bracketed = ((gains.min(axis=1) <= protocol["equal_gain"]) & (gains.max(axis=1) >= protocol["equal_gain"])).sum()
     errors = [point["gain_error"] for line in table.lines for point in line["points"][:1]]
     commits = ", ".join(sorted({line["commit"][:12] for line in table.lines}))
     machines = ", ".join(sorted({_machine(line["machine"]) for line in table.lines}))
@@ -61,8 +60,8 @@ Made by `python scripts/damage.py report`. {len(table.names)} tensors of {len(ta
 
 Base: {experiment["base_german_ce"]:.3f} nats a token of German, {experiment["base_english_ce"]:.3f} of English. Equal
 norm: ‖ΔW‖/‖W‖ = {protocol["relative_norm"]:g}; equal gain: {protocol["equal_gain"]:g} nats a token of held-out German.
-{bracketed} tensors have points on both sides of that gain, the others are carried there by the law of small updates
-(KL ~ gain², ΔCE ~ gain); {no_gain} gained nothing at either norm and have no value there.
+{len(table.near)} tensors have a point within a third of that gain; from the nearest point values are carried there by
+the law of small updates (KL ~ gain², ΔCE ~ gain). {no_gain} gained nothing at either norm and have no value there.
 
 | at equal norm | median | lowest and highest |
 | --- | --- | --- |
@@ -115,6 +114,16 @@ def _section(title: str, table: Table, statistic: Statistic) -> str:
     rows = [f"## {title}", "", f"| score | {' | '.join(TARGETS.values())} |", "| --- " * (1 + len(TARGETS)) + "|"]
     for score in (*WEIGHT_SCORES, *GRADIENT_SCORES):
         cells = [_with_interval(table, target, _bind(statistic, table, score, target)) for target in TARGETS]
+        rows.append(f"| {score} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _near(table: Table) -> str:
+    rows = [f"## Within types, the {len(table.near)} tensors alone that have a point near the equal gain", ""]
+    rows += ["| score | Spearman with KL at equal gain | its lowest third over the type |", "| --- | --- | --- |"]
+    for score in (*WEIGHT_SCORES, *GRADIENT_SCORES):
+        statistics = (_bind(statistic, table, score, "kl_at_gain") for statistic in (_within, _lowest_third))
+        cells = [_with_interval(table, "kl_at_gain", statistic, table.near) for statistic in statistics]
         rows.append(f"| {score} | {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -75,6 +75,13 @@ class Table:
         return sorted(set(self.types))
 
     @cached_property
+    def near(self) -> NDArray[np.int64]:
+        """Places of the tensors with a point whose gain is within a third of the equal gain."""
+        gain = self.experiment["protocol"]["equal_gain"]
+        off = [min(abs(point["gain"] / gain - 1) for point in line["points"]) for line in self.lines]
+        return np.flatnonzero(np.array(off) <= 1 / 3)
+
+    @cached_property
     def type_numbers(self) -> NDArray[np.int64]:
         """Of each tensor, its type's place in `type_names`."""
         return np.array([self.type_names.index(kind) for kind in self.types])
