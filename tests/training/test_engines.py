@@ -16,7 +16,8 @@ from condft.multimodal import PassThroughTower
 from condft.training import RunConfig, find_checkpoint, make_accelerator, prepare_output_dir, read_metrics, train
 from condft.training.checkpoint import load_trained
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "accelerate"
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the package deepspeed")
 
 
@@ -34,7 +35,7 @@ def launch(engine: str, folder: Path, content: dict[str, Any], *, efficient: boo
         capture_output=True,
         text=True,
         timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return torch.load(target, weights_only=True)

@@ -23,6 +23,7 @@ from condft.training import (
     train,
 )
 from condft.training.checkpoint import load_trained
+from tests.tuner.on_ranks import leave
 
 
 class CutOff(BaseException):
@@ -80,7 +81,7 @@ def main(config_path: str, target: str) -> None:
             "frozen": (frozen.unchanged, frozen.checked),
         }
         torch.save(result, target)
-    accelerator.end_training()
+    leave()
 
 
 if __name__ == "__main__":

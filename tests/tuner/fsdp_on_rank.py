@@ -19,6 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from condft import CondFTConfig
 from tests.conftest import build_tiny_llama
+from tests.tuner.on_ranks import leave
 from tests.tuner.tiny_models import logits, tiny_moe, trainable
 
 UNITS = [
@@ -142,7 +143,7 @@ def main(rank: int, port: str, folder: Path) -> None:
         **{f"fsdp1/{name}": value for name, value in fsdp1(own).items()},
     }
     save_file({name: value.clone().contiguous() for name, value in results.items()}, folder / f"{rank}.safetensors")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from condft import CondFTConfig, analyze
 from condft.training.engine import whole
 from tests.conftest import build_tiny_llama
 from tests.tuner.fsdp_on_rank import TOKENS
+from tests.tuner.on_ranks import leave
 from tests.tuner.tiny_models import tiny_moe
 
 OPTIONS: dict[str, Any] = {"trainable_fraction": 0.4, "modules_to_save": ["lm_head"]}
@@ -122,7 +123,7 @@ def main(rank: int, port: str, folder: Path) -> None:
     save_file(trained(accelerator, rank), folder / f"{rank}.safetensors")
     told = {"choices": choices(rank), "refusals": refusals(rank)}
     (folder / f"{rank}.json").write_text(json.dumps(told))
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

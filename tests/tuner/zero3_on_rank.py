@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from condft import CondFTConfig
 from tests.conftest import build_tiny_llama
 from tests.tuner.fsdp_on_rank import PARTS, TOKENS, UNITS
+from tests.tuner.on_ranks import leave
 from tests.tuner.tiny_models import logits, tiny_moe, trainable
 
 CONFIG = {
@@ -73,7 +74,7 @@ def main(rank: int, port: str, folder: Path) -> None:
     for kind in ("dense", "parts", "init"):
         results = trained(kind, TOKENS[2 * rank : 2 * rank + 2])
         save_file({name: value.contiguous() for name, value in results.items()}, folder / f"{kind}-{rank}.safetensors")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
