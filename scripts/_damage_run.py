@@ -3,13 +3,14 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from _damage_continuation import Continuation, FixedText
-from _damage_gradients import adam_directions, fisher_information
 from _damage_table import lines_by_name
+from _gradients import adam_directions, fisher_information, language_loss
 from _study_config import StudyConfig, digest_of
 from _study_selections import kind_of, layer_of
 from _study_store import append_line, claimed, waiting_for
@@ -136,7 +137,8 @@ class Experiment:
     def _prepare(self) -> None:
         """Directions into the workspace, a line of scores for every tensor into the results."""
         protocol = self.protocol
-        found = adam_directions(self.model, self.names, self._train_batches())
+        losses = [partial(language_loss, self.model, tokens) for tokens in self._train_batches()]
+        found = adam_directions(self.model, self.names, losses)
         own = sample_from_base(
             self.model,
             self.task.tokenizer,

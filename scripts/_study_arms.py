@@ -1,13 +1,14 @@
 """The arms: name -> builder of a model whose trainable parameters are the arm's, at (nearly) the same number."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from _study_extensions import confine_to_minor_directions, distil_from_base
+from _study_fisher import lowest_fisher
 from _study_selections import choose, highest_signal_to_noise, same_shapes_and_depths
 from peft import LoraConfig, OSFConfig, get_peft_model
 from peft.helpers import find_kappa_target_modules
@@ -29,6 +30,7 @@ class Context:
         seed: Of random arms.
         modules_to_save: Modules that train in every arm, beside the budget (the projector).
         own_tokens: Text that the base model generated, `(num_sequences, length)`.
+        losses: For some batches of the task, each computes the base model's mean loss (nats an answer token).
     """
 
     model: nn.Module
@@ -37,6 +39,7 @@ class Context:
     seed: int
     modules_to_save: list[str]
     own_tokens: Tensor
+    losses: Sequence[Callable[[], Tensor]]
 
     @property
     def budget(self) -> float:
@@ -77,6 +80,11 @@ def _same_shapes(context: Context) -> Arm:
 
 def _signal_to_noise(context: Context) -> Arm:
     return _whole_weights(context, highest_signal_to_noise(context.report, context.fraction))
+
+
+def _fisher(context: Context, **rule: Any) -> Arm:
+    names = lowest_fisher(context.model, context.report, context.fraction, context.own_tokens, context.losses, **rule)
+    return _whole_weights(context, names)
 
 
 def _everything(context: Context) -> Arm:
@@ -163,6 +171,9 @@ ARMS: dict[str, Callable[[Context], Arm]] = {
     "entropy_deficit_within_type": partial(_selected, score="entropy_deficit"),
     "stable_rank_within_type": partial(_selected, score="stable_rank"),
     "spectrum_snr": _signal_to_noise,
+    "fisher_within_type": partial(_fisher, per_gain=False),
+    "fisher_per_gain_within_type": partial(_fisher, per_gain=True),
+    "fisher_per_gain_across_types": partial(_fisher, per_gain=True, stratify=None),
     "query_key_only": partial(_selected, kinds=("q_proj", "k_proj")),
     "attention_only": partial(_selected, kinds=_ATTENTION),
     "gate_up_only": partial(_selected, kinds=("gate_proj", "up_proj")),

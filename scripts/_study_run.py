@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from _study_plan import RunSpec, count_runs, plan_runs, run_key
 from _study_store import Results, append_line, best_rates, claimed, waiting_for
 from _study_tasks import Task, make_task
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from condft import SpectralReport, analyze
@@ -21,9 +24,11 @@ from condft.memory import peak_rss_bytes
 from condft.recipe.summary import code_commit, machine, versions
 from condft.report import Role
 from condft.training import RunConfig, Stage, make_accelerator, train_stage
+from condft.training.objective import answer_loss_sum, count_answer_tokens
 from condft.training.stage import LANGUAGE_MODEL, PROJECTOR, component_of, trainable_parameters
 from condft.weights import Unit, iter_units
 
+_GRADIENT_BATCHES = 8  # of the arms that select by gradients
 _TRAIN_LOSS_STEPS = 8  # a point's train loss is the mean of so many steps
 
 
@@ -94,7 +99,8 @@ class _Run:
                 fraction=config.trainable_fraction,
                 seed=spec.seed,
                 modules_to_save=task.modules_to_save,
-                own_tokens=study.base.own_tokens,
+                own_tokens=study.base.own_tokens.to(study.accelerator.device),
+                losses=self._losses(model),
             )
             arm = build_arm(spec.arm, context)
             parameters = trainable_parameters(arm.model)
@@ -118,6 +124,19 @@ class _Run:
             "selected": list(arm.selected),
             **{f"seconds_{phase}": round(seconds, 1) for phase, seconds in self.seconds.items()},
         }
+
+    def _losses(self, model: Any) -> list[Callable[[], Tensor]]:
+        """The base's mean loss over some batches of the training examples, drawn by the seed."""
+        task, size = self.study.task, self.study.config.training.per_device_batch_size
+        generator = torch.Generator().manual_seed(self.spec.seed)
+        drawn = torch.randperm(len(task.train), generator=generator)[: _GRADIENT_BATCHES * size].tolist()
+
+        def loss(indices: list[int]) -> Tensor:
+            batch = task.collate([task.train[index] for index in indices])
+            batch = send_to_device(batch, self.study.accelerator.device)
+            return answer_loss_sum(model, batch) / count_answer_tokens(batch["labels"])
+
+        return [partial(loss, drawn[start : start + size]) for start in range(0, len(drawn), size)]
 
     def _rates(self, names: list[str]) -> dict[str, float]:
         """The arm's rate is the language model's; a projector has one rate in all arms."""

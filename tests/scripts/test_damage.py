@@ -1,12 +1,12 @@
 """The single-tensor experiment: its order, its laws, its statistics, and that part of a forward is the whole one."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from _damage_continuation import Continuation, FixedText
-from _damage_gradients import adam_directions, fisher_information
 from _damage_run import Protocol, second_norm, spread_order
 from _damage_statistics import (
     at_equal_gain,
@@ -17,6 +17,7 @@ from _damage_statistics import (
     standardised_coefficients,
     thirds_ratio,
 )
+from _gradients import adam_directions, fisher_information, language_loss
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from condft.evaluation import kl_to_base, text_cross_entropy
@@ -84,8 +85,8 @@ def test_a_changed_weight_is_measured_as_the_evaluation_module_measures_it(model
 
 
 def test_the_direction_lowers_the_loss_as_its_slope_says(model: LlamaForCausalLM) -> None:
-    batches = list(tokens(8).split(2))
-    found = adam_directions(model, [NAME], batches)[NAME]
+    losses = [partial(language_loss, model, batch) for batch in tokens(8).split(2)]
+    found = adam_directions(model, [NAME], losses)[NAME]
     fixed = FixedText(Continuation(model), tokens(8), with_kl=False)
     model.get_parameter(NAME).data.add_(found["direction"], alpha=1e-2)
     assert found["direction"].norm() == pytest.approx(1.0, rel=1e-5)
