@@ -24,6 +24,7 @@ __all__ = [
     "Unit",
     "canonical_name",
     "iter_checkpoint_units",
+    "iter_modules",
     "iter_units",
     "load_ahead",
     "module_type_of",
@@ -88,6 +89,22 @@ def iter_checkpoint_units(
     return iter_units(model, granularity=granularity, stored=stored)
 
 
+def iter_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
+    """A model's modules, a shared one under each of its paths.
+
+    Args:
+        model: The model.
+
+    Yields:
+        The path; the module; whether an adapter or a parametrisation brought it, so that it is no part of the base.
+    """
+    adapters: set[str] = set()
+    for path, module in model.named_modules(remove_duplicate=False):
+        if hasattr(module, "base_layer") or hasattr(module, "original_module"):
+            adapters.add(path)
+        yield path, module, _is_adapter_part(path, adapters)
+
+
 @dataclass
 class _Walk:
     """One pass over a model's parameters."""
@@ -104,12 +121,8 @@ class _Walk:
     def items(self) -> Iterator[Unit | SkippedWeight]:
         special = special_modules(self.model)
         seen: dict[int, str] = {}
-        adapters: set[str] = set()
-        for path, module in self.model.named_modules(remove_duplicate=False):
-            if hasattr(module, "base_layer") or hasattr(module, "original_module"):
-                adapters.add(path)
+        for path, module, inside_adapter in iter_modules(self.model):
             name = canonical_name(path)
-            inside_adapter = _is_adapter_part(path, adapters)
             for key, parameter in module.named_parameters(recurse=False):
                 full = f"{name}.{key}" if name else key
                 if inside_adapter:
@@ -253,7 +266,7 @@ def _effective(
 
 def _is_adapter_part(path: str, adapters: set[str]) -> bool:
     """Whether a module lies in an adapter wrapper, but not in the base layer that it wraps."""
-    parts = path.split(".")
+    parts = path.split(".") if adapters else []
     for depth in range(len(parts) + 1):
         if ".".join(parts[:depth]) in adapters and (depth == len(parts) or parts[depth] not in WRAPPER_PARTS):
             return True

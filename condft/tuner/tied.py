@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from condft.report import SkippedWeight, SkipReason
-from condft.weights import iter_units
+from condft.names import canonical_name
+from condft.weights import iter_modules
 
 __all__ = ["Tie", "refuse_tied_modules", "refuse_tied_units", "ties_of"]
 
@@ -32,9 +32,14 @@ class Tie:
 
 def ties_of(model: nn.Module) -> list[Tie]:
     """Every weight that has another name as well, in the model's order; what adapters add does not count."""
-    skipped = (item for item in iter_units(model) if isinstance(item, SkippedWeight))
-    prefix = "shares its memory with "
-    return [Tie(s.detail.removeprefix(prefix), s.name) for s in skipped if s.reason is SkipReason.TIED]
+    seen: dict[int, str] = {}
+    ties = []
+    for path, module, inside_adapter in iter_modules(model):
+        for key, parameter in () if inside_adapter else module.named_parameters(recurse=False):
+            first = seen.setdefault(id(parameter), f"{path}.{key}")
+            if first != f"{path}.{key}":
+                ties.append(Tie(canonical_name(first), canonical_name(f"{path}.{key}")))
+    return ties
 
 
 def refuse_tied_units(parameters: Collection[str], ties: Iterable[Tie]) -> None:
