@@ -133,6 +133,16 @@ def test_wheel_to_checkpoint_and_a_second_call_does_nothing(
     assert listing(tmp_path / "models") == ["tiny"]
 
 
+def test_a_model_by_name_only_waits_to_be_named(
+    tmp_path: Path, tiny: get_models.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(get_models, "MODELS", (tiny, replace(tiny, name="extra", by_name_only=True)))
+    assert run(tmp_path) == 0
+    assert listing(tmp_path / "models") == ["tiny"]
+    assert run(tmp_path, "--only", "extra") == 0
+    assert listing(tmp_path / "models") == ["extra", "tiny"]
+
+
 @pytest.mark.usefixtures("tiny")
 def test_weights_are_readable_by_everybody_who_may_read_the_config(
     tmp_path: Path, tiny: get_models.Model, monkeypatch: pytest.MonkeyPatch
