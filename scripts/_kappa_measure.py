@@ -14,6 +14,7 @@ from _study_measure import mean_test_loss, precision
 from _study_selections import layer_of
 from _study_store import append_line
 from _study_tasks import TextTask, inputs_digest
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from condft import SpectralReport, SpectralRow, analyze
@@ -21,7 +22,7 @@ from condft.information import entropy_deficit_bounds
 from condft.random_matrix import expected_condition_number, expected_entropy_deficit, relative_condition_number
 from condft.recipe.summary import code_commit, machine, versions
 from condft.report import Role
-from condft.training import RunConfig, Stage, make_accelerator, read_metrics, train_stage
+from condft.training import RunConfig, Stage, TrainingConfig, make_accelerator, read_metrics, train_stage
 from condft.training.stage import LANGUAGE_MODEL
 from condft.weights import Unit, iter_units
 
@@ -137,38 +138,44 @@ def fine_tune(stability: Stability, config: StudyConfig, rates: Collection[float
     task = TextTask(config)
     accelerator = make_accelerator(RunConfig.model_construct(output_dir=config.workspace, training=config.training))
     for rate in rates:
-        if stability.has(FINE_TUNING, rate):
-            continue
-        torch.manual_seed(seed)
-        losses: list[float] = []
-        with task.fresh(seed, accelerator) as model:
-            with precision(accelerator):
-                before = mean_test_loss(model, task)
-            for name in stability.base:
-                model.get_parameter(name).requires_grad_(True)
-            stage = Stage("adapt", config.training.steps, {LANGUAGE_MODEL: rate}, seed + 1)
-            began = time.perf_counter()
-            train_stage(
-                accelerator,
-                model,
-                task.train,
-                task.collate,
-                stage,
-                config.training,
-                on_step=lambda record, losses=losses: losses.append(record["loss"]),  # type: ignore[misc]
-            )
-            seconds = time.perf_counter() - began
-            with precision(accelerator):
-                after = mean_test_loss(model, task)
-            facts = {
-                "steps": config.training.steps,
-                "seed": seed,
-                "test_loss_before": before,
-                "test_loss": after,
-                "train_loss": sum(losses[-_LAST_LOSSES:]) / len(losses[-_LAST_LOSSES:]),
-                "seconds_training": round(seconds, 1),
-            }
-            stability.append(model, FINE_TUNING, rate, facts)
+        if not stability.has(FINE_TUNING, rate):
+            with task.fresh(seed, accelerator) as model:
+                for name in stability.base:
+                    model.get_parameter(name).requires_grad_(True)
+                facts = _train(accelerator, model, task, config.training, rate, seed)
+                stability.append(model, FINE_TUNING, rate, facts)
+
+
+def _train(
+    accelerator: Accelerator, model: nn.Module, task: TextTask, training: TrainingConfig, rate: float, seed: int
+) -> dict[str, Any]:
+    """Trains what has `requires_grad`, as the study does; returns what the line tells of it."""
+    torch.manual_seed(seed)
+    losses: list[float] = []
+    with precision(accelerator):
+        before = mean_test_loss(model, task)
+    stage = Stage("adapt", training.steps, {LANGUAGE_MODEL: rate}, seed + 1)
+    began = time.perf_counter()
+    train_stage(
+        accelerator,
+        model,
+        task.train,
+        task.collate,
+        stage,
+        training,
+        on_step=lambda record: losses.append(record["loss"]),
+    )
+    seconds = time.perf_counter() - began
+    with precision(accelerator):
+        after = mean_test_loss(model, task)
+    return {
+        "steps": training.steps,
+        "seed": seed,
+        "test_loss_before": before,
+        "test_loss": after,
+        "train_loss": sum(losses[-_LAST_LOSSES:]) / len(losses[-_LAST_LOSSES:]),
+        "seconds_training": round(seconds, 1),
+    }
 
 
 def load_model(folder: Path) -> nn.Module:

@@ -193,6 +193,7 @@ def _stability(model: str, changes: Sequence[Change]) -> str:
     total = (
         f"The columns after ‖ΔW‖/‖W‖ (median) are Spearman correlations within types; {len(changes[0].types)} weights."
     )
+    notes.append(f"Measured at {', '.join(sorted({change.line['commit'][:12] for change in changes}))}.")
     return f"## Stability: {model}\n\n{' '.join([total, *notes])}\n\n{_table(head, rows)}"
 
 

@@ -110,9 +110,15 @@ def load_atlases(path: Path) -> list[Atlas]:
 
 
 def load_changes(path: Path, atlas: Atlas) -> list[Change]:
-    """The changes of a model, in the file's order; each against the same weights unchanged."""
+    """The changes of a model, in the file's order; each against the same weights unchanged.
+
+    Raises:
+        ValueError: The file has changes of the model, but not its weights unchanged.
+    """
     lines = [line for line in read_metrics(path) if line["inputs"] == atlas.lines[0]["inputs"]]
     base = [line["weights"] for line in lines if line["variant"] == "unchanged"]
+    if lines and not base:
+        raise ValueError(f"{path} lacks {atlas.model} unchanged: python scripts/kappa.py stability")
     ours = {line["name"]: line for line in atlas.lines}
     names = sorted(ours)
     found = []
