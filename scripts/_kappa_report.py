@@ -198,7 +198,8 @@ def _stability(model: str, changes: Sequence[Change]) -> str:
 
 
 def _kept(change: Change, score: str) -> str:
-    kept, count = kept_of_lowest(*change.scores[score], change.types)
+    before, after = change.scores[score]
+    kept, count = kept_of_lowest(before, after, change.types)
     return f"{kept} of {count}"
 
 
