@@ -1,14 +1,15 @@
-"""The tuner under DeepSpeed ZeRO-3 on two processes: trains, disables and merges as one process does."""
+"""The tuner under DeepSpeed ZeRO-3 on two processes: trains, disables, merges and saves as one process does."""
 
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from condft import CondFTConfig
+from tests.conftest import build_tiny_llama
 from tests.tuner.fsdp_on_rank import PARTS, TOKENS, UNITS, build_tuned, train
 from tests.tuner.on_ranks import run_two
 from tests.tuner.tiny_models import logits, tiny_moe, trainable
@@ -36,3 +37,10 @@ def test_partitioned_training_is_training(tmp_path: Path, monkeypatch: pytest.Mo
                 torch.testing.assert_close(found["disabled"], logits(model, TOKENS), rtol=0, atol=1e-6)
             assert not torch.equal(found["acting"], found["disabled"])
             assert all(torch.equal(found[state], found["acting"]) for state in ("merged", "unmerged", "plain"))
+
+            # the adapter that was saved is whole: read in this process, where nothing is partitioned
+            base = tiny_moe() if kind == "parts" else build_tiny_llama(layers=2)
+            loaded = PeftModel.from_pretrained(base, tmp_path / f"adapter-{kind}", is_trainable=True)
+            assert trainable(loaded).keys() == ours.keys()
+            assert all(torch.equal(value, ours[name]) for name, value in trainable(loaded).items())
+            torch.testing.assert_close(logits(loaded, TOKENS), found["acting"], rtol=0, atol=1e-6)

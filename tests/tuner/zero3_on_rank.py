@@ -52,7 +52,8 @@ def states(engine: Any, model: Any) -> dict[str, torch.Tensor]:
     return found | {"plain": logits(model.merge_and_unload(), TOKENS)}
 
 
-def trained(kind: str, own: torch.Tensor) -> dict[str, torch.Tensor]:
+def trained(kind: str, own: torch.Tensor, folder: Path) -> dict[str, torch.Tensor]:
+    """Trains, saves the whole adapter, and returns the trained weights beside the logits of every state."""
     model = build(kind)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=CONFIG)
@@ -62,6 +63,8 @@ def trained(kind: str, own: torch.Tensor) -> dict[str, torch.Tensor]:
     parameters = trainable(model)
     with deepspeed.zero.GatheredParameters(list(parameters.values())):
         weights = {f"weights/{name}": p.detach().clone() for name, p in parameters.items()}
+        # on all ranks: walking the model is what every one of them does, and the first alone writes
+        model.save_pretrained(folder / f"adapter-{kind}", is_main_process=torch.distributed.get_rank() == 0)
     engine.eval()
     return weights | states(engine, model)
 
@@ -72,7 +75,7 @@ def main(rank: int, port: str, folder: Path) -> None:
     torch.set_num_threads(1)
     deepspeed.init_distributed(dist_backend="gloo")
     for kind in ("dense", "parts", "init"):
-        results = trained(kind, TOKENS[2 * rank : 2 * rank + 2])
+        results = trained(kind, TOKENS[2 * rank : 2 * rank + 2], folder)
         save_file({name: value.contiguous() for name, value in results.items()}, folder / f"{kind}-{rank}.safetensors")
     leave()
 
