@@ -2,8 +2,8 @@
 
 An engine prepares a stage's model and optimizer, makes the backward pass and the step, and knows where the whole
 values of a trained parameter and of its optimizer state are. Checkpoints and adapters hold whole tensors by name, so
-a file does not tell which engine wrote it. What no caller has to know: under FSDP2 the model stays sharded
-after a stage, and `whole` gathers its tensors one at a time.
+a file does not tell which engine wrote it. What no caller has to know: under FSDP2 and ZeRO-3 the model stays
+sharded after a stage, and `whole` gathers its tensors one at a time.
 """
 
 import math
@@ -110,12 +110,12 @@ def make_engine(accelerator: Accelerator) -> Engine:
     if kind is DistributedType.FSDP and accelerator.state.fsdp_plugin.fsdp_version == 2:
         return FSDP2Engine(accelerator)
     if kind is DistributedType.DEEPSPEED:
-        from condft.training.zero import DeepSpeedEngine  # the package is optional
+        from condft.training.zero import deepspeed_engine  # the package is optional
 
-        return DeepSpeedEngine(accelerator)
+        return deepspeed_engine(accelerator)
     if kind in (DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA):
         raise ValueError(
-            f"training runs on one process, DDP, FSDP2 and DeepSpeed ZeRO-2, not on {kind.value}"
+            f"training runs on one process, DDP, FSDP2 and DeepSpeed ZeRO-2 and 3, not on {kind.value}"
             + (" version 1: set fsdp_version: 2" if kind is DistributedType.FSDP else "")
             + "; configs/accelerate/ has a file for each engine."
         )
@@ -133,7 +133,14 @@ def _refuse_meta_weights(model: nn.Module) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that ranks may hold in shards (FSDP2), detached. Collective: call it on every rank."""
+    """All of a tensor that ranks may hold in shards (FSDP2) or partitions (ZeRO-3), detached.
+
+    Collective: call it on every rank.
+    """
+    if hasattr(tensor, "ds_id"):  # by which DeepSpeed itself tells a parameter that it partitions
+        from condft.training.zero import whole_partition
+
+        return whole_partition(tensor)
     if isinstance(tensor, DTensor):
         return tensor.detach().full_tensor()  # type: ignore[attr-defined]  # detach is typed Tensor
     return tensor.detach()

@@ -59,7 +59,7 @@ def frozen_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def checksum_tensors(named_tensors: Iterable[tuple[str, Tensor]], *, progress: bool = True) -> dict[str, str]:
     """The checksum of each tensor by name.
 
-    Sharded tensors (FSDP2) are gathered one at a time, so every rank has to call it.
+    Sharded tensors (FSDP2, ZeRO-3) are gathered one at a time, so every rank has to call it.
 
     Raises:
         ValueError: A name comes twice, or a tensor is on the meta device.

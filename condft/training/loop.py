@@ -74,7 +74,7 @@ def train_stage(
     Args:
         accelerator: The micro-batches of a step are its `gradient_accumulation_steps`.
         model: Changed in place; unwrapped again, and its `requires_grad` flags restored, at the end. Under FSDP2
-            its parameters stay sharded.
+            and ZeRO-3 its parameters stay sharded.
         examples: The training split: mappings with `features`, whose lengths group them (`group_by_length`).
         collate: Makes a batch of a list of examples.
         stage: What learns, how long, how fast.

@@ -1,43 +1,59 @@
-"""DeepSpeed ZeRO-2 as an engine. Needs the package `deepspeed`, and is imported only where it is launched.
+"""DeepSpeed ZeRO-2 and ZeRO-3 as engines. Needs the package `deepspeed`, and is imported only where it is launched.
 
 DeepSpeed's own mixed precision is not used: it casts every parameter, so the frozen base would change and the copies
 would lose their bits. The copies that train are fp32 as they are; under bf16, DeepSpeed's autocast computes in it.
 Nor are DeepSpeed's checkpoints: they are pickles, read back without `weights_only`.
+
+Under ZeRO-3 the model stays in partitions after a stage, as it stays in shards under FSDP2.
 """
 
 from typing import Any
 
+import deepspeed
 import torch
 from accelerate import Accelerator
-from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state
+from deepspeed.utils import (
+    safe_get_full_optimizer_state,
+    safe_set_full_optimizer_state,
+    safe_set_local_optimizer_state,
+)
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.optim.optimizer import Optimizer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from condft.training.engine import Engine, OptimizerState
 
-__all__ = ["DeepSpeedEngine"]
+__all__ = ["DeepSpeedEngine", "Zero2Engine", "Zero3Engine", "deepspeed_engine", "whole_partition"]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class DeepSpeedEngine(Engine):
-    """DeepSpeed through accelerate; every stage has an engine of its own, closed at its end.
+def deepspeed_engine(accelerator: Accelerator) -> "DeepSpeedEngine":
+    """The engine of the ZeRO stage that was launched.
 
     Raises:
-        ValueError: A ZeRO stage other than 2.
+        ValueError: A ZeRO stage other than 2 and 3.
     """
+    stage = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"]
+    if stage not in (2, 3):
+        raise ValueError(
+            f"DeepSpeed with ZeRO stage {stage}: the trainer's checkpoints gather what stages 2 and 3 keep, not what "
+            "another does. Set zero_stage: 2 or 3; configs/accelerate/ has a file for each."
+        )
+    return Zero2Engine(accelerator) if stage == 2 else Zero3Engine(accelerator)
+
+
+def whole_partition(parameter: Tensor) -> Tensor:
+    """All of a parameter that ZeRO-3 may have partitioned, detached, in memory of its own. Collective."""
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().clone()
+
+
+class DeepSpeedEngine(Engine):
+    """DeepSpeed through accelerate; every stage of training has an engine of its own, closed at its end."""
 
     leaves_model_whole = False
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        super().__init__(accelerator)
-        stage = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"]
-        if stage != 2:
-            raise ValueError(
-                f"DeepSpeed with ZeRO stage {stage}: the trainer's checkpoints gather what stage 2 keeps, not what "
-                "another does. Set zero_stage: 2, or shard parameters with configs/accelerate/fsdp2.yaml; the tuner "
-                "itself runs under stage 3, in a loop of your own."
-            )
 
     def prepare(
         self, model: nn.Module, optimizer: Optimizer, *, per_device_batch_size: int, max_grad_norm: float
@@ -47,16 +63,13 @@ class DeepSpeedEngine(Engine):
         config["train_batch_size"] = "auto"  # of the numbers above; the stage before left its own here
         config["gradient_clipping"] = max_grad_norm
         prepared = super().prepare(model, optimizer, per_device_batch_size=0, max_grad_norm=0)
-        # AdamW's own start. Left to its first step, ZeRO-2 would look for the state of all groups after stepping the
-        # first (DeepSpeed 0.19), and never find that of the others again.
-        zero = self._deepspeed.optimizer
-        for partition in zero.single_partition_of_fp32_groups:
-            optimizer.state[partition] = {
-                "step": torch.tensor(0.0),
-                **{k: torch.zeros_like(partition) for k in _MOMENTS},
-            }
-        zero._lazy_init_hp_params_optimizer_state()
+        unset_hf_deepspeed_config()  # accelerate has set it anew; see make_accelerator
+        self._start(optimizer)
         return prepared
+
+    def _start(self, optimizer: Optimizer) -> None:
+        """Gives the optimizer AdamW's own start, which a resumed run writes over."""
+        raise NotImplementedError
 
     @property
     def _deepspeed(self) -> Any:
@@ -82,4 +95,44 @@ class DeepSpeedEngine(Engine):
         for partition in optimizer.state.values():
             partition["step"].copy_(state["step"])
         for key in _MOMENTS:
-            safe_set_full_optimizer_state(parameter, state[key], key)
+            self._set_moment(parameter, state[key], key)
+
+    def _set_moment(self, parameter: nn.Parameter, value: Tensor, key: str) -> None:
+        raise NotImplementedError
+
+
+def _zero_state(partition: Tensor) -> OptimizerState:
+    return {"step": torch.tensor(0.0), **{key: torch.zeros_like(partition) for key in _MOMENTS}}
+
+
+class Zero2Engine(DeepSpeedEngine):
+    """Gradients and optimizer state in partitions, the parameters on every rank."""
+
+    def _start(self, optimizer: Optimizer) -> None:
+        # Left to its first step, ZeRO-2 would look for the state of all groups after stepping the first (DeepSpeed
+        # 0.19), and never find that of the others again.
+        zero = self._deepspeed.optimizer
+        for partition in zero.single_partition_of_fp32_groups:
+            optimizer.state[partition] = _zero_state(partition)
+        zero._lazy_init_hp_params_optimizer_state()
+
+    def _set_moment(self, parameter: nn.Parameter, value: Tensor, key: str) -> None:
+        safe_set_full_optimizer_state(parameter, value, key)
+
+
+class Zero3Engine(DeepSpeedEngine):
+    """The parameters in partitions too, frozen ones included; each is gathered for the module that needs it."""
+
+    def _start(self, optimizer: Optimizer) -> None:
+        # left to its first step, there would be nothing to restore a checkpoint into
+        for partition in self._deepspeed.optimizer.fp32_partitioned_groups_flat:
+            optimizer.state[partition] = _zero_state(partition)
+
+    def _set_moment(self, parameter: nn.Parameter, value: Tensor, key: str) -> None:
+        # by the rank's own part: DeepSpeed's setter of whole values (0.19) cuts past the end of one that does not
+        # divide by the number of ranks
+        partition: Any = parameter
+        length, rank = partition.ds_tensor.numel(), self.accelerator.process_index
+        flat = value.flatten()
+        flat = pad(flat, (0, length * self.accelerator.num_processes - flat.numel()))
+        safe_set_local_optimizer_state(parameter, flat[length * rank : length * (rank + 1)], key)

@@ -49,6 +49,7 @@ def launch(engine: str, folder: Path, content: dict[str, Any], *, efficient: boo
         ("fsdp2_cpu", "FSDP", "DTensor", False),
         pytest.param("fsdp2_cpu", "FSDP", "DTensor", True, id="fsdp2_from_meta"),
         pytest.param("deepspeed_zero2_cpu", "DEEPSPEED", "Tensor", False, marks=needs_deepspeed),
+        pytest.param("deepspeed_zero3_cpu", "DEEPSPEED", "partition", False, marks=needs_deepspeed),
     ],
 )
 def test_two_processes_are_one(

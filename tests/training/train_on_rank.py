@@ -30,10 +30,18 @@ class CutOff(BaseException):
     """Like KeyboardInterrupt: nobody catches it."""
 
 
+def kind_of(parameter: torch.nn.Parameter) -> str:
+    return type(parameter.data).__name__ if parameter.numel() else "partition"  # DeepSpeed leaves nothing of it here
+
+
 def main(config_path: str, target: str) -> None:
     torch.set_num_threads(1)
     config = load_config(config_path)
     accelerator = make_accelerator(config, cpu=True)
+    if accelerator.state.deepspeed_plugin is not None and accelerator.state.deepspeed_plugin.zero_stage == 3:
+        # else it would leave tensors as small as these whole
+        zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        zero["stage3_param_persistence_threshold"] = 0
     prepare_output_dir(config.output_dir)
     # as cpu_ram_efficient_loading leaves it: the weights on the first rank alone
     efficient = getattr(getattr(accelerator.state, "fsdp_plugin", None), "cpu_ram_efficient_loading", False)
@@ -73,7 +81,7 @@ def main(config_path: str, target: str) -> None:
         result = {
             "engine": str(accelerator.distributed_type),
             "processes": accelerator.num_processes,
-            "sharded": sorted({type(parameter.data).__name__ for parameter in model.parameters()}),
+            "sharded": sorted({kind_of(parameter) for parameter in model.parameters()}),
             "elements": sum(parameter.numel() for parameter in model.parameters()),
             "losses": [result.losses for result in results],
             "resumed": [result.losses for result in resumed],
