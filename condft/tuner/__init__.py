@@ -2,6 +2,7 @@
 
 from condft.tuner.config import CondFTConfig
 from condft.tuner.delta import Delta, apply_delta, combine_deltas, export_delta
+from condft.tuner.existing_adapter import check_existing_adapters
 from condft.tuner.hotswap import enable_hotswap
 from condft.tuner.layer import CondFTLayer
 from condft.tuner.loading import load
@@ -29,3 +30,4 @@ __all__ = [
 register(CondFTConfig, CondFTModel)
 refuse_pickled_adapters()
 enable_hotswap()
+check_existing_adapters()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from condft.tuner.base_digests import check_base
 from condft.tuner.config import CondFTConfig
+from condft.tuner.existing_adapter import check_same_units
 from condft.tuner.registration import add_peft_type
 from condft.tuner.targets import Targets
 
@@ -43,15 +44,7 @@ def enable_hotswap() -> None:
 
 def _swap(model: Any, state_dict: dict[str, Tensor], adapter_name: str, config: CondFTConfig) -> None:
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
-    present = model.peft_config[adapter_name]
-    here, there = set(present.target_units or ()), set(config.target_units or ())
-    if here != there or present.bias != config.bias:
-        raise ValueError(
-            f"cannot hot-swap {adapter_name!r}: the new adapter trains {len(there - here)} units that this one does "
-            f"not, and lacks {len(here - there)} of its {len(here)} (bias={config.bias!r} there, {present.bias!r} "
-            "here). Load it beside this one: model.load_adapter(folder, name), model.set_adapter(name), then "
-            "model.delete_adapter(the old name)."
-        )
+    check_same_units(model.peft_config[adapter_name], config, adapter_name, doing="hot-swap")
     if any(adapter_name in m.merged_adapters for m in model.modules() if isinstance(m, BaseTunerLayer)):
         raise ValueError(f"cannot hot-swap {adapter_name!r} while it is merged: call unmerge_adapter() first")
     check_base(Targets(model), config.base_digests or {}, config.base_model_name_or_path)

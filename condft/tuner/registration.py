@@ -1,6 +1,7 @@
 """Makes CONDFT one of PEFT's methods: the place that touches PEFT's tables of methods.
 
-Two of its functions are wrapped elsewhere, each for CondFT adapters only: `no_pickle` and `hotswap`.
+Three of its functions are wrapped elsewhere, each for CondFT adapters only: `no_pickle`, `hotswap` and
+`existing_adapter`.
 
 PEFT has no entry point for methods from outside: `PeftType` is a closed string enum, and `register_peft_method`
 asserts membership. A real member is therefore added to it, once. A plain string in the tables would not do:

@@ -1,6 +1,7 @@
 """The whole recipe on tiny real parts: a Whisper and a Llama of some thousand parameters, synthetic clips."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from condft.recipe import evaluate_run, load_run, run
 from condft.recipe.build import compose, speech_examples
 from condft.report import SpectralReport
 from condft.training import RunConfig, load_config
+from tests.marks import needs_deepspeed
 from tests.tiny_speech import save_language_model, save_whisper, write_manifest
 
 ROOT = Path(__file__).parents[2]
@@ -259,7 +261,15 @@ def test_command_line(configure: Callable[..., Any], tmp_path: Path, parts: dict
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("engine", ["ddp_cpu", "fsdp2_cpu"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "ddp_cpu",
+        "fsdp2_cpu",
+        pytest.param("deepspeed_zero2_cpu", marks=needs_deepspeed),
+        pytest.param("deepspeed_zero3_cpu", marks=needs_deepspeed),
+    ],
+)
 def test_two_processes_agree_with_one(configure: Callable[..., Any], tmp_path: Path, engine: str) -> None:
     """Launched as a user would, on gloo: the same selection, and the same losses at the same global batch."""
     path, config = configure("training.per_device_batch_size=4", f"output_dir={tmp_path / 'one'}")
@@ -268,7 +278,8 @@ def test_two_processes_agree_with_one(configure: Callable[..., Any], tmp_path: P
     command += ["--config_file", str(ROOT / "configs" / "accelerate" / f"{engine}.yaml"), "--main_process_port", "0"]
     command += [str(ROOT / "scripts" / "train.py"), "--config", str(path)]
     command += ["training.per_device_batch_size=2", f"output_dir={tmp_path / 'two'}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     double = json.loads((tmp_path / "two" / "summary.json").read_text())
     assert double["num_processes"] == 2

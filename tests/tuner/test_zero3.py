@@ -1,6 +1,5 @@
 """The tuner under DeepSpeed ZeRO-3 on two processes: trains, disables, merges and saves as one process does."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,13 +9,14 @@ from safetensors.torch import load_file
 
 from condft import CondFTConfig
 from tests.conftest import build_tiny_llama
+from tests.marks import needs_deepspeed
 from tests.tuner.fsdp_on_rank import PARTS, TOKENS, UNITS, build_tuned, train
 from tests.tuner.on_ranks import run_two
 from tests.tuner.tiny_models import logits, tiny_moe, trainable
 
 
 @pytest.mark.multiprocess
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the package deepspeed")
+@needs_deepspeed
 def test_partitioned_training_is_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     # its compiled operation: a process that was killed while it compiled leaves a lock, for which all others wait
