@@ -123,6 +123,29 @@ class Zero2Engine(DeepSpeedEngine):
 class Zero3Engine(DeepSpeedEngine):
     """The parameters in partitions too, frozen ones included; each is gathered for the module that needs it."""
 
+    def prepare(
+        self, model: nn.Module, optimizer: Optimizer, *, per_device_batch_size: int, max_grad_norm: float
+    ) -> tuple[Any, Any]:
+        """As the other engines do.
+
+        Raises:
+            ValueError: What trains is of several dtypes, which DeepSpeed would tell by a bare AssertionError.
+        """
+        first: dict[torch.dtype, str] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                first.setdefault(parameter.dtype, name)
+        if len(first) > 1:
+            raise ValueError(
+                "DeepSpeed ZeRO-3 keeps all that trains in one buffer, of one dtype, but of what trains here "
+                + " and ".join(f"{name} is {dtype}" for dtype, name in first.items())
+                + ". CondFT's copies are fp32 over any base, modules_to_save have the base's dtype: load the base in "
+                "fp32 (model.dtype: float32), cast these modules' copies to fp32, or take ZeRO-2 or FSDP2."
+            )
+        return super().prepare(
+            model, optimizer, per_device_batch_size=per_device_batch_size, max_grad_norm=max_grad_norm
+        )
+
     def _start(self, optimizer: Optimizer) -> None:
         # left to its first step, there would be nothing to restore a checkpoint into
         for partition in self._deepspeed.optimizer.fp32_partitioned_groups_flat:

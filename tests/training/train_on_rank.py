@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate import Accelerator, init_empty_weights
 from accelerate.utils import DistributedType
@@ -51,6 +52,21 @@ def odd_state_comes_back(accelerator: Accelerator) -> bool:
         back = engine.whole_state(optimizer, parameter)
         found.append(back.keys() == given.keys() and all(torch.equal(back[key], given[key]) for key in given))
     return all(found)
+
+
+def check_refusals(accelerator: Accelerator) -> None:
+    """What DeepSpeed's engines do not take."""
+    zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    if zero["stage"] == 3:
+        mixed = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).bfloat16())
+        with pytest.raises(ValueError, match=r"0.weight is torch.float32 and 1.weight is torch.bfloat16.*take ZeRO-2"):
+            make_engine(accelerator).prepare(
+                mixed, torch.optim.AdamW(mixed.parameters()), per_device_batch_size=1, max_grad_norm=1.0
+            )
+    zero["stage"], stage = 1, zero["stage"]
+    with pytest.raises(ValueError, match=r"DeepSpeed with ZeRO stage 1: .* Set zero_stage: 2 or 3"):
+        make_engine(accelerator)
+    zero["stage"] = stage
 
 
 def main(config_path: str, target: str) -> None:
@@ -106,7 +122,10 @@ def main(config_path: str, target: str) -> None:
             "trained": load_trained(checkpoint),
             "frozen": (frozen.unchanged, frozen.checked),
         }
-    odd = accelerator.distributed_type is not DistributedType.DEEPSPEED or odd_state_comes_back(accelerator)
+    odd = True
+    if accelerator.distributed_type is DistributedType.DEEPSPEED:
+        check_refusals(accelerator)
+        odd = odd_state_comes_back(accelerator)
     if accelerator.is_main_process:
         torch.save(result | {"odd_state": odd}, target)
     leave()
