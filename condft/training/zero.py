@@ -64,16 +64,29 @@ class DeepSpeedEngine(Engine):
         config["gradient_clipping"] = max_grad_norm
         prepared = super().prepare(model, optimizer, per_device_batch_size=0, max_grad_norm=0)
         unset_hf_deepspeed_config()  # accelerate has set it anew; see make_accelerator
-        self._start(optimizer)
+        self._start()
         return prepared
 
-    def _start(self, optimizer: Optimizer) -> None:
-        """Gives the optimizer AdamW's own start, which a resumed run writes over."""
+    def _start(self) -> None:
+        """Gives the optimizer its own start, which a resumed run writes over."""
+        for partition in self._partitions():
+            # DeepSpeed's CPU Adam counts its steps by a plain number
+            step = torch.tensor(0.0) if isinstance(self._acting, torch.optim.AdamW) else 0
+            self._acting.state[partition] = {"step": step, **{key: torch.zeros_like(partition) for key in _MOMENTS}}
+
+    def _partitions(self) -> list[Tensor]:
+        """What the optimizer steps: this rank's part of each of its groups."""
         raise NotImplementedError
 
     @property
     def _deepspeed(self) -> Any:
         return self.accelerator.deepspeed_engine_wrapped.engine
+
+    @property
+    def _acting(self) -> Optimizer:
+        """The optimizer that steps: ours or, if its state is offloaded, DeepSpeed's Adam with our groups."""
+        acting: Optimizer = self._deepspeed.optimizer.optimizer
+        return acting
 
     def backward(self, loss: Tensor) -> None:
         # not accelerator.backward, which takes the step too: a loss that is not finite must stop before it
@@ -89,11 +102,12 @@ class DeepSpeedEngine(Engine):
             return {}
         state = {key: safe_get_full_optimizer_state(parameter, key) for key in _MOMENTS}
         # a count for each flat partition, and all of them step together
-        return state | {"step": next(iter(optimizer.state.values()))["step"]}
+        return state | {"step": torch.tensor(float(next(iter(self._acting.state.values()))["step"]))}
 
     def set_state(self, optimizer: Optimizer, parameter: nn.Parameter, state: OptimizerState) -> None:
-        for partition in optimizer.state.values():
-            partition["step"].copy_(state["step"])
+        for partition in self._acting.state.values():
+            count = partition["step"]
+            partition["step"] = state["step"].clone() if isinstance(count, Tensor) else int(state["step"])
         for key in _MOMENTS:
             self._set_moment(parameter, state[key], key)
 
@@ -101,20 +115,17 @@ class DeepSpeedEngine(Engine):
         raise NotImplementedError
 
 
-def _zero_state(partition: Tensor) -> OptimizerState:
-    return {"step": torch.tensor(0.0), **{key: torch.zeros_like(partition) for key in _MOMENTS}}
-
-
 class Zero2Engine(DeepSpeedEngine):
     """Gradients and optimizer state in partitions, the parameters on every rank."""
 
-    def _start(self, optimizer: Optimizer) -> None:
+    def _start(self) -> None:
         # Left to its first step, ZeRO-2 would look for the state of all groups after stepping the first (DeepSpeed
         # 0.19), and never find that of the others again.
-        zero = self._deepspeed.optimizer
-        for partition in zero.single_partition_of_fp32_groups:
-            optimizer.state[partition] = _zero_state(partition)
-        zero._lazy_init_hp_params_optimizer_state()
+        super()._start()
+        self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _partitions(self) -> list[Tensor]:
+        return list(self._deepspeed.optimizer.single_partition_of_fp32_groups)
 
     def _set_moment(self, parameter: nn.Parameter, value: Tensor, key: str) -> None:
         safe_set_full_optimizer_state(parameter, value, key)
@@ -146,10 +157,8 @@ class Zero3Engine(DeepSpeedEngine):
             model, optimizer, per_device_batch_size=per_device_batch_size, max_grad_norm=max_grad_norm
         )
 
-    def _start(self, optimizer: Optimizer) -> None:
-        # left to its first step, there would be nothing to restore a checkpoint into
-        for partition in self._deepspeed.optimizer.fp32_partitioned_groups_flat:
-            optimizer.state[partition] = _zero_state(partition)
+    def _partitions(self) -> list[Tensor]:
+        return list(self._deepspeed.optimizer.fp32_partitioned_groups_flat)
 
     def _set_moment(self, parameter: nn.Parameter, value: Tensor, key: str) -> None:
         # by the rank's own part: DeepSpeed's setter of whole values (0.19) cuts past the end of one that does not

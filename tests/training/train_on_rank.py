@@ -1,4 +1,4 @@
-"""One rank of test_engines: `accelerate launch … train_on_rank.py CONFIG.yaml OUT.pt`.
+"""One rank of test_engines: `accelerate launch … train_on_rank.py CONFIG.yaml OUT.pt DEVICE`.
 
 Trains a whole run, then one that is cut off in its last stage and resumed, and leaves what the test compares.
 """
@@ -40,12 +40,12 @@ def kind_of(parameter: torch.nn.Parameter) -> str:
 
 def odd_state_comes_back(accelerator: Accelerator) -> bool:
     """Whether DeepSpeed gives back the optimizer state of parameters of 15 and 5 numbers, which two cannot halve."""
-    model: Any = torch.nn.Linear(3, 5)
+    model: Any = torch.nn.Linear(3, 5, device=accelerator.device)
     engine, optimizer = make_engine(accelerator), torch.optim.AdamW(model.parameters())
     engine.prepare(model, optimizer, per_device_batch_size=1, max_grad_norm=1.0)
     found = []
     for shape, parameter in (((5, 3), model.weight), ((5,), model.bias)):
-        moments = {key: torch.rand(shape) for key in ("exp_avg", "exp_avg_sq")}
+        moments = {key: torch.rand(shape, device=accelerator.device) for key in ("exp_avg", "exp_avg_sq")}
         moments = {key: accelerator.reduce(value, reduction="sum") for key, value in moments.items()}
         given = moments | {"step": torch.tensor(3.0)}
         engine.set_state(optimizer, parameter, given)
@@ -69,10 +69,10 @@ def check_refusals(accelerator: Accelerator) -> None:
     zero["stage"] = stage
 
 
-def main(config_path: str, target: str) -> None:
+def main(config_path: str, target: str, device: str) -> None:
     torch.set_num_threads(1)
     config = load_config(config_path)
-    accelerator = make_accelerator(config, cpu=True)
+    accelerator = make_accelerator(config, cpu=device == "cpu")
     if accelerator.state.deepspeed_plugin is not None and accelerator.state.deepspeed_plugin.zero_stage == 3:
         # else it would leave tensors as small as these whole
         zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
@@ -84,7 +84,8 @@ def main(config_path: str, target: str) -> None:
 
     def build() -> PeftModel:
         with empty():
-            return build_condft_trainee()
+            model = build_condft_trainee()
+        return model if empty is init_empty_weights else model.to(accelerator.device)
 
     model, examples = build(), build_examples()
     on_meta = any(parameter.is_meta for parameter in model.parameters())
@@ -132,4 +133,4 @@ def main(config_path: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(sys.argv[1], sys.argv[2], sys.argv[3])

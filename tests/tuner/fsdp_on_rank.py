@@ -62,8 +62,8 @@ def train(model: Any, tokens: torch.Tensor, steps: int = 2) -> list[float]:
     return losses
 
 
-def shard(model: PeftModel) -> PeftModel:
-    mesh = init_device_mesh("cpu", (2,))
+def shard(model: PeftModel, device: str = "cpu") -> PeftModel:
+    mesh = init_device_mesh(device, (2,))
     for layer in model.get_base_model().model.layers:
         fully_shard(layer, mesh=mesh)
     return fully_shard(model, mesh=mesh)

@@ -18,6 +18,7 @@ from condft.digests import tensor_sha256
 from condft.names import canonical_name
 from condft.tuner import CondFTLayer, decay_towards_base, export_delta, parameter_groups
 from tests.conftest import build_tiny_llama
+from tests.marks import needs_gpu
 from tests.tuner.tiny_models import logits, train
 
 SELECTED = [f"model.layers.{i}.{name}.weight" for i, name in ((0, "self_attn.q_proj"), (2, "mlp.up_proj"))]
@@ -162,7 +163,7 @@ def test_data_parallel_training_is_told_what_to_leave_out() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_gpu
 def test_on_a_gpu(token_ids: Tensor) -> None:
     ids = token_ids.cuda()
     base = logits(build_tiny_llama().cuda(), ids)

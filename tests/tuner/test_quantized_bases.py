@@ -20,6 +20,7 @@ from condft.digests import tensor_sha256
 from condft.names import canonical_name
 from condft.tuner import CondFTLayer, decay_towards_base, export_delta, parameter_groups
 from condft.tuner.dequantizing import dense_values
+from tests.marks import needs_gpu
 from tests.tuner.tiny_models import logits, train, trainable
 
 UNITS = ["model.layers.0.mlp.down_proj.weight", "model.layers.1.self_attn.k_proj.weight"]
@@ -60,9 +61,9 @@ Load = Callable[..., Any]
 
 @pytest.fixture
 def load(checkpoint: Path) -> Load:
-    def build(kind: str, dtype: torch.dtype = torch.float32) -> Any:
+    def build(kind: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
         return AutoModelForCausalLM.from_pretrained(
-            checkpoint, quantization_config=settings(kind), device_map="cpu", dtype=dtype
+            checkpoint, quantization_config=settings(kind), device_map=device, dtype=dtype
         ).train()
 
     return build
@@ -108,8 +109,21 @@ def test_the_selection_is_that_of_the_dequantised_values(kind: str, load: Load) 
     [*((kind, torch.float32) for kind in KINDS), *((kind, torch.bfloat16) for kind in ("nf4", "fp4", *KINDS[1:]))],
 )
 def test_life_cycle(kind: str, dtype: torch.dtype, load: Load, token_ids: Tensor) -> None:
-    reference = logits(load(kind, dtype).eval(), token_ids)
-    model = get_peft_model(load(kind, dtype), CondFTConfig(target_units=[*UNITS, *HEADS]))
+    check_life_cycle(kind, dtype, load, token_ids, "cpu")
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["nf4", *KINDS[:2]])
+def test_life_cycle_by_the_kernels_of_a_gpu(kind: str, dtype: torch.dtype, load: Load, token_ids: Tensor) -> None:
+    check_life_cycle(kind, dtype, load, token_ids.cuda(), "cuda")
+
+
+def check_life_cycle(kind: str, dtype: torch.dtype, load: Load, token_ids: Tensor, device: str) -> None:
+    """Trains, merges, and unmerges to the original bytes."""
+    reference = logits(load(kind, dtype, device).eval(), token_ids)
+    model = get_peft_model(load(kind, dtype, device), CondFTConfig(target_units=[*UNITS, *HEADS]))
     copies = trainable(model)
     assert {p.dtype for p in copies.values()} == {torch.float32}
     layers = layers_of(model)

@@ -8,6 +8,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from tests.conftest import build_tiny_llama
+from tests.marks import needs_two_gpus
 from tests.tuner.fsdp_on_rank import TOKENS, UNITS, build_parts, build_tuned, train
 from tests.tuner.on_ranks import run_two
 from tests.tuner.tiny_models import logits, tiny_moe, trainable
@@ -108,3 +109,27 @@ def test_fsdp1_with_original_parameters_has_the_same_forward_and_backward_and_re
     for each in found:
         torch.testing.assert_close(each["norm"], norm, rtol=1e-5, atol=0)
         torch.testing.assert_close(each["disabled"], base, rtol=0, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.multiprocess
+@needs_two_gpus
+def test_two_gpus_train_save_disable_and_merge_as_one(tmp_path: Path) -> None:
+    """Never run so far; over gloo, on the CPU, what a rank does here has passed."""
+    run_two("nccl_on_rank.py", tmp_path)
+    model = build_tuned().cuda()
+    base = logits(model, TOKENS.cuda()).cpu()
+    train(model, TOKENS.cuda())
+    expected = {name: value.cpu() for name, value in get_peft_model_state_dict(model).items()}
+    for rank in range(2):
+        results = load_file(tmp_path / f"{rank}.safetensors")
+        for engine in ("ddp", "fsdp2"):
+            found = part(results, engine)
+            adapter = {name: value for name, value in found.items() if name.endswith("condft_weight")}
+            # a product over two samples may add in another order than one over four
+            torch.testing.assert_close(adapter, expected, rtol=0, atol=1e-5)
+            torch.testing.assert_close(found["disabled"], base, rtol=0, atol=1e-5)
+            torch.testing.assert_close(found["merged"], found["acting"], rtol=0, atol=1e-6)
+            assert not torch.allclose(found["acting"], base, rtol=0, atol=1e-3)
+            loaded = PeftModel.from_pretrained(build_tiny_llama(layers=2), tmp_path / engine)
+            assert all(torch.equal(value, adapter[name]) for name, value in get_peft_model_state_dict(loaded).items())
