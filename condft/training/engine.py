@@ -39,6 +39,9 @@ class Engine:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
 
+    def check(self, model: nn.Module) -> None:
+        """Refuses a model that one of the stages could not train here; `requires_grad` says what may train in any."""
+
     def prepare(
         self, model: nn.Module, optimizer: Optimizer, *, per_device_batch_size: int, max_grad_norm: float
     ) -> tuple[Any, Any]:

@@ -88,9 +88,11 @@ def train_stage(
         The result of the steps done here.
 
     Raises:
-        ValueError: A batch without answers, a loss or gradient that is not finite, an engine not supported.
+        ValueError: A batch without answers, a loss or gradient that is not finite, an engine not supported or
+            a model that it cannot train.
     """
     engine = make_engine(accelerator)
+    engine.check(model)
     set_seed(stage.seed, device_specific=True)
     records: list[Record] = []
     with as_found(model), only_components_of(stage, model, by_flag=engine.rests_by_flag) as parameters:

@@ -134,13 +134,11 @@ class Zero2Engine(DeepSpeedEngine):
 class Zero3Engine(DeepSpeedEngine):
     """The parameters in partitions too, frozen ones included; each is gathered for the module that needs it."""
 
-    def prepare(
-        self, model: nn.Module, optimizer: Optimizer, *, per_device_batch_size: int, max_grad_norm: float
-    ) -> tuple[Any, Any]:
-        """As the other engines do.
+    def check(self, model: nn.Module) -> None:
+        """Refuses what DeepSpeed would tell by a bare AssertionError.
 
         Raises:
-            ValueError: What trains is of several dtypes, which DeepSpeed would tell by a bare AssertionError.
+            ValueError: What may train is of several dtypes.
         """
         first: dict[torch.dtype, str] = {}
         for name, parameter in model.named_parameters():
@@ -153,9 +151,6 @@ class Zero3Engine(DeepSpeedEngine):
                 + ". CondFT's copies are fp32 over any base, modules_to_save have the base's dtype: load the base in "
                 "fp32 (model.dtype: float32), cast these modules' copies to fp32, or take ZeRO-2 or FSDP2."
             )
-        return super().prepare(
-            model, optimizer, per_device_batch_size=per_device_batch_size, max_grad_norm=max_grad_norm
-        )
 
     def _partitions(self) -> list[Tensor]:
         return list(self._deepspeed.optimizer.fp32_partitioned_groups_flat)
