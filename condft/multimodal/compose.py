@@ -28,6 +28,7 @@ from transformers import (
     WhisperFeatureExtractor,
     WhisperModel,
 )
+from transformers.models.audioflamingo3.modeling_audioflamingo3 import AudioFlamingo3MultiModalProjector
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -79,10 +80,11 @@ def compose_audio_llm(
 ) -> tuple[AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Processor]:
     """Joins a Whisper encoder, a fresh projector and a causal language model.
 
-    All pre-trained tensors arrive bit for bit (after the cast to `dtype`), with three exceptions: the tower's
-    position table is cut to the window; the language model's embedding and head grow by one row, the mean of the
-    others, for the `<sound>` token where they have no spare one; and AudioFlamingo3 has no notion of tied
-    embeddings, so **a tied head becomes a copy of its own**, equal to the embedding at first.
+    The projector is in fp32 whatever `dtype` is, since it trains. (A model saved and loaded by transformers
+    has one dtype again.) All pre-trained tensors arrive bit for bit (after the cast to `dtype`), with three
+    exceptions: the tower's position table is cut to the window; the language model's embedding and head grow by one
+    row, the mean of the others, for the `<sound>` token where they have no spare one; and AudioFlamingo3 has no
+    notion of tied embeddings, so **a tied head becomes a copy of its own**, equal to the embedding at first.
     On plain text the result is checked to compute what the language model computed.
 
     Args:
@@ -91,7 +93,7 @@ def compose_audio_llm(
         max_seconds: The longest clip the data holds. The tower's window is the next full second: it always
             encodes a whole window, so a short one is cheaper (Whisper's own is 30 s).
         seed: Of the projector's initialisation. No global random state is read or changed.
-        dtype: Of all parameters.
+        dtype: Of all parameters but the projector's.
         trust_remote_code: Whether a checkpoint may bring its own Python code.
 
     Returns:
@@ -117,8 +119,9 @@ def compose_audio_llm(
         )
         with torch.device("meta"):
             model = AudioFlamingo3ForConditionalGeneration(config)
+            model.model.multi_modal_projector = _Projector(config)
         _fill_tower(model.model.audio_tower, encoder)
-        _fill_projector(model.model.multi_modal_projector, config, seed, dtype)
+        _fill_projector(model.model.multi_modal_projector, config, seed)
         _fill_language_model(model, language_model)
     model.config.dtype = dtype
     model.generation_config = _generation_config(language_model, tokenizer)
@@ -251,17 +254,25 @@ def _fill_tower(tower: PreTrainedModel, encoder: WhisperEncoder) -> None:
     tower.load_state_dict(weights, strict=True, assign=True)  # strict: the names must match one for one
 
 
-def _fill_projector(projector: nn.Module, config: AudioFlamingo3Config, seed: int, dtype: torch.dtype) -> None:
+class _Projector(AudioFlamingo3MultiModalProjector):
+    """transformers' own, in fp32 within a model of any dtype: AdamW's steps are lost between two bf16 values."""
+
+    def forward(self, audio_features: torch.Tensor) -> torch.Tensor:
+        projected: torch.Tensor = super().forward(audio_features.to(self.linear_1.weight.dtype))
+        return projected  # which the model casts to its embeddings' dtype
+
+
+def _fill_projector(projector: nn.Module, config: AudioFlamingo3Config, seed: int) -> None:
     """What transformers would draw for a fresh projector, from a generator of its own."""
     generator = torch.Generator().manual_seed(seed)
     std = config.audio_config.initializer_range
-    projector.to_empty(device="cpu").to(dtype)
+    projector.to_empty(device="cpu").float()
     with torch.no_grad():
         for name, parameter in projector.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
-            else:  # drawn in fp32, so that the dtype does not change the numbers drawn
-                parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+            else:
+                parameter.normal_(0.0, std, generator=generator)
 
 
 def _fill_language_model(model: AudioFlamingo3ForConditionalGeneration, language_model: PreTrainedModel) -> None:

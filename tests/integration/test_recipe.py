@@ -260,30 +260,49 @@ def test_command_line(configure: Callable[..., Any], tmp_path: Path, parts: dict
     assert (nowhere.exit_code, "is no checkpoint folder" in nowhere.output) == (1, True)
 
 
+def test_what_trains_over_a_bf16_base_is_fp32(configure: Callable[..., Any], tmp_path: Path) -> None:
+    """The projector as well as the copies, so that no small step of either is lost; and the run reads its own file."""
+    _, config = configure("model.dtype=bfloat16", "training.learning_rate={projector: 1e-6, language_model: 1e-6}")
+    summary = run(config, cpu=True)
+    trained = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
+    start = {key: p for key, p in compose(config, max_seconds=1)[0].named_parameters() if "projector" in key}
+    for key, before in start.items():
+        after = next(value for name, value in trained.items() if name.endswith(key.rpartition("projector.")[2]))
+        assert not torch.equal(after, before), key
+        torch.testing.assert_close(after, before.detach(), rtol=0, atol=1e-5)
+    assert evaluate_run(tmp_path / "run")["text_ce"] == pytest.approx(summary["text_ce_after"], rel=1e-12)
+
+
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
-    "engine",
+    ("engine", "dtype", "tolerance"),
     [
-        "ddp_cpu",
-        "fsdp2_cpu",
-        pytest.param("deepspeed_zero2_cpu", marks=needs_deepspeed),
-        pytest.param("deepspeed_zero3_cpu", marks=needs_deepspeed),
+        ("ddp_cpu", "float32", 1e-4),
+        ("fsdp2_cpu", "float32", 1e-4),
+        ("fsdp2_cpu", "bfloat16", 1e-2),  # whose products round by the batch's size
+        pytest.param("deepspeed_zero2_cpu", "float32", 1e-4, marks=needs_deepspeed),
+        pytest.param("deepspeed_zero3_cpu", "float32", 1e-4, marks=needs_deepspeed),
+        pytest.param("deepspeed_zero3_cpu", "bfloat16", 1e-2, marks=needs_deepspeed),
     ],
 )
-def test_two_processes_agree_with_one(configure: Callable[..., Any], tmp_path: Path, engine: str) -> None:
+def test_two_processes_agree_with_one(
+    configure: Callable[..., Any], tmp_path: Path, engine: str, dtype: str, tolerance: float
+) -> None:
     """Launched as a user would, on gloo: the same selection, and the same losses at the same global batch."""
-    path, config = configure("training.per_device_batch_size=4", f"output_dir={tmp_path / 'one'}")
+    options = [f"model.dtype={dtype}"]
+    path, config = configure("training.per_device_batch_size=4", f"output_dir={tmp_path / 'one'}", *options)
     single = run(config, cpu=True)
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", str(ROOT / "configs" / "accelerate" / f"{engine}.yaml"), "--main_process_port", "0"]
     command += [str(ROOT / "scripts" / "train.py"), "--config", str(path)]
-    command += ["training.per_device_batch_size=2", f"output_dir={tmp_path / 'two'}"]
+    command += ["training.per_device_batch_size=2", f"output_dir={tmp_path / 'two'}", *options]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     double = json.loads((tmp_path / "two" / "summary.json").read_text())
     assert double["num_processes"] == 2
     assert double["report_fingerprint"] == single["report_fingerprint"]
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    assert double["text_ce_after"] == pytest.approx(single["text_ce_after"], rel=1e-4)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=tolerance)
+    assert double["text_ce_after"] == pytest.approx(single["text_ce_after"], rel=tolerance)
     assert double["frozen_unchanged"] is True

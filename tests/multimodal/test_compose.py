@@ -115,9 +115,16 @@ def test_projector_depends_on_the_seed_alone_and_global_randomness_is_untouched(
     assert first["linear_2.weight"].std() == pytest.approx(0.02, rel=0.1)
 
 
-def test_dtype_reaches_every_parameter(checkpoints: tuple[str, str]) -> None:
-    model, _ = compose_audio_llm(*checkpoints, max_seconds=1, dtype=torch.bfloat16)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dtype_reaches_every_parameter_but_the_projectors(checkpoints: tuple[str, str], dtype: torch.dtype) -> None:
+    model, _ = compose_audio_llm(*checkpoints, max_seconds=1, dtype=dtype)
+    projector = components(model)["projector"]
+    assert {parameter.dtype for parameter in projector.parameters()} == {torch.float32}
+    others = {id(p) for p in model.parameters()} - {id(p) for p in projector.parameters()}
+    assert {p.dtype for p in model.parameters() if id(p) in others} == {dtype}
+    same, _ = compose_audio_llm(*checkpoints, max_seconds=1)
+    expected = components(same)["projector"].state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in projector.state_dict().items())
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2"])
