@@ -5,7 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from get_german import TEXT, prose_of, read_package
+from _prose import GERMAN, prose_of
+from get_german import TEXT, read_package
 
 PROSE = (
     "Ein Verzeichnisname wird in der Schrift einer\n    Schreibmaschine zwischen doppelten Zeichen dargestellt und "
@@ -16,8 +17,8 @@ PROSE = (
 def test_prose_stays_and_code_tables_and_english_go() -> None:
     english = "This paragraph is long enough to be kept, but there is not one word of German in all of it."
     book = "\n\n".join(["$ mc /etc/apt/", f"    {PROSE}", "| der | die | das |", english, "Kurz ist der Satz.", PROSE])
-    assert prose_of(book) == " ".join(PROSE.split())
-    assert prose_of("") == ""
+    assert prose_of(book, GERMAN) == " ".join(PROSE.split())
+    assert prose_of("", GERMAN) == ""
 
 
 def test_a_package_is_read(tmp_path: Path) -> None:
