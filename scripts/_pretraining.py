@@ -123,6 +123,7 @@ class Pretraining:
 
     def __init__(self, config: PretrainingConfig) -> None:
         self.config, self.key = config, config.key()
+        self.commit = code_commit()  # of the code that is loaded now, whatever the checkout becomes meanwhile
         text = held_out_text(config.train_text)
         self.tokenizer = train_tokenizer(text, config.vocabulary)
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -223,7 +224,7 @@ class Pretraining:
             "held_out_tokens": held_out.num_tokens,
             "seconds_training": round(self.seconds, 1),
             "seconds_measuring": round(time.perf_counter() - began, 1),
-            "commit": code_commit(),
+            "commit": self.commit,
             "weights": weights,
         }
 
@@ -263,7 +264,7 @@ class Pretraining:
                 "train_tokens": self.windows.numel(),
                 "seconds_training": round(self.seconds, 1),
                 "weights_digest": weights,
-                "commit": code_commit(),
+                "commit": self.commit,
                 "versions": versions(),
                 "machine": machine(),
             },

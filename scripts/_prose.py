@@ -8,8 +8,26 @@ GERMAN = frozenset(
     ["der", "die", "das", "und", "ist", "sind", "ein", "eine", "zu", "von", "mit", "für", "auf", "den", "nicht"]
 )
 ENGLISH = frozenset(
-    ["the", "a", "an", "and", "is", "are", "of", "to", "in", "that", "for", "with", "not", "on", "it", "be", "this"]
-    + ["or", "as", "you", "can"]
+    [
+        "the",
+        "a",
+        "an",
+        "and",
+        "is",
+        "are",
+        "of",
+        "to",
+        "in",
+        "that",
+        "for",
+        "with",
+        "not",
+        "on",
+        "it",
+        "be",
+        "or",
+        "as",
+    ]
 )
 _FEWEST_WORDS, _FEWEST_LETTERS = 12, 0.75  # of a paragraph of prose: words, and the share of letters and blanks
 
