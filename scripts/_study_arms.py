@@ -92,14 +92,16 @@ def _everything(context: Context) -> Arm:
 
 
 def _lora(context: Context, *, modules: Callable[[Context], list[str]], rank: int | None) -> Arm:
-    """LoRA of a rank, or of the rank that spends the budget (None)."""
+    """LoRA of a rank, or of the rank that spends the budget (None); experts are found by their stack's name."""
     names = modules(context)
     shapes = {row.name.removesuffix(".weight"): row.matrix_shape for row in context.report.rows}
+    stacks = sorted({name.partition("[")[0] for name in names if "[" in name})
     rank = rank or max(1, round(context.budget / sum(sum(shapes[name]) for name in names)))
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
-        target_modules="|".join(map(re.escape, names)),
+        target_modules="|".join(re.escape(name) for name in names if "[" not in name),
+        target_parameters=stacks or None,
         modules_to_save=context.modules_to_save or None,
     )
     model = get_peft_model(context.model, config)

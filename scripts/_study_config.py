@@ -30,7 +30,7 @@ class SpeechSection(_Section):
 
 
 class TextSection(_Section):
-    """Task (b): the same LLM reads another language."""
+    """Tasks (b) and (c): an LLM reads another language."""
 
     file: str = Field(description="UTF-8 prose; scripts/get_german.py makes one.")
     window: int = Field(default=128, ge=8, description="Tokens of a training example.")
@@ -84,11 +84,6 @@ class StudyConfig(_Section):
         if not set(self.wer_points) <= set(self.points):
             raise ValueError(f"wer_points {self.wer_points} are not all among the points {self.points}")
         return self
-
-    @property
-    def task(self) -> str:
-        """`speech` or `text`."""
-        return "speech" if self.speech is not None else "text"
 
     def determining(self) -> dict[str, Any]:
         """What determines the figures of any run, as plain JSON: not the arms, seeds and places."""

@@ -77,7 +77,7 @@ def write_report(config: StudyConfig, results: Results) -> list[Path]:
     if not by_level[config.levels[0]]:
         raise ValueError(f"{config.results} holds no finished run of this study ({config.digest()}): run it first")
     stem = Path(config.results).with_suffix("")
-    text = [f"# Study of task {config.task}: tables", "", *_inventory(config, results)]
+    text = [f"# Study of task {stem.name}: tables", "", *_inventory(config, results)]
     for level, arms in by_level.items():
         text += ["", *_level_table(results, arms, level)]
         for measure in _RATIO_MEASURES:
@@ -89,8 +89,8 @@ def write_report(config: StudyConfig, results: Results) -> list[Path]:
         labelled = [(f"{arm.name} ({arm.rate:g})", [results.points[key] for key in arm.keys.values()]) for arm in arms]
         fronts, curves = Path(f"{stem}_fronts_{level:g}.png"), Path(f"{stem}_curves_{level:g}.png")
         rates = f"(rates best at test loss {level:g})"
-        draw_fronts(labelled, fronts, title=f"Task {config.task}: forgetting against adaptation {rates}")
-        draw_curves(labelled, curves, title=f"Task {config.task}: adaptation over training {rates}")
+        draw_fronts(labelled, fronts, title=f"Task {stem.name}: forgetting against adaptation {rates}")
+        draw_curves(labelled, curves, title=f"Task {stem.name}: adaptation over training {rates}")
         written += [fronts, curves]
     return written
 

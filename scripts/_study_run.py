@@ -29,6 +29,7 @@ from condft.training.stage import LANGUAGE_MODEL, PROJECTOR, component_of, train
 from condft.weights import Unit, iter_units
 
 _GRADIENT_BATCHES = 8  # of the arms that select by gradients
+_TRAINABLE = (Role.LAYER, Role.EXPERT)
 _TRAIN_LOSS_STEPS = 8  # a point's train loss is the mean of so many steps
 
 
@@ -54,7 +55,7 @@ class Study:
         with waiting_for(self.config.workspace, path.stem):
             if not path.exists():
                 with self.task.fresh(self.config.seeds[0], self.accelerator) as model:
-                    units = [unit for unit in iter_units(model) if isinstance(unit, Unit) and unit.role is Role.LAYER]
+                    units = [unit for unit in iter_units(model) if isinstance(unit, Unit) and unit.role in _TRAINABLE]
                     names = [unit.name for unit in units if unit.name.startswith(self.task.layers)]
                     analyze(model, names=names, measures="all", spectrum=True).save(path)
         return SpectralReport.load(path)

@@ -39,8 +39,9 @@ def choose(
 
 
 def kind_of(name: str) -> str:
-    """`q_proj` of `model.layers.3.self_attn.q_proj.weight`."""
-    return name.split(".")[-2]
+    """`q_proj` of `layers.3.self_attn.q_proj.weight`, `down_proj` of `layers.3.mlp.experts.down_proj[5]`."""
+    parameter, bracket, _ = name.partition("[")
+    return parameter.split(".")[-1 if bracket else -2]
 
 
 def layer_of(name: str) -> int:

@@ -125,7 +125,7 @@ class SpeechTask:
 
 
 class TextTask:
-    """Task (b): the same LLM, without audio, goes on with prose of another language."""
+    """Tasks (b) and (c): an LLM goes on with prose of another language."""
 
     layers = "model.layers."
 
@@ -136,7 +136,10 @@ class TextTask:
         self.train, held_out = _windows(self.tokenizer, config.text)
         size = config.training.per_device_batch_size
         self.test = [self.collate(held_out[start : start + size]) for start in range(0, len(held_out), size)]
-        self.inputs = inputs_digest([Path(config.text.file), _weights_file(Path(config.language_model))])
+        read = [Path(config.text.file), _weights_file(Path(config.language_model))]
+        if Path(config.evaluation.text).is_file():  # else a text that ships with Python or lies on the hub
+            read.append(Path(config.evaluation.text))
+        self.inputs = inputs_digest(read)
 
     @staticmethod
     def collate(examples: Sequence[Mapping[str, Tensor]]) -> Batch:
