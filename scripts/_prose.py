@@ -55,7 +55,7 @@ def _is_prose(paragraph: str, function_words: Collection[str]) -> bool:
 
 
 def pod_text(source: str) -> str:
-    """Text of Perl's Plain Old Documentation: no commands, no verbatim paragraphs, no formatting codes."""
+    """Text of Perl's Plain Old Documentation without commands, code and codes; a link becomes its target."""
     blocks = [block for block in re.split(r"\n[ \t]*\n", source) if block and block[0] not in "= \t"]
     text = "\n\n".join(blocks).replace("E<lt>", "\x01").replace("E<gt>", "\x02")  # not to be taken for brackets
     text = re.sub(r"[A-Z](<<+)\s+(.*?)\s+>>+", r"\2", text, flags=re.DOTALL)
