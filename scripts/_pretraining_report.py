@@ -61,8 +61,8 @@ def _heading(points: Sequence[Point]) -> list[str]:
         "",
         f"Seed {last['seed']}, commit {(last['commit'] or 'unknown')[:12]}; {last['tokens']:,} tokens in "
         f"{last['step']:,} steps, {last['seconds_training'] / 60:.0f} minutes of training by the clock. "
-        f"{len(names)} weights that a selection may choose ({', '.join(counts)}), the routers (`gate`) beside them. Intervals: 95 %, "
-        "bootstrap over weights within module types.",
+        f"{len(names)} weights that a selection may choose ({', '.join(counts)}), the routers (`gate`) beside them. "
+        "Intervals: 95 %, bootstrap over weights within module types.",
     ]
 
 
