@@ -10,6 +10,7 @@ from _pretraining_statistics import (
     candidates,
     column,
     drift,
+    explained_by_layer,
     explained_share,
     explained_with_interval,
     order_kept,
@@ -132,15 +133,22 @@ def _explained(points: Sequence[Point]) -> list[str]:
     lines = [
         "## Share of the variance over all weights that module type explains (η²)",
         "",
-        f"As many groups of these sizes, drawn at random, explain {_by_chance(points[0]):.2f}.",
+        f"As many groups of these sizes, drawn at random, explain {_by_chance(points[0]):.2f}; in the last column, "
+        f"where the experts' types are taken out first, {explained_by_layer(points[0]['weights'])[1]:.2f}.",
         "",
-        "| step | " + " | ".join(shown.values()) + " | log κ: standard deviation within types |",
-        "| --- " * (2 + len(shown)) + "|",
+        "| step | "
+        + " | ".join(shown.values())
+        + " | log κ: standard deviation within types | log κ of experts within types: share "
+        "that the layer explains |",
+        "| --- " * (3 + len(shown)) + "|",
     ]
     for point in points:
         weights = point["weights"]
         cells = [_interval(explained_with_interval(weights, fact, of_log=fact == _KAPPA)) for fact in shown]
-        lines.append(f"| {point['step']} | {' | '.join(cells)} | {_spread_within(point):.3f} |")
+        lines.append(
+            f"| {point['step']} | {' | '.join(cells)} | {_spread_within(point):.3f} | "
+            f"{explained_by_layer(weights)[0]:.2f} |"
+        )
     return lines
 
 

@@ -60,6 +60,23 @@ def explained_with_interval(weights: Weights, fact: str, *, of_log: bool) -> tup
     return float(explained_share(values, types)), *percentile_interval(explained_share(draws, types))
 
 
+def explained_by_layer(weights: Weights) -> tuple[float, float]:
+    """Of the variance of the experts' log κ within their module types, the share that the layer explains.
+
+    Returns:
+        The share, and what as many groups drawn at random within the types explain in the mean.
+    """
+    names = [name for name in candidates(weights) if weights[name]["role"] == "expert"]
+    types = types_of(weights, names)
+    layers = np.array([name.partition(".experts.")[0] for name in names])
+    both = np.char.add(types, layers)
+    logs = np.log(column(weights, names, "condition_number"))
+    of_type = float(explained_share(logs, types))
+    share = (float(explained_share(logs, both)) - of_type) / (1 - of_type)
+    kinds, groups = len(np.unique(types)), len(np.unique(both))
+    return share, (groups - kinds) / (len(names) - kinds)
+
+
 def order_kept(before: Weights, after: Weights, fact: str) -> tuple[float, float, float]:
     """Spearman's correlation within types of a fact at two points, with its 95 % bootstrap interval."""
     names = candidates(before)

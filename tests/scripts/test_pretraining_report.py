@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from _pretraining_report import write_report
-from _pretraining_statistics import drift, explained_share, explained_with_interval, order_kept
+from _pretraining_statistics import drift, explained_by_layer, explained_share, explained_with_interval, order_kept
 
 TYPES = {"model.layers.*.self_attn.q_proj": 400.0, "model.layers.*.mlp.experts.down_proj": 9.0}
 
@@ -39,6 +39,19 @@ def test_the_role_explains_what_it_does() -> None:
     share, _, _ = explained_with_interval(planted(), "relative_condition_number", of_log=False)
     assert share < 0.01
     np.testing.assert_allclose(explained_share([[0, 1, 4, 5], [0, 1, 0, 1]], list("aabb")), [16 / 17, 0], atol=1e-12)
+
+
+def test_the_layer_explains_what_it_does() -> None:
+    experts = {
+        f"model.layers.{layer}.mlp.experts.down_proj[{expert}]": {
+            "module_type": "down_proj",
+            "role": "expert",
+            "condition_number": float(np.exp(layer + spread * (-1) ** expert)),
+        }
+        for layer, spread in ((0, 0.1), (2, 0.1))
+        for expert in range(4)
+    }
+    assert explained_by_layer(experts) == pytest.approx((1 / 1.01, 1 / 7))
 
 
 def test_an_order_is_kept_or_lost() -> None:
