@@ -13,8 +13,8 @@ from _study_store import Results, best_rates, sweep_curves
 
 from condft.files import write_text
 
-REFERENCES = ("lowest_within_type", "lowest_within_type_distilled")
-"""The arms that the others are compared with: the default, and its extension."""
+REFERENCES = ("lowest_within_type", "lowest_within_type_distilled", "fisher_within_type")
+"""The arms that the others are compared with: the default, its extension, and the rule that gradients suggest."""
 MEASURES = {
     "text_ce_change": "Δ text cross-entropy",
     "kl_to_base": "KL to the base",
