@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from condft.cache import Cache, Catalogue, Known, Stamp, open_cache
 from condft.checkpoints import checkpoint_folder
 from condft.findings import Findings, current_versions
-from condft.measuring import UnitInfo, Wanted, lower_bound, measure
+from condft.measuring import UnitInfo, Wanted, lower_bound, measure, measure_together
 from condft.report import SkippedWeight, SkipReason, SpectralReport, SpectralRow
 from condft.screening import LAST_STEPS, Step
 from condft.sharing import Ranks, Shares, walk_together
@@ -239,15 +239,14 @@ def _find_out(
                 _bounds(shares, findings, step)
                 scale = _whole_to_own(shares, step.exact, cost)
 
-                def row_of(unit: Unit) -> SpectralRow | None:
-                    return _row(unit, shares, findings.wanted, digests)
+                rows = _Rows(shares, findings.wanted, digests)
 
                 def note(unit: Unit, row: SpectralRow | None, scale: float = scale) -> None:
                     findings.add_row(unit.name, row)
                     bar.update(cost(findings.infos[unit.name]) * scale)
                     keeper.keep()
 
-                for name, row in shares.map(step.exact, cost, row_of, done=note).items():
+                for name, row in shares.map(step.exact, cost, rows.of, together=rows.together, done=note).items():
                     findings.add_row(name, row)
         finally:
             keeper.keep(now=True)
@@ -270,13 +269,31 @@ def _whole_to_own(shares: Shares, names: Sequence[str], cost: Callable[[UnitInfo
     return sum(cost(shares.infos[name]) for name in names) / own if own else 0.0
 
 
-def _row(unit: Unit, shares: Shares, wanted: Wanted, digests: Mapping[str, str]) -> SpectralRow | None:
-    in_memory = shares.units[unit.name].deferred is None
-    row = measure(unit, wanted, digests.get(unit.name) if in_memory else None)
-    # What was read a second time must be what was looked up in the cache.
-    if row is not None and digests.get(unit.name, row.digest) != row.digest:
-        raise ValueError(f"{unit.name} has changed since this analysis began: analyze again once nothing writes to it")
-    return row
+@dataclass(frozen=True)
+class _Rows:
+    """Measures units whose values are in memory."""
+
+    shares: Shares
+    wanted: Wanted
+    digests: Mapping[str, str]
+
+    def of(self, unit: Unit) -> SpectralRow | None:
+        return self._unchanged(unit, measure(unit, self.wanted, self._known_digest(unit)))
+
+    def together(self, units: Sequence[Unit]) -> list[SpectralRow | None]:
+        rows = measure_together(units, self.wanted, [self._known_digest(unit) for unit in units])
+        return [self._unchanged(unit, row) for unit, row in zip(units, rows, strict=True)]
+
+    def _known_digest(self, unit: Unit) -> str | None:
+        return self.digests.get(unit.name) if self.shares.units[unit.name].deferred is None else None
+
+    def _unchanged(self, unit: Unit, row: SpectralRow | None) -> SpectralRow | None:
+        """The row; what was read a second time must be what was looked up in the cache."""
+        if row is not None and self.digests.get(unit.name, row.digest) != row.digest:
+            raise ValueError(
+                f"{unit.name} has changed since this analysis began: analyze again once nothing writes to it"
+            )
+        return row
 
 
 def _not_requested(infos: Mapping[str, UnitInfo], asked: Collection[str]) -> list[SkippedWeight]:

@@ -1,6 +1,6 @@
 """One unit -> one row of a report: what is known of a unit without its values, what its row costs, and the row."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -8,7 +8,15 @@ import torch
 
 from condft.digests import tensor_digest
 from condft.report import Role, SpectralRow
-from condft.spectra import Measures, NonFiniteError, condition_number_bound, rounding_noise, spectral_facts
+from condft.spectra import (
+    Measures,
+    NonFiniteError,
+    SpectralFacts,
+    batched_facts,
+    condition_number_bound,
+    rounding_noise,
+    spectral_facts,
+)
 from condft.spectra.routes import EIGEN_UP_TO, NEARLY_SQUARE, PROVEN_UP_TO, SMALL
 from condft.units import Unit, load_ahead
 
@@ -22,6 +30,7 @@ __all__ = [
     "digest_units",
     "lower_bound",
     "measure",
+    "measure_together",
 ]
 
 # Raise it whenever the same weight would get other figures than before by more than rounding (a route, a tolerance or
@@ -126,13 +135,28 @@ def measure(unit: Unit, wanted: Wanted, digest: str | None = None) -> SpectralRo
         wanted: What the row must hold.
         digest: The unit's digest if it is known already.
     """
-    info = UnitInfo.of(unit)
     # The SVD that a spectrum takes gives the other measures for nothing.
     measures: Measures = "all" if wanted.spectrum else wanted.measures
     try:
         facts = spectral_facts(unit.matrix, measures=measures, rtol=RTOL, spectrum=wanted.spectrum)
     except NonFiniteError:
         return None
+    return _row(unit, facts, digest)
+
+
+def measure_together(units: Sequence[Unit], wanted: Wanted, digests: Sequence[str | None]) -> list[SpectralRow | None]:
+    """What `measure` says of each, in batched calls; see `condft.spectra.batched_facts` for which units may go."""
+    if wanted.spectrum:
+        return [measure(unit, wanted, digest) for unit, digest in zip(units, digests, strict=True)]
+    found = batched_facts([unit.matrix for unit in units], measures=wanted.measures, rtol=RTOL)
+    return [
+        None if facts is None else _row(unit, facts, digest)
+        for unit, facts, digest in zip(units, found, digests, strict=True)
+    ]
+
+
+def _row(unit: Unit, facts: SpectralFacts, digest: str | None) -> SpectralRow:
+    info = UnitInfo.of(unit)
     row = SpectralRow(
         name=unit.name,
         shape=info.shape,

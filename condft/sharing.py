@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from condft.batching import left_after_batches
 from condft.digests import tensor_digest
 from condft.measuring import UnitInfo, digest_units
 from condft.report import SkippedWeight, SkipReason
@@ -120,6 +121,7 @@ class Shares:
         cost: Callable[[UnitInfo], float],
         work: Callable[[Unit], T],
         in_bulk: Callable[[Sequence[Unit]], dict[str, T]] | None = None,
+        together: Callable[[Sequence[Unit]], list[T]] | None = None,
         done: Callable[[Unit, T], None] = lambda unit, result: None,
     ) -> dict[str, T]:
         """Does the work of every named unit on one rank each and returns all results by name on every rank.
@@ -129,6 +131,7 @@ class Shares:
             cost: What balances the ranks.
             work: The work of one unit, whose values are in memory; of small ones in threads, see `side_by_side`.
             in_bulk: The same of many units at once, whose values it loads itself.
+            together: The same of units of one shape in memory, for devices where that pays, see `condft.batching`.
             done: Called with every unit of this rank and its result, in the caller's thread. Not after `in_bulk`.
 
         Raises:
@@ -146,15 +149,19 @@ class Shares:
                 results[unit.name] = result
                 done(unit, result)
 
+            def do(units: Iterator[Unit]) -> None:
+                alone = units if together is None else left_after_batches(units, together, note)
+                side_by_side(alone, work, note)
+
             try:
-                side_by_side(gathered, work, note)
+                do(gathered)
             except Exception:
                 for _ in gathered:
                     pass  # the other ranks wait for this one in the gathers that follow
                 raise
             if in_bulk is not None:
                 return results | in_bulk(plain)
-            side_by_side(load_ahead(plain), work, note)
+            do(load_ahead(plain))
             return results
 
         return {name: result for part in self.ranks.run(own) for name, result in part.items()}

@@ -5,9 +5,10 @@
 
 Medians over `--repeats`. Speed-ups are ratios within this run. The selector computes κ of Linear weights and, for
 fused experts, the mean κ of the stack; ours is timed for the same κ (`basic`), again with all measures, and from the
-cache. Beside the races: the error of κ over planted spectra, the distance to what the routes must move and multiply,
+cache. Beside the races: the error of κ over planted spectra and over SmolLM2's layer weights, batched calls against
+threads on the CPU, the distance to what the routes must move and multiply,
 memory of a streamed checkpoint, two ranks, and how cost grows. Needs models/smollm2-135m-instruct
-(scripts/get_models.py) for the first row, and 4 GB of disk for the streamed checkpoint.
+(scripts/get_models.py) for the first row and its error, and 4 GB of disk for the streamed checkpoint.
 """
 
 import gc
@@ -24,7 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from _bench_batches import batches_against_threads
 from _bench_limit import distance_to_limit, machine_rates
+from _bench_models import error_over_model
 from _bench_ranks import shared_by_two
 from _bench_results import arguments_of, earlier_results, made_by
 from _bench_scaling import extrapolate, plot_scaling, scaling
@@ -211,7 +214,7 @@ def show(results: dict[str, Any]) -> None:
     console().print(table)
     for row in results.get("limits", []):
         print(f"{row['shape']!s:>14} {row['measures']:5} {row['method']:8} {row['ratio']:.2f} of the limit (goal 2)")
-    for part in ("streamed", "ranks", "scaling"):
+    for part in ("error_smollm2", "batches", "streamed", "ranks", "scaling"):
         if part in results:
             print(part, json.dumps(results[part], indent=1))
     for row in results.get("error", []):
@@ -223,6 +226,8 @@ def show(results: dict[str, Any]) -> None:
 def main() -> None:
     parts: dict[str, Callable[[int], Any]] = {
         "error": lambda repeats: error_grid(),
+        "error_smollm2": lambda repeats: error_over_model(smollm2()),
+        "batches": batches_against_threads,
         "limits": limits,
         "streamed": lambda repeats: streaming(Path("runs/bench_streamed_checkpoint")),
         "ranks": lambda repeats: shared_by_two(linears(LLAMA_8B_LAYER)),

@@ -1,5 +1,6 @@
-"""Numerics: one matrix in, spectral facts out. torch only; see `condft.spectra.routes` for how they are found."""
+"""Numerics: matrices in, spectral facts out. torch only; see `condft.spectra.routes` for how they are found."""
 
+from condft.spectra.batches import batch_size, batched_facts
 from condft.spectra.facts import (
     Measures,
     NonFiniteError,
@@ -15,6 +16,8 @@ __all__ = [
     "Measures",
     "NonFiniteError",
     "SpectralFacts",
+    "batch_size",
+    "batched_facts",
     "code_rounding_error",
     "condition_number",
     "condition_number_bound",

@@ -4,13 +4,14 @@
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from condft.spectra.bounds import iter_ritz_values
 from condft.spectra.operators import iter_row_blocks
+from condft.spectra.precision import fp32_products
 from condft.spectra.routes import EPS64, Answer, Measures, by_svd, find_ends, lanczos_dtype
 
 __all__ = [
@@ -19,7 +20,10 @@ __all__ = [
     "SpectralFacts",
     "condition_number",
     "condition_number_bound",
+    "facts_of",
+    "scale_exponent",
     "spectral_facts",
+    "tall_of",
 ]
 
 BOUND_FROM = 1e-2  # relative error from which the condition number is reported as a lower bound
@@ -72,6 +76,7 @@ class SpectralFacts:
         return math.isfinite(self.condition_number) and self.relative_error > BOUND_FROM
 
 
+@fp32_products()
 def spectral_facts(
     matrix: Tensor, *, measures: Measures = "basic", rtol: float = 1e-3, spectrum: bool = False
 ) -> SpectralFacts:
@@ -95,14 +100,21 @@ def spectral_facts(
         ValueError: Not a non-empty real matrix, or it holds NaN or infinity.
     """
     largest_entry = _checked(matrix)
-    tall = matrix.detach() if matrix.shape[0] >= matrix.shape[1] else matrix.detach().mT
+    tall = tall_of(matrix)
     if largest_entry == 0.0:
         no_volume, all_lost = (-math.inf, math.inf) if measures == "all" else (None, None)
         values = (0.0,) * tall.shape[1] if spectrum else None
         return SpectralFacts(0.0, 0.0, math.inf, 0.0, 0.0, no_volume, all_lost, 0.0, "zero", values)
     tall, exponent = _scaled(tall, largest_entry)
     answer = by_svd(tall) if spectrum else find_ends(tall, measures, rtol)
-    return _facts(tall, answer, exponent, measures, spectrum=spectrum)
+    summed = torch.promote_types(tall.dtype, torch.float32)
+    # A block in fp32 at a time: a list of them would be a copy of the matrix.
+    norms = [torch.linalg.vector_norm(block, dim=_along(block)) for _, block in iter_row_blocks(tall, summed)]
+    sum_of_squares = float(torch.cat(norms).double().square().sum())
+    facts = facts_of(answer, tall.shape, sum_of_squares, measures, exponent)
+    if spectrum and answer.values is not None:
+        return replace(facts, spectrum=_stored(answer.values, exponent))
+    return facts
 
 
 def condition_number(weight: Tensor, *, rtol: float = 1e-3) -> float:
@@ -121,6 +133,7 @@ def condition_number(weight: Tensor, *, rtol: float = 1e-3) -> float:
     return spectral_facts(weight, rtol=rtol).condition_number
 
 
+@fp32_products()
 def condition_number_bound(matrix: Tensor, *, above: float = math.inf, max_steps: int = 24) -> float:
     """A lower bound of the condition number from a few products: Ritz values lie within the spectrum.
 
@@ -138,7 +151,7 @@ def condition_number_bound(matrix: Tensor, *, above: float = math.inf, max_steps
     largest_entry = _checked(matrix)
     if largest_entry == 0.0:
         return math.inf
-    tall = matrix.detach() if matrix.shape[0] >= matrix.shape[1] else matrix.detach().mT
+    tall = tall_of(matrix)
     tall, _ = _scaled(tall, largest_entry)
     dtype = lanczos_dtype(tall)
     bound = 1.0
@@ -169,6 +182,19 @@ def _checked(matrix: Tensor) -> float:
     return largest
 
 
+def tall_of(matrix: Tensor) -> Tensor:
+    """The matrix, or its transpose if it is wide; also of a batch of them."""
+    matrix = matrix.detach()
+    return matrix if matrix.shape[-2] >= matrix.shape[-1] else matrix.mT
+
+
+def scale_exponent(largest_entry: float) -> int:
+    """By which power of two a matrix with this largest entry is divided: 0 for ordinary weights."""
+    exponent = math.frexp(largest_entry)[1]
+    # 2**1000 is still a double; fp64 subnormals need no more.
+    return 0 if abs(exponent) <= 12 else max(exponent, -1000)
+
+
 def _scaled(tall: Tensor, largest_entry: float) -> tuple[Tensor, int]:
     """The matrix, divided by a power of two if it is far from 1, so that squares neither over- nor underflow.
 
@@ -176,22 +202,20 @@ def _scaled(tall: Tensor, largest_entry: float) -> tuple[Tensor, int]:
     """
     if tall.dtype.itemsize == 1:
         tall = tall.to(torch.float32)
-    exponent = math.frexp(largest_entry)[1]
-    if abs(exponent) <= 12:
+    exponent = scale_exponent(largest_entry)
+    if exponent == 0:
         return tall, 0
-    exponent = max(exponent, -1000)  # 2**1000 is still a double; fp64 subnormals need no more
     wide = tall.to(torch.float64)
     scaled = torch.ldexp(wide, torch.tensor(-exponent, device=tall.device))
     return (scaled if tall.dtype == torch.float64 else scaled.to(torch.float32)), exponent
 
 
-def _facts(tall: Tensor, answer: Answer, exponent: int, measures: Measures, *, spectrum: bool) -> SpectralFacts:
-    n = tall.shape[1]
-    summed = torch.promote_types(tall.dtype, torch.float32)
-    # A block in fp32 at a time: a list of them would be a copy of the matrix.
-    norms = [torch.linalg.vector_norm(block, dim=_along(block)) for _, block in iter_row_blocks(tall, summed)]
-    sum_of_squares = float(torch.cat(norms).double().square().sum())
-    deficient = answer.smallest <= tall.shape[0] * EPS64 * answer.largest
+def facts_of(
+    answer: Answer, shape: tuple[int, ...], sum_of_squares: float, measures: Measures, exponent: int = 0
+) -> SpectralFacts:
+    """What the ends of a spectrum say, of a tall matrix of this shape that was divided by `2**exponent`."""
+    m, n = shape
+    deficient = answer.smallest <= m * EPS64 * answer.largest
     log_volume = deficit = None
     if measures == "all":
         assert answer.log_volume is not None  # every route has one, if asked for it
@@ -209,7 +233,6 @@ def _facts(tall: Tensor, answer: Answer, exponent: int, measures: Measures, *, s
         entropy_deficit=deficit,
         relative_error=answer.error,
         method=answer.method,
-        spectrum=_stored(answer.values, exponent) if spectrum and answer.values is not None else None,
     )
 
 

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from condft.spectra.operators import Symmetric
 
-__all__ = ["BlockLanczos", "Ends", "start_vectors"]
+__all__ = ["MAX_VECTORS", "BlockLanczos", "Ends", "next_look", "ritz_ends", "start_vectors"]
+
+MAX_VECTORS = 160
 
 # A check costs an eigendecomposition of T, on small matrices as much as some steps: none before this many vectors, and
 # the next one a fifth further on; of large ones, whose steps wait for memory, a tenth.
@@ -63,7 +65,7 @@ class BlockLanczos:
         max_vectors: When to give up.
     """
 
-    def __init__(self, operator: Symmetric, *, block: int = 1, start: int = 0, max_vectors: int = 160) -> None:
+    def __init__(self, operator: Symmetric, *, block: int = 1, start: int = 0, max_vectors: int = MAX_VECTORS) -> None:
         self.operator = operator
         self.block = min(block, operator.size)
         limit = min(max_vectors, operator.size) // self.block * self.block
@@ -84,17 +86,17 @@ class BlockLanczos:
             The ends as they are then.
         """
         limit = len(self.projection)
-        checks = _CHECKS if self.operator.size < _LARGE else _CHECKS_OF_LARGE
         if max_steps is not None:
             limit = min(limit, self.vectors + max_steps * self.block)
-        next_check = min(max(_FIRST_CHECK, self.vectors + self.vectors // checks), limit)
+        next_check = min(next_look(self.vectors, self.operator.size), limit)
         while self.vectors < limit and not (self.ends is not None and self.ends.exhausted):
             coupling = self._step()
             if self.vectors >= next_check or self.vectors == limit:
-                self.ends = self._ends(coupling)
+                seen = self.projection[: self.vectors, : self.vectors].cpu()
+                self.ends = ritz_ends(seen, coupling.double().cpu(), self.operator.size, self.basis.dtype)
                 if until(self.ends):
                     break
-                next_check = min(self.vectors + max(1, self.vectors // checks), limit)
+                next_check = min(next_look(self.vectors, self.operator.size), limit)
         assert self.ends is not None  # there is room for a first step
         return self.ends
 
@@ -122,24 +124,37 @@ class BlockLanczos:
             following.sub_((following @ known.mT) @ known)
         return coupling
 
-    def _ends(self, coupling: Tensor) -> Ends:
-        """The extreme Ritz values, with errors from their residuals and the gaps to their neighbours."""
-        projection = self.projection[: self.vectors, : self.vectors].cpu()
-        coupling = coupling.double().cpu()
-        if not bool(torch.isfinite(projection).all()):  # a singular factor was inverted: nothing to be had this way
-            return Ends(math.inf, 0.0, math.inf, math.inf, self.vectors // self.block)
-        values, vectors = torch.linalg.eigh(projection, UPLO="U")
-        residuals = (coupling @ vectors[-self.block :]).norm(dim=0)
-        scale = float(values[-1])
-        negligible = self.vectors * torch.finfo(self.basis.dtype).eps * scale
-        return Ends(
-            largest=math.sqrt(max(scale, 0.0)),
-            smallest=math.sqrt(max(float(values[0]), 0.0)),
-            largest_error=_relative_error(values, residuals, -1, -2),
-            smallest_error=_relative_error(values, residuals, 0, 1),
-            steps=self.vectors // self.block,
-            exhausted=self.vectors >= self.operator.size or float(coupling.abs().max()) <= negligible,
-        )
+
+def next_look(vectors: int, size: int) -> int:
+    """After how many vectors in all the ends are looked at again, of an operator of this size."""
+    checks = _CHECKS if size < _LARGE else _CHECKS_OF_LARGE
+    return max(_FIRST_CHECK, vectors + max(1, vectors // checks))
+
+
+def ritz_ends(projection: Tensor, coupling: Tensor, size: int, dtype: torch.dtype) -> Ends:
+    """The extreme Ritz values, with errors from their residuals and the gaps to their neighbours.
+
+    Args:
+        projection: `(k, k)` on the CPU, fp64: T, its upper triangle.
+        coupling: `(b, b)` on the CPU, fp64: R of the last step.
+        size: Of the operator.
+        dtype: That the process worked in.
+    """
+    vectors, block = len(projection), len(coupling)
+    if not bool(torch.isfinite(projection).all()):  # a singular factor was inverted: nothing to be had this way
+        return Ends(math.inf, 0.0, math.inf, math.inf, vectors // block)
+    values, basis = torch.linalg.eigh(projection, UPLO="U")
+    residuals = (coupling @ basis[-block:]).norm(dim=0)
+    scale = float(values[-1])
+    negligible = vectors * torch.finfo(dtype).eps * scale
+    return Ends(
+        largest=math.sqrt(max(scale, 0.0)),
+        smallest=math.sqrt(max(float(values[0]), 0.0)),
+        largest_error=_relative_error(values, residuals, -1, -2),
+        smallest_error=_relative_error(values, residuals, 0, 1),
+        steps=vectors // block,
+        exhausted=vectors >= size or float(coupling.abs().max()) <= negligible,
+    )
 
 
 def start_vectors(size: int, count: int, start: int) -> Tensor:

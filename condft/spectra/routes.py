@@ -32,13 +32,20 @@ __all__ = [
     "EIGEN_UP_TO",
     "EPS64",
     "NEARLY_SQUARE",
+    "PROVEN_TOLERANCE",
     "PROVEN_UP_TO",
+    "PROVEN_WIDTH",
     "SMALL",
     "Answer",
     "Measures",
+    "answer_of_eigenvalues",
     "by_svd",
     "find_ends",
     "lanczos_dtype",
+    "rounding_constant",
+    "settled",
+    "single_precision_tells",
+    "squared_condition",
 ]
 
 Measures = Literal["basic", "all"]
@@ -56,7 +63,8 @@ _GRAM_ROUNDING = 1.0
 _GRAM_ROUNDING_NARROW = 1 / 500
 # Of the tolerance: where the estimated error of an end stops the process. A proof would let it be 0.4; the figure is
 # then some 20 times as good, for a few steps more.
-_PROVEN = 0.05
+PROVEN_TOLERANCE = 0.05
+PROVEN_WIDTH = 0.4  # of the tolerance: how far beyond each end the proof begins
 _UNPROVEN = 0.2
 # From this order on a factorisation costs more than many steps: the lower end, if its error is estimated at no more
 # than this, is looked for without an inverse, for this many times the steps that the upper one took.
@@ -119,25 +127,32 @@ def by_svd(tall: Tensor) -> Answer:
 
 def _by_eigenvalues(tall: Tensor, rtol: float) -> Answer | None:
     """Every eigenvalue of `W^T W`, if the condition number squared leaves the smallest its digits."""
-    values = torch.linalg.eigvalsh(gram_matrix(tall, torch.float64)).flip(0)
+    values = torch.linalg.eigvalsh(gram_matrix(tall, torch.float64))
+    return answer_of_eigenvalues(values, rtol, rounding_constant(tall, torch.float64))
+
+
+def answer_of_eigenvalues(ascending: Tensor, rtol: float, constant: float) -> Answer | None:
+    """The answer of all eigenvalues of `W^T W`, fp64, if they are good enough; `constant` is the Gram matrix's."""
+    values = ascending.flip(0)
     largest, smallest = float(values[0]), float(values[-1])
     if smallest <= 0.0:
         return None
     # The decomposition's own rounding (Golub & Van Loan, section 8.3) beside the Gram matrix's.
-    rounding = (_rounding_constant(tall, torch.float64) + _EIGEN_ROUNDING) * EPS64 * largest / smallest
+    rounding = (constant + _EIGEN_ROUNDING) * EPS64 * largest / smallest
     if rounding > rtol / 5:
         return None
     return Answer(math.sqrt(largest), math.sqrt(smallest), 0.5 * float(values.log().sum()), rounding, "eigen")
 
 
-def _rounding_constant(tall: Tensor, dtype: torch.dtype) -> float:
+def rounding_constant(tall: Tensor, dtype: torch.dtype) -> float:
+    """Of the Gram matrix in `dtype` of a tall matrix `(..., m, n)`, in units of `squared_condition`."""
     narrow = tall.dtype.itemsize < dtype.itemsize
-    return max(_GRAM_ROUNDING, _GRAM_ROUNDING_NARROW * tall.shape[0]) if narrow else _GRAM_ROUNDING
+    return max(_GRAM_ROUNDING, _GRAM_ROUNDING_NARROW * tall.shape[-2]) if narrow else _GRAM_ROUNDING
 
 
 def _by_gram(tall: Tensor, rtol: float, dtype: torch.dtype, method: str, measures: Measures) -> Answer | None:
     """The ends of `W^T W`, if the condition number squared leaves them their digits."""
-    return _certified(gram_matrix(tall, dtype), rtol, method, measures, _rounding_constant(tall, dtype))
+    return _certified(gram_matrix(tall, dtype), rtol, method, measures, rounding_constant(tall, dtype))
 
 
 def _by_qr(tall: Tensor, rtol: float, measures: Measures) -> Answer | None:
@@ -145,7 +160,7 @@ def _by_qr(tall: Tensor, rtol: float, measures: Measures) -> Answer | None:
     answer = _unproven(GramProducts(factor, factor.dtype), TriangularInverse(factor.mT), rtol, "qr")
     if answer is None:
         return None
-    if _GRAM_ROUNDING * _squared(answer.largest, answer.smallest, torch.float64) > rtol / 5:
+    if _GRAM_ROUNDING * squared_condition(answer.largest, answer.smallest, torch.float64) > rtol / 5:
         # The Gram matrix could not tell: what several start vectors find has to do.
         log_volume = float(factor.diagonal().abs().log().sum())
         return dataclasses.replace(answer, log_volume=log_volume)
@@ -171,7 +186,7 @@ def _unproven(products: Symmetric, inverse: Symmetric, rtol: float, method: str)
         BlockLanczos(operator, block=_SEVERAL).run(lambda ends: ends.largest_error <= _UNPROVEN * rtol)
         for operator in (products, inverse)
     )
-    if not (_settled(upper, _UNPROVEN * rtol) and _settled(lower, _UNPROVEN * rtol)):
+    if not (settled(upper, _UNPROVEN * rtol) and settled(lower, _UNPROVEN * rtol)):
         return None
     if not 0.0 < lower.largest < math.inf or upper.largest * lower.largest > 1e12:
         return None
@@ -179,7 +194,7 @@ def _unproven(products: Symmetric, inverse: Symmetric, rtol: float, method: str)
     return Answer(upper.largest, 1.0 / lower.largest, None, rtol + rounding, method)
 
 
-def _settled(ends: Ends, tolerance: float) -> bool:
+def settled(ends: Ends, tolerance: float) -> bool:
     return ends.exhausted or ends.largest_error <= tolerance
 
 
@@ -191,32 +206,36 @@ def _certified(
     A start vector that hardly holds an end leads to a settled answer that is its neighbour; then the next one has a
     try. None where the squared condition number is too much for the precision.
     """
-    width = 0.4 * rtol
+    width = PROVEN_WIDTH * rtol
     for start in range(_STARTS):
         answer = _two_ends(gram, rtol, method, measures, constant, start)
         if answer is None:
             return None
         lower, upper = (answer.smallest * (1 - width)) ** 2, (answer.largest * (1 + width)) ** 2
-        # Single precision tells the upper end in half the time, if the width is more than it may round off.
-        single = gram.shape[0] * torch.finfo(torch.float32).eps <= 2 * width
+        single = single_precision_tells(len(gram), rtol)
         if eigenvalues_above(gram, lower) and eigenvalues_below(gram.to(torch.float32) if single else gram, upper):
             return dataclasses.replace(answer, error=2 * width + answer.error)
     return None
+
+
+def single_precision_tells(size: int, rtol: float) -> bool:
+    """Whether the upper end may be proven in fp32, in half the time: it rounds off less than the width left to it."""
+    return size * torch.finfo(torch.float32).eps <= 2 * PROVEN_WIDTH * rtol
 
 
 def _two_ends(
     gram: Tensor, rtol: float, method: str, measures: Measures, constant: float, start: int
 ) -> Answer | None:
     """What one start vector finds; its `error` is what rounding the Gram matrix does to the smaller end."""
-    tolerance = _PROVEN * rtol
+    tolerance = PROVEN_TOLERANCE * rtol
 
     def rounding(largest: float, smallest: float) -> float:
-        return constant * _squared(largest, smallest, gram.dtype) if smallest > 0 else math.inf
+        return constant * squared_condition(largest, smallest, gram.dtype) if smallest > 0 else math.inf
 
     process = BlockLanczos(SymmetricProducts(gram), start=start)
     ends = process.run(lambda ends: ends.largest_error <= tolerance)
     # Ritz values lie within the spectrum: where already they are too far apart, so are the ends.
-    if not _settled(ends, tolerance) or rounding(ends.largest, ends.smallest) > rtol / 5:
+    if not settled(ends, tolerance) or rounding(ends.largest, ends.smallest) > rtol / 5:
         return None
     largest = ends.largest
     if measures == "basic" and len(gram) >= _FACTORS_COST_FROM and ends.smallest_error <= _IN_SIGHT:
@@ -229,13 +248,13 @@ def _two_ends(
     if factor is None:
         return None
     inverse = BlockLanczos(TriangularInverse(factor), start=start).run(lambda ends: ends.largest_error <= tolerance)
-    if not _settled(inverse, tolerance) or not 0.0 < inverse.largest < math.inf:
+    if not settled(inverse, tolerance) or not 0.0 < inverse.largest < math.inf:
         return None
     error = rounding(largest, 1.0 / inverse.largest)
     log_volume = float(factor.diagonal().double().log().sum())
     return Answer(largest, 1.0 / inverse.largest, log_volume, error, method) if error <= rtol / 5 else None
 
 
-def _squared(largest: float, smallest: float, dtype: torch.dtype) -> float:
+def squared_condition(largest: float, smallest: float, dtype: torch.dtype) -> float:
     """`eps kappa^2`: the unit of what rounding a Gram matrix does to the relative error of the smallest value."""
     return torch.finfo(dtype).eps * (largest / smallest) ** 2
