@@ -23,7 +23,7 @@ from condft.workers import side_by_side
 __all__ = ["batches_against_threads"]
 
 # Enough for whole batches: none is filled up.
-WORK = {"heads": (128, 64, 576), "experts": (24, 768, 2048)}
+WORK = {"heads": (128, 64, 576), "experts": (20, 768, 2048)}
 
 
 def batches_against_threads(repeats: int) -> list[dict[str, Any]]:
