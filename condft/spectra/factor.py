@@ -22,8 +22,9 @@ def qr_factor(tall: Tensor) -> Tensor:
     factor = torch.empty(0, n, dtype=torch.float64, device=tall.device)
     rows = max(2048, 2 * n)
     for start in range(0, tall.shape[0], rows):
-        block = tall[start : start + rows].to(torch.float64)
-        factor = torch.linalg.qr(torch.cat([factor, block]), mode="r").R
+        stacked = torch.cat([factor, tall[start : start + rows].to(torch.float64)])
+        factor = torch.linalg.qr(stacked, mode="r").R
+        del stacked  # before the next block comes
     return factor
 
 
@@ -40,6 +41,7 @@ def gram_matrix(tall: Tensor, dtype: torch.dtype) -> Tensor:
         for start in range(0, n, width):
             stop = min(start + width, n)
             gram[start:, start:stop].addmm_(rows[:, start:].mT, rows[:, start:stop])
+        del rows  # before the next block comes
     for start in range(0, n, width):
         for below in range(start + width, n, width):  # tile by tile: at once it takes as long as a factorisation
             tile = gram[below : below + width, start : start + width]

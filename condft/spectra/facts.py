@@ -107,10 +107,7 @@ def spectral_facts(
         return SpectralFacts(0.0, 0.0, math.inf, 0.0, 0.0, no_volume, all_lost, 0.0, "zero", values)
     tall, exponent = _scaled(tall, largest_entry)
     answer = by_svd(tall) if spectrum else find_ends(tall, measures, rtol)
-    summed = torch.promote_types(tall.dtype, torch.float32)
-    # A block in fp32 at a time: a list of them would be a copy of the matrix.
-    norms = [torch.linalg.vector_norm(block, dim=_along(block)) for _, block in iter_row_blocks(tall, summed)]
-    sum_of_squares = float(torch.cat(norms).double().square().sum())
+    sum_of_squares = _sum_of_squares(tall)
     facts = facts_of(answer, tall.shape, sum_of_squares, measures, exponent)
     if spectrum and answer.values is not None:
         return replace(facts, spectrum=_stored(answer.values, exponent))
@@ -234,6 +231,15 @@ def facts_of(
         relative_error=answer.error,
         method=answer.method,
     )
+
+
+def _sum_of_squares(tall: Tensor) -> float:
+    """Of the entries; a block in fp32 at a time, since a copy of the matrix would be more memory than all the rest."""
+    norms = []
+    for _, block in iter_row_blocks(tall, torch.promote_types(tall.dtype, torch.float32)):
+        norms.append(torch.linalg.vector_norm(block, dim=_along(block)))
+        del block  # before the next one comes
+    return float(torch.cat(norms).double().square().sum())
 
 
 def _along(block: Tensor) -> int:

@@ -39,7 +39,10 @@ class Symmetric(Protocol):
 
 
 def iter_row_blocks(matrix: Tensor, dtype: torch.dtype, size: int = _BLOCK_BYTES) -> Iterator[tuple[int, Tensor]]:
-    """The matrix in `dtype`, a `(first row, block of rows)` at a time: one block of extra memory at any height."""
+    """The matrix in `dtype`, a `(first row, block of rows)` at a time: one block of extra memory at any height.
+
+    Two, while the caller holds on to one and asks for the next: so delete it first.
+    """
     rows = max(1, size // (matrix.shape[1] * dtype.itemsize))
     if rows > 2 * _MOST_PARTS:
         rows -= rows % _MOST_PARTS
@@ -66,6 +69,7 @@ class GramProducts:
         size = _CACHED_BYTES if self.matrix.device.type == "cpu" else _BLOCK_BYTES
         for _, block in iter_row_blocks(self.matrix, self.dtype, size):
             total += times_rows(times_columns(vectors, block), block)
+            del block
         return total
 
 
