@@ -10,7 +10,7 @@ __all__ = ["left_after_batches"]
 
 T = TypeVar("T")
 
-# On the CPU threads are faster, see `condft.spectra.batches`.
+# On the CPU threads do, see `condft.spectra.batches`.
 _BATCHED_ON = ("cuda",)
 
 

@@ -16,6 +16,8 @@ from condft.report import Role
 
 __all__ = ["DeferredWeight", "Unit", "load_ahead"]
 
+_LARGE_BYTES = 256 * 2**20  # of a weight beside which no other is read ahead
+
 
 def _unchanged(values: Tensor) -> Tensor:
     return values
@@ -106,7 +108,8 @@ def load_ahead(units: Iterable[Unit]) -> Iterator[Unit]:
     """Yields every unit with its values in memory; while one is in use, a thread reads the next.
 
     Neighbours that are parts of one weight (heads, slices of a stack) are read together, once. Two weights are in
-    memory at a time: the one in use (as long as the caller holds on to it) and the next.
+    memory at a time: the one in use (as long as the caller holds on to it) and the next, which waits while a large one
+    is in use: its work takes far longer than the reading, and a large embedding alone sets how much memory is needed.
 
     Args:
         units: In the order wanted. On several ranks the same collective units must come in the same order.
@@ -119,7 +122,8 @@ def load_ahead(units: Iterable[Unit]) -> Iterator[Unit]:
         following = _start(pool, groups[0]) if groups else None
         for index, group in enumerate(groups):
             values = _values(group[0], following)
-            following = _start(pool, groups[index + 1]) if index + 1 < len(groups) else None
+            is_large = values is not None and values.nbytes > _LARGE_BYTES
+            following = _start(pool, groups[index + 1]) if index + 1 < len(groups) and not is_large else None
             for unit in group:
                 yield unit if values is None else unit.with_values(values)
             del values  # the next turn of the loop waits for the next weight: this one must be gone by then

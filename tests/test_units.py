@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from condft import units as units_module
 from condft.report import Role
 from condft.units import DeferredWeight, Unit, load_ahead
 
@@ -50,6 +51,13 @@ def test_the_next_is_read_while_one_is_in_use(source: Source) -> None:
     for item in load_ahead([unit("0", source.weight(0)), unit("1", following)]):
         if item.name == "0":
             assert started.wait(timeout=10)
+
+
+def test_the_next_waits_for_a_large_one(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units_module, "_LARGE_BYTES", 31)  # a weight here has 32
+    for number, item in enumerate(load_ahead([unit(str(number), source.weight(number)) for number in range(3)])):
+        assert item.matrix[0, 0].item() == number
+        assert len(source.reads) == number + 1
 
 
 def test_parts_of_one_weight_cost_one_read(source: Source) -> None:

@@ -9,7 +9,8 @@ On the CPU a matrix alone and in company then have equal facts, bit for bit, whe
 seventh digit: another reason for threads there. On CUDA all members of a batch go through one kernel, which cuBLAS
 and cuSOLVER choose by sizes, strides and alignment, the same for every batch of a shape; it has not been run here.
 
-On the CPU threads are faster (`condft.workers`; `python scripts/bench_analyzer.py --only batches`).
+On the CPU experts take three times as long so as in threads (`condft.workers`), and heads are so quick that it hardly
+matters (`python scripts/bench_analyzer.py --only batches`).
 """
 
 import dataclasses
