@@ -9,21 +9,24 @@ from numpy.typing import ArrayLike
 from condft.random_matrix import edelman_cdf
 
 
-def explained_by_groups(values: ArrayLike, groups: ArrayLike) -> float:
+def explained_by_groups(values: ArrayLike, groups: ArrayLike) -> Floats:
     r"""$\eta^2$: the share of the values' variance that lies between the groups' means (Fisher 1925).
 
     Args:
-        values: `(n,)`.
+        values: `(..., n)`.
         groups: `(n,)`, any labels.
 
     Returns:
-        In [0, 1]; nan where the values are constant.
+        `(...)`, in [0, 1]; nan where the values are constant. For chance see `explained_by_chance`.
     """
     column, labels = np.asarray(values, float), np.asarray(groups)
-    total = float(((column - column.mean()) ** 2).sum())
-    members = [column[labels == label] for label in np.unique(labels)]
-    between = sum(len(inside) * float(inside.mean() - column.mean()) ** 2 for inside in members)
-    return between / total if total > 0 else math.nan
+    centred = column - column.mean(axis=-1, keepdims=True)
+    between = np.zeros(column.shape[:-1])
+    for label in np.unique(labels):
+        inside = centred[..., labels == label]
+        between += inside.shape[-1] * inside.mean(axis=-1) ** 2
+    total = (centred**2).sum(axis=-1)
+    return np.divide(between, total, out=np.full_like(between, math.nan), where=total > 0)
 
 
 def explained_by_chance(groups: ArrayLike) -> float:

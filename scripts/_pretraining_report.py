@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _kappa_statistics import explained_by_groups
 from _pretraining_statistics import (
     candidates,
     column,
     drift,
     explained_by_layer,
-    explained_share,
     explained_with_interval,
     order_kept,
     types_of,
@@ -179,7 +179,7 @@ def _by_chance(point: Point) -> float:
 def _spread_within(point: Point) -> float:
     names = candidates(point["weights"])
     logs = np.log(column(point["weights"], names, _KAPPA))
-    share = float(explained_share(logs, types_of(point["weights"], names)))
+    share = float(explained_by_groups(logs, types_of(point["weights"], names)))
     return float(logs.std() * (1 - share) ** 0.5)
 
 

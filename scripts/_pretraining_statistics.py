@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 from _damage_statistics import Floats, bootstrap_draws, percentile_interval, rank_correlation
-from numpy.typing import ArrayLike, NDArray
+from _kappa_statistics import explained_by_groups
+from numpy.typing import NDArray
 
 Weights = Mapping[str, Mapping[str, Any]]
 """Name -> a weight's facts, as a point holds them."""
@@ -32,32 +33,13 @@ def types_of(weights: Weights, names: Sequence[str]) -> NDArray[np.str_]:
     return np.array([weights[name]["module_type"] for name in names])
 
 
-def explained_share(values: ArrayLike, groups: ArrayLike) -> Floats:
-    r"""$\eta^2$, the share of variance that lies between groups (Fisher 1925).
-
-    Args:
-        values: `(..., n)`.
-        groups: `(n,)`, any labels.
-
-    Returns:
-        `(...)`, in [0, 1]. As many groups drawn at random have (groups - 1) / (n - 1) in the mean.
-    """
-    values, labels = np.asarray(values, float), np.asarray(groups)
-    centred = values - values.mean(axis=-1, keepdims=True)
-    between = np.zeros(values.shape[:-1])
-    for label in np.unique(labels):
-        inside = centred[..., labels == label]
-        between += inside.shape[-1] * inside.mean(axis=-1) ** 2
-    return between / (centred**2).sum(axis=-1)
-
-
 def explained_with_interval(weights: Weights, fact: str, *, of_log: bool) -> tuple[float, float, float]:
     """Share of a fact's variance that module types explain, and its 95 % bootstrap interval within the types."""
     names = candidates(weights)
     values, types = column(weights, names, fact), types_of(weights, names)
     values = np.log(values) if of_log else values
     draws = values[bootstrap_draws(types)]
-    return float(explained_share(values, types)), *percentile_interval(explained_share(draws, types))
+    return float(explained_by_groups(values, types)), *percentile_interval(explained_by_groups(draws, types))
 
 
 def explained_by_layer(weights: Weights) -> tuple[float, float]:
@@ -71,8 +53,8 @@ def explained_by_layer(weights: Weights) -> tuple[float, float]:
     layers = np.array([name.partition(".experts.")[0] for name in names])
     both = np.char.add(types, layers)
     logs = np.log(column(weights, names, "condition_number"))
-    of_type = float(explained_share(logs, types))
-    share = (float(explained_share(logs, both)) - of_type) / (1 - of_type)
+    of_type = float(explained_by_groups(logs, types))
+    share = (float(explained_by_groups(logs, both)) - of_type) / (1 - of_type)
     kinds, groups = len(np.unique(types)), len(np.unique(both))
     return share, (groups - kinds) / (len(names) - kinds)
 

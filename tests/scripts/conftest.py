@@ -3,4 +3,17 @@
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> None:
+    """accelerate's state is one a process; layers this small only wait for a second thread."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+    torch.set_num_threads(1)

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from _kappa_statistics import explained_by_groups
 from _pretraining_report import write_report
-from _pretraining_statistics import drift, explained_by_layer, explained_share, explained_with_interval, order_kept
+from _pretraining_statistics import drift, explained_by_layer, explained_with_interval, order_kept
 
 TYPES = {"model.layers.*.self_attn.q_proj": 400.0, "model.layers.*.mlp.experts.down_proj": 9.0}
 
@@ -38,7 +39,8 @@ def test_the_role_explains_what_it_does() -> None:
     assert share > 0.99
     share, _, _ = explained_with_interval(planted(), "relative_condition_number", of_log=False)
     assert share < 0.01
-    np.testing.assert_allclose(explained_share([[0, 1, 4, 5], [0, 1, 0, 1]], list("aabb")), [16 / 17, 0], atol=1e-12)
+    shares = explained_by_groups([[0, 1, 4, 5], [0, 1, 0, 1]], list("aabb"))
+    np.testing.assert_allclose(shares, [16 / 17, 0], atol=1e-12)
 
 
 def test_the_layer_explains_what_it_does() -> None:

@@ -14,20 +14,11 @@ from _study_plan import RunSpec
 from _study_report import write_report
 from _study_run import Study, run_study
 from _study_store import Results, best_rates, claimed
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState
 
 from tests.tiny_speech import save_language_model, save_whisper, write_manifest
 
 RATES = [1e-3, 3e-3, 1e-2]
-
-
-@pytest.fixture(autouse=True)
-def _alone() -> None:
-    """accelerate's state is one a process; layers this small only wait for a second thread."""
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
-    PartialState._reset_state()
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
