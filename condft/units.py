@@ -4,6 +4,7 @@ Values that are elsewhere (in a file, on other ranks, in a quantised form) are a
 no memory, and `load_ahead` brings the weights in one after another: one is looked at while the next is read.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from condft.report import Role
 
 __all__ = ["DeferredWeight", "Unit", "load_ahead"]
 
-_LARGE_BYTES = 256 * 2**20  # of a weight beside which no other is read ahead
+_LARGE_BYTES = 256 * 2**20  # of a weight that is read when no other is at work, and beside which none is read ahead
 
 
 def _unchanged(values: Tensor) -> Tensor:
@@ -108,8 +109,9 @@ def load_ahead(units: Iterable[Unit]) -> Iterator[Unit]:
     """Yields every unit with its values in memory; while one is in use, a thread reads the next.
 
     Neighbours that are parts of one weight (heads, slices of a stack) are read together, once. Two weights are in
-    memory at a time: the one in use (as long as the caller holds on to it) and the next, which waits while a large one
-    is in use: its work takes far longer than the reading, and a large embedding alone sets how much memory is needed.
+    memory at a time: the one in use (as long as the caller holds on to it) and the next. A large one is not read ahead,
+    nor is anything beside it: it would come on top of what the work before it takes, though alone it already sets how
+    much memory is needed; and its work takes far longer than the reading.
 
     Args:
         units: In the order wanted. On several ranks the same collective units must come in the same order.
@@ -122,11 +124,16 @@ def load_ahead(units: Iterable[Unit]) -> Iterator[Unit]:
         following = _start(pool, groups[0]) if groups else None
         for index, group in enumerate(groups):
             values = _values(group[0], following)
-            is_large = values is not None and values.nbytes > _LARGE_BYTES
-            following = _start(pool, groups[index + 1]) if index + 1 < len(groups) and not is_large else None
+            alone = any(_is_large(neighbours[0]) for neighbours in groups[index : index + 2])
+            following = _start(pool, groups[index + 1]) if index + 1 < len(groups) and not alone else None
             for unit in group:
                 yield unit if values is None else unit.with_values(values)
             del values  # the next turn of the loop waits for the next weight: this one must be gone by then
+
+
+def _is_large(unit: Unit) -> bool:
+    deferred = unit.deferred
+    return deferred is not None and math.prod(deferred.shape) * deferred.dtype.itemsize > _LARGE_BYTES
 
 
 def _start(pool: ThreadPoolExecutor, group: list[Unit]) -> Future[Tensor] | None:

@@ -53,11 +53,15 @@ def test_the_next_is_read_while_one_is_in_use(source: Source) -> None:
             assert started.wait(timeout=10)
 
 
-def test_the_next_waits_for_a_large_one(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(units_module, "_LARGE_BYTES", 31)  # a weight here has 32
-    for number, item in enumerate(load_ahead([unit(str(number), source.weight(number)) for number in range(3)])):
-        assert item.matrix[0, 0].item() == number
-        assert len(source.reads) == number + 1
+def test_large_weights_are_read_when_nothing_else_is_at_work(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither ahead of their turn nor together with what comes after them."""
+    monkeypatch.setattr(units_module, "_LARGE_BYTES", 32)  # a weight of the source has as many
+    large = DeferredWeight((9, 1), torch.float32, lambda: (source.reads.append((1, True)), torch.ones(9, 1))[1])
+    read: list[set[int]] = []
+    for item in load_ahead([unit("0", source.weight(0)), unit("1", large), unit("2", source.weight(2))]):
+        assert float(item.matrix[0, 0]) == float(item.name)
+        read.append({number for number, _ in source.reads})
+    assert read == [{0}, {0, 1}, {0, 1, 2}]
 
 
 def test_parts_of_one_weight_cost_one_read(source: Source) -> None:

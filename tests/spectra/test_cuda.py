@@ -7,12 +7,10 @@ from torch import nn
 
 from condft import analyze
 from condft.spectra import batched_facts, condition_number_bound, spectral_facts
+from tests.marks import needs_gpu
 from tests.spectra.planted import planted, random_matrix, reference
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, needs_gpu]
 
 # Every route: svd, eigen, cholesky of a square, gram and cholesky of a rectangle, qr, lu.
 SHAPES = [(40, 12), (64, 576), (300, 300), (290, 700), (1536, 576), (600, 560), (1200, 1200)]
