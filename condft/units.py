@@ -109,9 +109,9 @@ def load_ahead(units: Iterable[Unit]) -> Iterator[Unit]:
     """Yields every unit with its values in memory; while one is in use, a thread reads the next.
 
     Neighbours that are parts of one weight (heads, slices of a stack) are read together, once. Two weights are in
-    memory at a time: the one in use (as long as the caller holds on to it) and the next. A large one is not read ahead,
-    nor is anything beside it: it would come on top of what the work before it takes, though alone it already sets how
-    much memory is needed; and its work takes far longer than the reading.
+    memory at a time: the one in use (as long as the caller holds on to it) and the next. A large one is not read
+    ahead, nor is anything beside it: it would come on top of what the work before it takes, though alone it already
+    sets how much memory is needed; and its work takes far longer than the reading.
 
     Args:
         units: In the order wanted. On several ranks the same collective units must come in the same order.
