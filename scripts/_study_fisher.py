@@ -34,14 +34,15 @@ def lowest_fisher(
         report: Of the candidate units.
         fraction: Budget, of their parameters.
         own_tokens: `(num_sequences, length)`, drawn from the base.
-        losses: One a batch of the task, two or more: the base's mean loss over it.
+        losses: One a batch of the task, two or more: the base's mean loss over it. Only asked for with `per_gain`.
         per_gain: Rank by $d^\top F d / \mathrm{slope}^2$, the divergence at equal first-order gain; else by the trace
             of F per parameter, which does not look at the task.
         rule: Of `select_units`: stratify.
     """
     names = [row.name for row in report.rows]
-    found = adam_directions(model, names, losses)
-    fisher = fisher_information(model, {name: facts["direction"] for name, facts in found.items()}, own_tokens)
+    found = adam_directions(model, names, losses) if per_gain else {}
+    directions = {name: found[name]["direction"] if per_gain else None for name in names}
+    fisher = fisher_information(model, directions, own_tokens)
 
     def cost(name: str, parameters: int) -> float:
         trace, along = fisher[name]

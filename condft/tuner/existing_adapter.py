@@ -63,9 +63,8 @@ def check_existing_adapters() -> None:
             new = _config_of(model_id, hub_options)
             if isinstance(new, CondFTConfig):  # the tensors of another method are foreign ones, and refused as such
                 check_same_units(present, new, adapter_name, doing="load into")
-                if (
-                    key_mapping is None
-                ):  # from_pretrained, which hands over {}, has checked the base, or was told not to
+                # from_pretrained, which hands over {}, has checked the base already, or was told not to.
+                if key_mapping is None:
                     check_base(Targets(self), new.base_digests or {}, new.base_model_name_or_path)
         return load_adapter(self, model_id, adapter_name, *args, **kwargs)
 

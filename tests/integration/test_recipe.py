@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -21,6 +20,7 @@ from condft.recipe import evaluate_run, load_run, run
 from condft.recipe.build import compose, speech_examples
 from condft.report import SpectralReport
 from condft.training import RunConfig, load_config
+from tests.accelerate_state import forget_accelerate
 from tests.marks import needs_deepspeed
 from tests.tiny_speech import save_language_model, save_whisper, write_manifest
 
@@ -35,9 +35,7 @@ SUMMARY_KEYS = {
 @pytest.fixture(autouse=True)
 def _alone() -> None:
     """accelerate's state is one a process; layers this small only wait for a second thread."""
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
-    PartialState._reset_state()
+    forget_accelerate()
     torch.set_num_threads(1)
 
 
@@ -194,7 +192,7 @@ def test_resume_is_the_uninterrupted_run(
     monkeypatch.undo()
     monkeypatch.setenv("CONDFT_CACHE", str(tmp_path / "cache"))
     assert not (tmp_path / "parts" / "summary.json").exists()
-    AcceleratorState._reset_state(True)
+    forget_accelerate()
     with pytest.raises(FileExistsError, match="already holds a run"):
         run(config, cpu=True)
     resumed = run(config, resume=True, cpu=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from tests.accelerate_state import forget_accelerate
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
 
@@ -13,7 +14,5 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
 @pytest.fixture(autouse=True)
 def _alone() -> None:
     """accelerate's state is one a process; layers this small only wait for a second thread."""
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
-    PartialState._reset_state()
+    forget_accelerate()
     torch.set_num_threads(1)

@@ -14,8 +14,8 @@ from _study_plan import RunSpec
 from _study_report import write_report
 from _study_run import Study, run_study
 from _study_store import Results, best_rates, claimed
-from accelerate.state import AcceleratorState
 
+from tests.accelerate_state import forget_accelerate
 from tests.tiny_speech import save_language_model, save_whisper, write_manifest
 
 RATES = [1e-3, 3e-3, 1e-2]
@@ -156,7 +156,7 @@ def test_an_interrupted_run_is_done_again_and_its_points_do_not_count(
     # an attempt is told by the second that it began in
     content = Path(config.results).read_text().replace(lines[0]["attempt"], "2000-01-01T00:00:00+00:00")
     Path(config.results).write_text(content)
-    AcceleratorState._reset_state(True)
+    forget_accelerate()
     assert run_study(config, seeds=[0]) == 1
     results = results_of(config)
     (key,) = results.runs
@@ -182,7 +182,7 @@ def test_a_run_that_another_process_has_is_passed_over(study: Any, tmp_path: Pat
     key = Study(config).key(RunSpec("lowest_within_type", 1e-2, 0))
     with claimed(tmp_path / "shared" / "claims", key) as free:
         assert free
-        AcceleratorState._reset_state(True)
+        forget_accelerate()
         run_study(config, seeds=[0])
     assert [run["arm"] for run in results_of(config).runs.values()] == ["random_within_type"]
 
@@ -193,7 +193,7 @@ def test_a_diverged_run_is_recorded_and_not_tried_again(study: Any) -> None:
     (run,) = results_of(config).runs.values()
     assert run["status"] == "failed"
     assert "the loss is" in run["error"] or "not finite" in run["error"]
-    AcceleratorState._reset_state(True)
+    forget_accelerate()
     assert run_study(config, seeds=[0]) == 0
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AudioFlamingo3Config,
@@ -19,6 +18,7 @@ from transformers import (
 from condft.multimodal import PassThroughTower
 from condft.training import RunConfig, load_config
 from condft.tuner import CondFTConfig
+from tests.accelerate_state import forget_accelerate
 
 VOCABULARY, AUDIO_TOKEN, TOWER_DIM = 64, 63, 16
 
@@ -168,6 +168,4 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _fresh_accelerate() -> None:
     """accelerate's state is one a process: each test starts without that of the last."""
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
-    PartialState._reset_state()
+    forget_accelerate()
