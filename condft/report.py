@@ -16,7 +16,7 @@ from condft.files import write_json
 
 __all__ = ["REPORT_VERSION", "Role", "ScreenedUnit", "SkipReason", "SkippedWeight", "SpectralReport", "SpectralRow"]
 
-REPORT_VERSION = 3
+REPORT_VERSION = 4
 BOUND_FROM = 1e-2  # relative error from which a condition number is a lower bound; condft.spectra.facts has the same
 
 
@@ -72,6 +72,9 @@ class SpectralRow:
         resolved: Whether `sigma_min` lies above it; if not, the condition number may be the rounding's.
         method: The route that found the figures (see `condft.spectra.routes`).
         spectrum: All singular values in descending order, each a fp32 number; None if they were not asked for.
+        fisher_information: Mean over the unit's entries of the Fisher information's diagonal, a token of the model's
+            own text; None if it was not measured (see `condft.add_fisher_information`). No fact of the spectrum; the
+            same weight has another in another model.
     """
 
     name: str
@@ -94,6 +97,7 @@ class SpectralRow:
     resolved: bool
     method: str
     spectrum: tuple[float, ...] | None = None
+    fisher_information: float | None = None
 
     @property
     def is_lower_bound(self) -> bool:

@@ -1,7 +1,8 @@
 r"""The scores that rank units, each with what a random matrix of the unit's shape has. Pure Python, no torch.
 
-One family: every score has one value a unit, `inf` or `-inf` for a rank-deficient one where it says so, and an
-expectation from shape alone (`condft.random_matrix`), so that any of them tells how much of a ranking is shape.
+One family: every score has one value a unit, `inf` or `-inf` for a rank-deficient one where it says so, and, if it is
+read off the weight alone, an expectation from shape (`condft.random_matrix`), which tells how much of a ranking is
+shape.
 """
 
 import math
@@ -12,9 +13,16 @@ from typing import Literal
 from condft import random_matrix
 from condft.report import SpectralRow
 
-__all__ = ["WHOLE_SPECTRUM_SCORES", "Score", "expected_score", "score_of", "shape_share"]
+__all__ = ["WHOLE_SPECTRUM_SCORES", "Score", "expected_score", "how_to_measure", "score_of", "shape_share"]
 
-Score = Literal["condition_number", "relative_condition_number", "entropy_deficit", "stable_rank", "log_volume"]
+Score = Literal[
+    "condition_number",
+    "relative_condition_number",
+    "entropy_deficit",
+    "stable_rank",
+    "log_volume",
+    "fisher_information",
+]
 
 WHOLE_SPECTRUM_SCORES: frozenset[Score] = frozenset({"entropy_deficit", "log_volume"})
 
@@ -32,20 +40,29 @@ def score_of(row: SpectralRow, score: Score) -> float:
             - `"entropy_deficit"`: per dimension, nats: the row's divided by n; `inf` if rank-deficient.
             - `"stable_rank"`: $\|W\|_F^2/\sigma_{\max}^2$.
             - `"log_volume"`: per dimension, nats: the mean of $\log \sigma_i$; `-inf` if rank-deficient. The only
-              one that changes when the weight is scaled.
+              one of these that changes when the weight is scaled.
+            - `"fisher_information"`: the row's, which is no fact of the weight alone: see
+              `condft.add_fisher_information`.
 
     Returns:
         The score.
 
     Raises:
-        ValueError: The score needs the whole spectrum and the row does not have it.
+        ValueError: The row does not have it.
     """
     if score == "relative_condition_number":
         return random_matrix.relative_condition_number(row.condition_number, *row.matrix_shape)
     value: float | None = getattr(row, score)
     if value is None:
-        raise ValueError(f'{score} of {row.name} was not measured: analyze with measures="all"')
+        raise ValueError(f"{score} of {row.name} was not measured: {how_to_measure(score)}")
     return value / min(row.matrix_shape) if score in WHOLE_SPECTRUM_SCORES else value
+
+
+def how_to_measure(score: Score) -> str:
+    """The way to a score that reports need not have."""
+    if score == "fisher_information":
+        return "condft.add_fisher_information measures it, of units that text passes through"
+    return 'analyze with measures="all"'
 
 
 def expected_score(matrix_shape: tuple[int, int], score: Score) -> float:
@@ -58,6 +75,9 @@ def expected_score(matrix_shape: tuple[int, int], score: Score) -> float:
     Returns:
         The median for `condition_number` and `stable_rank`, the mean for the others; 0 for
         `relative_condition_number` by its definition.
+
+    Raises:
+        ValueError: `fisher_information`, of which shape tells nothing.
     """
     match score:
         case "condition_number":
@@ -70,6 +90,8 @@ def expected_score(matrix_shape: tuple[int, int], score: Score) -> float:
             return random_matrix.expected_stable_rank(*matrix_shape)
         case "log_volume":
             return random_matrix.expected_log_volume(*matrix_shape)
+        case "fisher_information":
+            raise ValueError("a matrix's shape does not tell its Fisher information")
 
 
 def shape_share(strata: Iterable[Sequence[SpectralRow]], chosen: Collection[str], score: Score) -> float:
@@ -93,8 +115,11 @@ def shape_share(strata: Iterable[Sequence[SpectralRow]], chosen: Collection[str]
         score: The score they were chosen by.
 
     Returns:
-        A float in [0, 1]. Units whose score is infinite, that is rank-deficient ones, are left out of all means.
+        A float in [0, 1]; 0 for `fisher_information`, of which shape tells nothing. Units whose score is infinite,
+        that is rank-deficient ones, are left out of all means.
     """
+    if score == "fisher_information":
+        return 0.0
     gap = shape_gap = 0.0
     count = 0
     for rows in strata:

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Literal, get_args
 
 from condft.report import Role, SpectralReport, SpectralRow
-from condft.scores import WHOLE_SPECTRUM_SCORES, Score, score_of, shape_share
+from condft.scores import Score, how_to_measure, score_of, shape_share
 
 __all__ = ["DEFAULT_NUM_TENSORS", "Order", "Score", "Selection", "Stratify", "select_units", "shape_warning"]
 
@@ -163,11 +163,13 @@ def _candidate_rows(report: SpectralReport, candidates: Collection[str] | None) 
 
 
 def _check_measured(rows: Sequence[SpectralRow], score: Score) -> None:
-    missing = [row.name for row in rows if score in WHOLE_SPECTRUM_SCORES and getattr(row, score) is None]
+    if score == "relative_condition_number":  # made of what every row has
+        return
+    missing = [row.name for row in rows if getattr(row, score) is None]
     if missing:
         raise ValueError(
-            f"score={score!r} needs the whole spectrum, which was not measured for {len(missing)} of {len(rows)} "
-            f'candidates, the first is {missing[0]!r}: analyze with measures="all"'
+            f"score={score!r} was not measured for {len(missing)} of {len(rows)} candidates, the first is "
+            f"{missing[0]!r}: {how_to_measure(score)}"
         )
 
 

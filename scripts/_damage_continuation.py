@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from condft.evaluation.inference import measuring
+from condft.inference import measuring
 
 _LOG_SOFTMAX_ROWS = 256  # rows of the vocabulary held at once
 

@@ -22,8 +22,8 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from condft.evaluation import held_out_text, kl_to_base, sample_from_base, text_cross_entropy
-from condft.evaluation.inference import measuring
 from condft.files import write_json
+from condft.inference import measuring
 from condft.training.objective import IGNORED, answer_loss_sum, count_answer_tokens
 
 

@@ -76,6 +76,19 @@ def test_analyze_takes_the_functions_options(tiny_llama, tmp_path):
     assert float(rows[0]["entropy_deficit"]) >= 0.0
 
 
+def test_fisher_information_is_measured_and_chosen_by(tiny_llama, tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    invoke("analyze", tmp_path, "--fisher", "--json", tmp_path / "r.json")
+    assert all(row.fisher_information > 0 for row in SpectralReport.load(tmp_path / "r.json").rows)
+    score = ("--score", "fisher_information", "--trainable-fraction", 0.25)
+    invoke("select", tmp_path / "r.json", *score, "--out", tmp_path / "s.json")
+    config = CondFTConfig(score="fisher_information", trainable_fraction=0.25)
+    get_peft_model(tiny_llama(), config)
+    assert json.loads((tmp_path / "s.json").read_text())["target_units"] == config.target_units
+    invoke("analyze", tmp_path, "--json", tmp_path / "r.json")
+    assert "condft.add_fisher_information" in refused("select", tmp_path / "r.json", *score)
+
+
 def test_bounds_and_unresolved_figures_are_marked(capsys):
     rows = (
         dataclasses.replace(make_row("a.weight", 3e12), relative_error=0.5),

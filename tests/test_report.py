@@ -30,6 +30,7 @@ def make_row(name: str, kappa: float = 5.0, *, module_type: str = "layers.*.q", 
         noise_floor=1e-6,
         resolved=True,
         method="svd",
+        fisher_information=kappa,
     )
     return dataclasses.replace(row, **changes)
 
@@ -88,7 +89,7 @@ def test_a_name_stands_once():
     ("change", "message"),
     [
         ({"version": 99}, "analyze the model again"),
-        ({"version": 1}, "has version 1, this condft reads version 3: analyze the model again"),
+        ({"version": 1}, "has version 1, this condft reads version 4: analyze the model again"),
         ({"format": "other"}, "not a spectral report"),
         ({"fingerprint": "0" * 64}, "fingerprint does not belong"),
         ({"rows": [{"name": "a"}]}, "damaged"),

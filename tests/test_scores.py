@@ -15,7 +15,7 @@ from condft.spectra import spectral_facts
 
 from .test_report import make_row
 
-SCORES = get_args(Score)
+SCORES = [score for score in get_args(Score) if score != "fisher_information"]  # that have an expectation from shape
 SHAPES = {"v": (192, 576), "up": (1536, 576), "q": (576, 576)}
 
 
@@ -50,6 +50,15 @@ def test_rank_deficient_units_have_infinite_scores():
     assert score_of(row, "condition_number") == score_of(row, "relative_condition_number") == math.inf
     assert (score_of(row, "entropy_deficit"), score_of(row, "log_volume")) == (math.inf, -math.inf)
     assert math.isfinite(score_of(row, "stable_rank"))
+
+
+def test_shape_tells_nothing_of_fisher_information():
+    row = make_row("w", fisher_information=0.5)
+    assert score_of(row, "fisher_information") == 0.5
+    with pytest.raises(ValueError, match="shape does not tell"):
+        expected_score(row.matrix_shape, "fisher_information")
+    with pytest.raises(ValueError, match=r"fisher_information of w was not measured: condft.add_fisher_information"):
+        score_of(make_row("w", fisher_information=None), "fisher_information")
 
 
 @pytest.mark.parametrize("score", sorted(WHOLE_SPECTRUM_SCORES))

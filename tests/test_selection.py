@@ -212,6 +212,7 @@ def test_scores_rank_per_dimension_and_relative_to_shape():
         "entropy_deficit": "large",  # 0.1 nats a dimension against 0.2
         "stable_rank": "large",  # equal: by name
         "log_volume": "small",  # -2 nats a dimension against -1
+        "fisher_information": "small",
     }
 
 

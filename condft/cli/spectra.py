@@ -34,6 +34,9 @@ def analyze(
         Literal["module_type", "none"], typer.Option(help="What --keep-lowest counts within.")
     ] = "none",
     spectrum: Annotated[bool, typer.Option("--spectrum", help="Keep all singular values in the report.")] = False,
+    fisher: Annotated[
+        bool, typer.Option("--fisher", help="Fisher information too: loads the model, which writes a text of its own.")
+    ] = False,
     lowest: Annotated[int, typer.Option(help="How many units of lowest κ to list.", min=0)] = 10,
     no_cache: NoCache = False,
     trust_remote_code: Remote = False,
@@ -54,6 +57,8 @@ def analyze(
             cache=not no_cache,
             trust_remote_code=trust_remote_code,
         )
+        if fisher:
+            report = _with_fisher_information(report, model, trust_remote_code=trust_remote_code)
         from condft.cli.tables import print_report
 
         print_report(report, lowest)
@@ -67,6 +72,15 @@ def analyze(
             from condft.plots import plot_condition_numbers
 
             plot_condition_numbers(report, plot)
+
+
+def _with_fisher_information(report: "SpectralReport", model: str, *, trust_remote_code: bool) -> "SpectralReport":
+    from transformers import AutoModelForCausalLM
+
+    from condft.tuner import add_fisher_information
+
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto", trust_remote_code=trust_remote_code)
+    return add_fisher_information(report, loaded)
 
 
 def compare(

@@ -4,10 +4,10 @@ from condft.evaluation.retention import (
     CrossEntropy,
     held_out_text,
     kl_to_base,
-    sample_from_base,
     text_cross_entropy,
 )
 from condft.evaluation.wer import WerReport, normalise, transcribe, word_error_rate
+from condft.own_text import sample_from_base
 
 __all__ = [
     "CrossEntropy",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from condft.evaluation.inference import measuring
+from condft.inference import measuring
 
 _LOG_SOFTMAX_ROWS = 256  # fp32 rows of the vocabulary held at once beside the model's own logits
 
@@ -125,47 +125,6 @@ def text_windows(tokenizer: Any, text: str, *, max_tokens: int, context_length: 
     return torch.tensor([ids[start : start + length] for start in starts], dtype=torch.long)
 
 
-def sample_from_base(
-    model: nn.Module,
-    tokenizer: Any,
-    *,
-    num_sequences: int,
-    num_tokens: int,
-    seed: int,
-    base_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    progress: bool = True,
-) -> Tensor:
-    """Text that the base model itself generates: ancestral sampling at temperature 1 from its start token.
-
-    The draws come from a generator of their own (on the CPU, so devices agree as far as their logits do): the global
-    random state is neither used nor moved.
-
-    Args:
-        model: A causal LM.
-        tokenizer: Gives the start: BOS, or EOS, or a newline where it has neither.
-        num_sequences: How many.
-        num_tokens: Tokens drawn for each. After an end of text the model goes on with the next one.
-        seed: Of the generator.
-        base_context: Within it `model` is the base, e.g. `peft_model.disable_adapter`.
-        progress: Show a bar.
-
-    Returns:
-        `(num_sequences, start + num_tokens)`, long, on the CPU; the start is one token but for odd newlines.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    start = _start_tokens(tokenizer)
-    tokens = torch.tensor([start] * num_sequences, dtype=torch.long)
-    with base_context(), measuring(model) as device:
-        step, cache = tokens, None
-        for _ in tqdm(range(num_tokens), desc="sampling base", unit="token", disable=not progress, leave=False):
-            output = model(input_ids=step.to(device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = output.past_key_values
-            probabilities = output.logits[:, -1].float().softmax(dim=-1).cpu()
-            step = torch.multinomial(probabilities, 1, generator=generator)
-            tokens = torch.cat([tokens, step], dim=1)
-    return tokens
-
-
 def kl_to_base(
     model: nn.Module,
     tokens: Tensor,
@@ -202,16 +161,6 @@ def kl_to_base(
                 total += F.kl_div(ours_log, theirs_log, reduction="none", log_target=True).double().sum().item()
     count = tokens.shape[0] * (tokens.shape[1] - 1)
     return _finite(total / count, "the KL divergence to the base")
-
-
-def _start_tokens(tokenizer: Any) -> list[int]:
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return [token]
-    start: list[int] = tokenizer("\n", add_special_tokens=False)["input_ids"]
-    if not start:
-        raise ValueError("the tokenizer has no BOS, no EOS and no newline: nothing to start sampling from")
-    return start
 
 
 def _finite(value: float, what: str) -> float:

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object, send_to_device
 from torch import nn
 from tqdm.auto import tqdm
 
-from condft.evaluation.inference import measuring
+from condft.inference import measuring
 
 _JOINING = "'’ʼ"  # inside a word: "don't" is one word, not two
 

@@ -15,9 +15,11 @@ from condft.evaluation import (
     word_error_rate,
 )
 from condft.multimodal import SpeechCollator, SpeechExample
+from condft.report import SpectralReport
 from condft.training.config import EvaluationConfig
+from condft.tuner import add_fisher_information
 
-__all__ = ["Hearing", "kl_on_own_text", "measure_hearing", "measure_text"]
+__all__ = ["Hearing", "kl_on_own_text", "measure_fisher", "measure_hearing", "measure_text"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,28 @@ def measure_text(model: Any, tokenizer: Any, settings: EvaluationConfig) -> Cros
         max_tokens=settings.text_tokens,
         context_length=settings.context_length,
     )
+
+
+def measure_fisher(
+    model: Any, tokenizer: Any, report: SpectralReport, settings: EvaluationConfig, *, seed: int
+) -> SpectralReport:
+    """The report with the Fisher information of what can train, on other text of the base's than KL is measured on.
+
+    Args:
+        model: The base, on every rank the same.
+        tokenizer: Its tokenizer.
+        report: Of the base.
+        settings: How much text.
+        seed: Of the run.
+    """
+    tokens = sample_from_base(
+        model,
+        tokenizer,
+        num_sequences=settings.self_generated_sequences,
+        num_tokens=settings.self_generated_tokens,
+        seed=seed + 1,
+    )
+    return add_fisher_information(report, model, tokens)
 
 
 def kl_on_own_text(model: Any, tokenizer: Any, settings: EvaluationConfig, *, seed: int) -> float:

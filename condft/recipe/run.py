@@ -18,7 +18,7 @@ from condft.memory import peak_rss_bytes
 from condft.multimodal import SpeechCollator, SpeechExample, precomputed_features
 from condft.plots import plot_condition_numbers, plot_training
 from condft.recipe.build import Speech, compose, load_speech, speech_examples, tuning_config
-from condft.recipe.measure import kl_on_own_text, measure_hearing, measure_text
+from condft.recipe.measure import kl_on_own_text, measure_fisher, measure_hearing, measure_text
 from condft.recipe.summary import code_commit, machine, print_summary, versions
 from condft.training import (
     FreezeReport,
@@ -119,6 +119,8 @@ def _tune(parts: _Parts, config: RunConfig, accelerator: Accelerator, output_dir
     """Analyses the composed model, wraps it by the selection, and leaves report and picture."""
     began = time.perf_counter()
     report = analyze(parts.model, measures="all", progress=accelerator.is_main_process)
+    if tuning_config(config.tuning, seed=config.seed).score == "fisher_information":
+        report = measure_fisher(parts.model, parts.processor.tokenizer, report, config.evaluation, seed=config.seed)
     parts.seconds["seconds_analyze"] = time.perf_counter() - began
     parts.model = get_peft_model(parts.model, tuning_config(config.tuning, seed=config.seed, report=report))
     if accelerator.is_main_process:

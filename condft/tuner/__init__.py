@@ -3,6 +3,7 @@
 from condft.tuner.config import CondFTConfig
 from condft.tuner.delta import Delta, apply_delta, combine_deltas, export_delta
 from condft.tuner.existing_adapter import check_existing_adapters
+from condft.tuner.fisher import add_fisher_information
 from condft.tuner.hotswap import enable_hotswap
 from condft.tuner.layer import CondFTLayer
 from condft.tuner.loading import load
@@ -18,6 +19,7 @@ __all__ = [
     "CondFTModel",
     "Delta",
     "LoraExport",
+    "add_fisher_information",
     "apply_delta",
     "combine_deltas",
     "decay_towards_base",

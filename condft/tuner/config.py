@@ -42,7 +42,9 @@ class CondFTConfig(PeftConfig):
         trainable_fraction: Budget: at most this fraction of the parameters that may be chosen.
         max_condition_number: Budget: every weight whose condition number is at most this.
         score: What ranks: "condition_number" (the paper's), "relative_condition_number" (against a random matrix
-            of the same shape), "entropy_deficit", "stable_rank" or "log_volume"; see `condft.scores.score_of`.
+            of the same shape), "entropy_deficit", "stable_rank" or "log_volume"; see `condft.scores.score_of`. Or
+            "fisher_information", which the weights alone do not tell: backward passes over text that the model itself
+            writes, see `condft.add_fisher_information`.
         order: "lowest" (the method), or the controls "highest" and "random".
         stratify: "module_type" ranks within q, k, v, ... and shares the budget between them; None ranks across.
         seed: Of the random order.
@@ -102,8 +104,8 @@ class CondFTConfig(PeftConfig):
     score: str = field(
         default="condition_number",
         metadata={
-            "help": "What ranks: 'condition_number', 'relative_condition_number', 'entropy_deficit', 'stable_rank' or "
-            "'log_volume'."
+            "help": "What ranks: 'condition_number', 'relative_condition_number', 'entropy_deficit', 'stable_rank', "
+            "'log_volume' or 'fisher_information'."
         },
     )
     order: str = field(default="lowest", metadata={"help": "'lowest' (the method), 'highest' or 'random'."})

@@ -121,6 +121,21 @@ def test_a_run_leaves_everything_it_promises(configure: Callable[..., Any], tmp_
     assert sum(tensor.numel() for tensor in tensors.values()) == summary["trainable_parameters"]
 
 
+def test_fisher_information_chooses_on_request(configure: Callable[..., Any], tmp_path: Path) -> None:
+    _, config = configure("tuning.score=fisher_information")
+    summary = run(config, cpu=True)
+    report = SpectralReport.load(tmp_path / "run" / "spectral_report.json")
+    adapter = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    layers = [row for row in report.rows if row.name.startswith("model.language_model.layers.")]
+    assert all(row.fisher_information is not None for row in layers)
+    assert all(row.fisher_information is None for row in report.rows if "audio_tower" in row.name)
+    for kind in {row.module_type for row in layers}:
+        rows = {row.name: row.fisher_information for row in layers if row.module_type == kind}
+        chosen = [name for name in rows if name in adapter["target_units"]]
+        assert sorted(chosen) == sorted(sorted(rows, key=rows.__getitem__)[: len(chosen)])
+    assert summary["frozen_unchanged"] is True
+
+
 def test_the_same_seed_gives_the_same_run_and_another_does_not(configure: Callable[..., Any], tmp_path: Path) -> None:
     runs = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):

@@ -8,7 +8,7 @@ import pytest
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from condft import CondFTConfig, analyze, select_units
+from condft import CondFTConfig, add_fisher_information, analyze, select_units
 from condft.scores import Score
 
 
@@ -125,7 +125,8 @@ def test_a_choice_of_shapes_warns_and_the_default_does_not(tiny_llama):
 @pytest.mark.parametrize("score", get_args(Score))
 def test_every_score_can_choose(tiny_llama, score):
     model = tiny_llama()
-    expected = select_units(analyze(model, measures="all", progress=False), num_tensors=9, score=score)
+    report = add_fisher_information(analyze(model, measures="all", progress=False), model, progress=False)
+    expected = select_units(report, num_tensors=9, score=score)
     config = CondFTConfig(num_tensors=9, score=score)
     get_peft_model(model, config)
     assert config.target_units == list(expected.names)
