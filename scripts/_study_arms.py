@@ -29,7 +29,7 @@ class Context:
         fraction: Budget, of their parameters.
         seed: Of random arms.
         modules_to_save: Modules that train in every arm, beside the budget (the projector).
-        own_tokens: Text that the base model generated, `(num_sequences, length)`.
+        own_tokens: Text that the base model generated, `(num_sequences, length)`; not that which is measured on.
         losses: For some batches of the task, each computes the base model's mean loss (nats an answer token).
     """
 

@@ -100,7 +100,7 @@ class _Run:
                 fraction=config.trainable_fraction,
                 seed=spec.seed,
                 modules_to_save=task.modules_to_save,
-                own_tokens=study.base.own_tokens.to(study.accelerator.device),
+                own_tokens=study.base.rehearsal_tokens.to(study.accelerator.device),
                 losses=self._losses(model),
             )
             arm = build_arm(spec.arm, context)
