@@ -120,8 +120,10 @@ def measure_point(
         return figures | (task.heard(arm.model) if transcribe else {})
 
 
-def measure_end(arm: Arm, task: Task, config: StudyConfig, base: Baseline) -> dict[str, float]:
-    """What is measured once, after the last step: the cross-entropy of the longer text."""
+def measure_end(arm: Arm, task: Task, config: StudyConfig, base: Baseline, *, seed: int) -> dict[str, float]:
+    """What is measured once, after the last step: the cross-entropy of the longer text, on the seeds that read it."""
+    if config.final_seeds is not None and seed not in config.final_seeds:
+        return {}
     return {"final_text_ce_change": _text_ce(arm.model, task, config, config.final_text_tokens) - base.final_text_ce}
 
 

@@ -116,7 +116,7 @@ class _Run:
                 on_step=self._after(arm),
             )
             began = time.perf_counter()
-            end = measure_end(arm, task, config, study.base)
+            end = measure_end(arm, task, config, study.base, seed=spec.seed)
             self.seconds["measure"] += time.perf_counter() - began
         return {
             "status": "finished",
