@@ -92,7 +92,7 @@ class StudyConfig(_Section):
         return self
 
     def determining(self) -> dict[str, Any]:
-        """What determines a run's figures, as plain JSON: not which runs there are, where they go and how they are read."""
+        """What determines a run's figures, as plain JSON: not which runs there are, nor how they are read."""
         content = self.model_dump(mode="json", exclude=_SAID_OF_NO_RUN)
         return {**content, "harness_version": HARNESS_VERSION}
 
