@@ -29,7 +29,7 @@ class Context:
         fraction: Budget, of their parameters.
         seed: Of random arms.
         modules_to_save: Modules that train in every arm, beside the budget (the projector).
-        own_tokens: Text that the base model generated, `(num_sequences, length)`.
+        own_tokens: Text that the base model generated, `(num_sequences, length)`; not that which is measured on.
         losses: For some batches of the task, each computes the base model's mean loss (nats an answer token).
     """
 
@@ -174,6 +174,7 @@ ARMS: dict[str, Callable[[Context], Arm]] = {
     "stable_rank_within_type": partial(_selected, score="stable_rank"),
     "spectrum_snr": _signal_to_noise,
     "fisher_within_type": partial(_fisher, per_gain=False),
+    "fisher_across_types": partial(_fisher, per_gain=False, stratify=None),
     "fisher_per_gain_within_type": partial(_fisher, per_gain=True),
     "fisher_per_gain_across_types": partial(_fisher, per_gain=True, stratify=None),
     "query_key_only": partial(_selected, kinds=("q_proj", "k_proj")),
@@ -186,6 +187,11 @@ ARMS: dict[str, Callable[[Context], Arm]] = {
     "full_fine_tuning": _everything,
     "projector_only": _only_modules_to_save,
     "lowest_within_type_distilled": partial(_distilled, arm=_lowest),
+    "fisher_within_type_distilled": partial(_distilled, arm=partial(_fisher, per_gain=False)),
+    "fisher_across_types_distilled": partial(_distilled, arm=partial(_fisher, per_gain=False, stratify=None)),
+    "random_within_type_distilled": partial(_distilled, arm=partial(_selected, order="random")),
+    "full_fine_tuning_distilled": partial(_distilled, arm=_everything),
+    "lora_all_linear_distilled": partial(_distilled, arm=partial(_lora, modules=_all_linear, rank=16)),
     "lowest_within_type_minor": partial(_minor, arm=_lowest),
 }
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -13,6 +13,8 @@ from condft.training.config import EvaluationConfig
 
 # Part of every key: raise it when the harness comes to train or measure differently, so that old runs do not count.
 HARNESS_VERSION = 2
+
+_SAID_OF_NO_RUN = {"results", "workspace", "seeds", "levels", "arms", "best_by", "final_seeds"}
 
 
 class _Section(BaseModel):
@@ -58,6 +60,8 @@ class StudyConfig(_Section):
         wer_points: Those of them at which it transcribes too.
         seeds: Data order, projector start and random arms. The first one also serves the learning-rate sweep.
         levels: Test losses at which forgetting is read off, each arm at the rate of its sweep that is best there.
+        best_by: The measure of forgetting that tells which rate is best.
+        final_seeds: Seeds whose runs read the longer text at their end; null for all.
     """
 
     speech: SpeechSection | None = None
@@ -73,6 +77,8 @@ class StudyConfig(_Section):
     wer_points: list[int] = Field(default_factory=list)
     seeds: list[int] = Field(min_length=1)
     levels: list[float] = Field(min_length=1)
+    best_by: Literal["text_ce_change", "kl_to_base"] = "text_ce_change"
+    final_seeds: list[int] | None = None
     arms: dict[str, ArmSection]
 
     @model_validator(mode="after")
@@ -86,8 +92,8 @@ class StudyConfig(_Section):
         return self
 
     def determining(self) -> dict[str, Any]:
-        """What determines the figures of any run, as plain JSON: not the arms, seeds and places."""
-        content = self.model_dump(mode="json", exclude={"results", "workspace", "seeds", "levels", "arms"})
+        """What determines a run's figures, as plain JSON: not which runs there are, nor how they are read."""
+        content = self.model_dump(mode="json", exclude=_SAID_OF_NO_RUN)
         return {**content, "harness_version": HARNESS_VERSION}
 
     def digest(self) -> str:

@@ -54,41 +54,48 @@ class Baseline:
         text_ce: Nats a token on the text that every point reads.
         final_text_ce: On the longer text of a run's end.
         cloze: Mean log-probability of the completions.
-        own_tokens: `(num_sequences, length)`.
+        own_tokens: `(num_sequences, length)`, what the divergence from the base is measured on.
+        rehearsal_tokens: The same, other draws: for arms that train or choose by the base's own text.
     """
 
     text_ce: float
     final_text_ce: float
     cloze: float
     own_tokens: Tensor
+    rehearsal_tokens: Tensor
 
     @classmethod
     def of(cls, config: StudyConfig, task: Task, accelerator: Accelerator) -> "Baseline":
         """Measures the base model, or reads what an earlier run measured."""
-        name = f"base-{digest_of([config.determining(), task.inputs])}"
+        name = f"base2-{digest_of([config.determining(), task.inputs])}"
         path = Path(config.workspace) / f"{name}.json"
         with waiting_for(config.workspace, name):
             if not path.exists():
                 write_json(path, _measure_base(config, task, accelerator))
         content = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{**content, "own_tokens": torch.tensor(content["own_tokens"])})
+        texts = {name: torch.tensor(content[name]) for name in ("own_tokens", "rehearsal_tokens")}
+        return cls(**{**content, **texts})
 
 
 def _measure_base(config: StudyConfig, task: Task, accelerator: Accelerator) -> dict[str, Any]:
     settings = config.evaluation
     with task.fresh(config.seeds[0], accelerator) as model:
-        own = sample_from_base(
-            model,
-            task.tokenizer,
-            num_sequences=settings.self_generated_sequences,
-            num_tokens=settings.self_generated_tokens,
-            seed=0,
+        own, rehearsal = (
+            sample_from_base(
+                model,
+                task.tokenizer,
+                num_sequences=settings.self_generated_sequences,
+                num_tokens=settings.self_generated_tokens,
+                seed=seed,
+            )
+            for seed in (0, 1)
         )
         return {
             "text_ce": _text_ce(model, task, config, settings.text_tokens),
             "final_text_ce": _text_ce(model, task, config, config.final_text_tokens),
             "cloze": cloze_log_probability(model, task.tokenizer),
             "own_tokens": own.tolist(),
+            "rehearsal_tokens": rehearsal.tolist(),
         }
 
 
@@ -113,8 +120,10 @@ def measure_point(
         return figures | (task.heard(arm.model) if transcribe else {})
 
 
-def measure_end(arm: Arm, task: Task, config: StudyConfig, base: Baseline) -> dict[str, float]:
-    """What is measured once, after the last step: the cross-entropy of the longer text."""
+def measure_end(arm: Arm, task: Task, config: StudyConfig, base: Baseline, *, seed: int) -> dict[str, float]:
+    """What is measured once, after the last step: the cross-entropy of the longer text, on the seeds that read it."""
+    if config.final_seeds is not None and seed not in config.final_seeds:
+        return {}
     return {"final_text_ce_change": _text_ce(arm.model, task, config, config.final_text_tokens) - base.final_text_ce}
 
 

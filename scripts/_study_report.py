@@ -165,12 +165,13 @@ def _end_table(results: Results, arms: Sequence[ArmRuns], level: float) -> list[
         runs = [results.runs[key] for key in arm.keys.values()]
         last = [results.points[key][-1] for key in arm.keys.values()]
         rates = [point["wer"] for point in last if "wer" in point]
+        long_text = [run["final_text_ce_change"] for run in runs if "final_text_ce_change" in run]
         cells = [
             f"{runs[0]['trainable_parameters']:,}",
             _mean([point["test_loss"] for point in last]),
             ", ".join(f"{seed}: {point['test_loss']:.2f}" for seed, point in zip(arm.keys, last, strict=True)),
             _mean(rates) if rates else "",
-            _mean([run["final_text_ce_change"] for run in runs]),
+            _mean(long_text) if long_text else "",
             _mean([point["text_ce_change"] for point in last]),
             f"{mean_interval([run['seconds_train'] for run in runs])[0]:.0f}",
         ]

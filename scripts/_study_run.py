@@ -100,7 +100,7 @@ class _Run:
                 fraction=config.trainable_fraction,
                 seed=spec.seed,
                 modules_to_save=task.modules_to_save,
-                own_tokens=study.base.own_tokens.to(study.accelerator.device),
+                own_tokens=study.base.rehearsal_tokens.to(study.accelerator.device),
                 losses=self._losses(model),
             )
             arm = build_arm(spec.arm, context)
@@ -116,7 +116,7 @@ class _Run:
                 on_step=self._after(arm),
             )
             began = time.perf_counter()
-            end = measure_end(arm, task, config, study.base)
+            end = measure_end(arm, task, config, study.base, seed=spec.seed)
             self.seconds["measure"] += time.perf_counter() - began
         return {
             "status": "finished",

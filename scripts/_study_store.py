@@ -90,10 +90,10 @@ class Results:
 
 
 def sweep_curves(config: StudyConfig, results: Results, arm: str) -> dict[float, list[tuple[float, float]]]:
-    """Rate tried so far -> (test loss, change of text cross-entropy) along its run on the first seed."""
+    """Rate tried so far -> (test loss, the forgetting that tells which is best) along its run on the first seed."""
     keys = results.by_spec()
     specs = {rate: RunSpec(arm, rate, config.seeds[0]) for rate in config.arms[arm].rates}
-    return {rate: results.curve(keys[spec], "text_ce_change") for rate, spec in specs.items() if spec in keys}
+    return {rate: results.curve(keys[spec], config.best_by) for rate, spec in specs.items() if spec in keys}
 
 
 def best_rates(config: StudyConfig, results: Results) -> dict[str, list[float]]:

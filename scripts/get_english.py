@@ -1,17 +1,19 @@
-"""Puts English technical prose into two files, one to pre-train on and one held out: manuals of Debian's archive.
+"""Puts English prose into three files: technical prose to pre-train on and held out, and prose of another trade.
 
     python scripts/get_english.py                      # into data/english/, by apt-get download
     python scripts/get_english.py --packages FOLDER    # from packages (.deb) already at hand, no network
 
-Whole documents are held out, chosen by a hash of their names, and no paragraph of theirs stays in the other file. The
-text differs a little between Debian's releases; what is trained on it carries a digest of it. Free licences, GPL, GFDL
-and Artistic: each package's `copyright` says which.
+Manuals of Debian's archive: whole documents are held out, chosen by a hash of their names, and no paragraph of theirs
+stays in the other file. `general.txt` is a long book of political theory and history (An Anarchist FAQ), English
+that is not about computers: what German prose about computers does to a model's English is
+not seen on English prose about computers. The texts differ a little between Debian's releases; what is trained or
+measured on them carries a digest. Free licences, GPL, GFDL and Artistic: each package's `copyright` says which.
 """
 
 import argparse
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,7 @@ PACKAGES = (
     "debian-policy",
     "developers-reference",
 )
+GENERAL = ("anarchism",)
 _FOREIGN = "/debian-handbook/html/"  # holds the book in all its languages
 _HELD_OUT_OF = 48  # one document in so many
 
@@ -67,10 +70,15 @@ def split_documents(found: list[tuple[str, str]]) -> Split:
     return Split("\n\n".join(train), "\n\n".join(held_out_once))
 
 
-def read_packages(folder: Path | None) -> list[tuple[str, str]]:
-    """The documents of all packages, from a folder of .deb files or fetched."""
+def joined(found: list[tuple[str, str]]) -> str:
+    """All documents' paragraphs, each once."""
+    return "\n\n".join(dict.fromkeys(paragraph for _, prose in found for paragraph in prose.split("\n\n")))
+
+
+def read_packages(packages: Sequence[str], folder: Path | None) -> list[tuple[str, str]]:
+    """The documents of these packages, from a folder of .deb files or fetched."""
     found: list[tuple[str, str]] = []
-    for package in PACKAGES:
+    for package in packages:
         with tempfile.TemporaryDirectory() as scratch:
             deb = next(folder.glob(f"{package}_*.deb"), None) if folder else fetch_package(package, Path(scratch))
             if deb is None:
@@ -87,8 +95,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("data/english"))
     parser.add_argument("--packages", type=Path, help="a folder of .deb files already at hand")
     arguments = parser.parse_args()
-    split = split_documents(read_packages(arguments.packages))
-    for name, text in (("train", split.train), ("held_out", split.held_out)):
+    split = split_documents(read_packages(PACKAGES, arguments.packages))
+    general = joined(read_packages(GENERAL, arguments.packages))
+    for name, text in (("train", split.train), ("held_out", split.held_out), ("general", general)):
         if not text:
             raise SystemExit(f"no English prose for {name}: have the packages' layouts changed?")
         write_text(arguments.output / f"{name}.txt", text + "\n")

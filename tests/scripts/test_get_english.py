@@ -4,7 +4,7 @@ import gzip
 from pathlib import Path
 
 from _prose import ENGLISH, html_text, pod_text, prose_of
-from get_english import documents, split_documents
+from get_english import documents, joined, split_documents
 
 SENTENCE = "This is the number {} of the sentences that are long enough to be taken for prose in the test."
 
@@ -50,3 +50,7 @@ def test_held_out_documents_share_no_paragraph_with_the_others() -> None:
     assert 0 < len(held_out) < len(train) / 10
     assert len(split.train.split("\n\n")) == len(train)
     assert split_documents(found) == split
+
+
+def test_joined_documents_have_every_paragraph_once() -> None:
+    assert joined([("a", "One.\n\nTwo."), ("b", "Two.\n\nThree.")]) == "One.\n\nTwo.\n\nThree."

@@ -144,7 +144,7 @@ def test_an_interrupted_run_is_done_again_and_its_points_do_not_count(
     config = study({"lowest_within_type": {"rates": [1e-2]}})
     import _study_run
 
-    def interrupted(*arguments: Any) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
