@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any
 
 from _study_extensions import confine_to_minor_directions, distil_from_base
-from _study_fisher import lowest_fisher
+from _study_fisher import least_cost_at_equal_gain
 from _study_selections import choose, highest_signal_to_noise, same_shapes_and_depths
 from peft import LoraConfig, OSFConfig, get_peft_model
 from peft.helpers import find_kappa_target_modules
 from torch import Tensor, nn
 
-from condft import CondFTConfig, SpectralReport
+from condft import CondFTConfig, SpectralReport, add_fisher_information
 
 OnStep = Callable[[dict[str, Any]], None]
 
@@ -83,7 +83,14 @@ def _signal_to_noise(context: Context) -> Arm:
 
 
 def _fisher(context: Context, **rule: Any) -> Arm:
-    names = lowest_fisher(context.model, context.report, context.fraction, context.own_tokens, context.losses, **rule)
+    report = add_fisher_information(context.report, context.model, context.own_tokens, progress=False)
+    return _whole_weights(context, choose(report, context.fraction, score="fisher_information", **rule))
+
+
+def _fisher_per_gain(context: Context, **rule: Any) -> Arm:
+    names = least_cost_at_equal_gain(
+        context.model, context.report, context.fraction, context.own_tokens, context.losses, **rule
+    )
     return _whole_weights(context, names)
 
 
@@ -158,12 +165,16 @@ def _minor(context: Context, *, arm: Callable[[Context], Arm]) -> Arm:
 
 
 _lowest: Callable[[Context], Arm] = _selected
+_random_within_type = partial(_selected, order="random")
+_fisher_within_type: Callable[[Context], Arm] = _fisher
+_fisher_across_types = partial(_fisher, stratify=None)
+_lora_all_linear = partial(_lora, modules=_all_linear, rank=16)
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 ARMS: dict[str, Callable[[Context], Arm]] = {
     "lowest_within_type": _lowest,
     "highest_within_type": partial(_selected, order="highest"),
-    "random_within_type": partial(_selected, order="random"),
+    "random_within_type": _random_within_type,
     "lowest_across_types": partial(_selected, stratify=None),
     "highest_across_types": partial(_selected, stratify=None, order="highest"),
     "random_across_types": partial(_selected, stratify=None, order="random"),
@@ -173,25 +184,25 @@ ARMS: dict[str, Callable[[Context], Arm]] = {
     "entropy_deficit_within_type": partial(_selected, score="entropy_deficit"),
     "stable_rank_within_type": partial(_selected, score="stable_rank"),
     "spectrum_snr": _signal_to_noise,
-    "fisher_within_type": partial(_fisher, per_gain=False),
-    "fisher_across_types": partial(_fisher, per_gain=False, stratify=None),
-    "fisher_per_gain_within_type": partial(_fisher, per_gain=True),
-    "fisher_per_gain_across_types": partial(_fisher, per_gain=True, stratify=None),
+    "fisher_within_type": _fisher_within_type,
+    "fisher_across_types": _fisher_across_types,
+    "fisher_per_gain_within_type": _fisher_per_gain,
+    "fisher_per_gain_across_types": partial(_fisher_per_gain, stratify=None),
     "query_key_only": partial(_selected, kinds=("q_proj", "k_proj")),
     "attention_only": partial(_selected, kinds=_ATTENTION),
     "gate_up_only": partial(_selected, kinds=("gate_proj", "up_proj")),
-    "lora_all_linear": partial(_lora, modules=_all_linear, rank=16),
+    "lora_all_linear": _lora_all_linear,
     "lora_equal_budget": partial(_lora, modules=_all_linear, rank=None),
     "lora_kappa_targets": partial(_lora, modules=_kappa_targets, rank=16),
     "osf": _osf,
     "full_fine_tuning": _everything,
     "projector_only": _only_modules_to_save,
     "lowest_within_type_distilled": partial(_distilled, arm=_lowest),
-    "fisher_within_type_distilled": partial(_distilled, arm=partial(_fisher, per_gain=False)),
-    "fisher_across_types_distilled": partial(_distilled, arm=partial(_fisher, per_gain=False, stratify=None)),
-    "random_within_type_distilled": partial(_distilled, arm=partial(_selected, order="random")),
+    "fisher_within_type_distilled": partial(_distilled, arm=_fisher_within_type),
+    "fisher_across_types_distilled": partial(_distilled, arm=_fisher_across_types),
+    "random_within_type_distilled": partial(_distilled, arm=_random_within_type),
     "full_fine_tuning_distilled": partial(_distilled, arm=_everything),
-    "lora_all_linear_distilled": partial(_distilled, arm=partial(_lora, modules=_all_linear, rank=16)),
+    "lora_all_linear_distilled": partial(_distilled, arm=_lora_all_linear),
     "lowest_within_type_minor": partial(_minor, arm=_lowest),
 }
 

@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 import torch
 from _gradients import adam_directions, fisher_information, language_loss
-from _study_fisher import lowest_fisher
+from _study_fisher import least_cost_at_equal_gain
 from transformers import LlamaForCausalLM
 
-from condft import analyze
+from condft import add_fisher_information, analyze
 from condft.report import Role
 from tests.conftest import build_tiny_llama
 from tests.tuner.tiny_models import tiny_moe
@@ -38,20 +38,23 @@ def test_an_experts_direction_and_curvature_are_its_slice_of_the_stacks() -> Non
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("per_gain", [False, True])
-def test_the_cheapest_of_each_type_are_chosen(llama: LlamaForCausalLM, per_gain: bool) -> None:
+def test_the_cheapest_of_each_type_are_chosen(llama: LlamaForCausalLM) -> None:
     names = [name for name, _ in llama.named_parameters() if "layers." in name and "norm" not in name]
     report = analyze(llama, names=names, progress=False)
     assert all(row.role is Role.LAYER for row in report.rows)
     losses = [partial(language_loss, llama, batch) for batch in TOKENS.split(2)]
-    chosen = lowest_fisher(llama, report, 0.5, TOKENS, losses, per_gain=per_gain)
+    chosen = least_cost_at_equal_gain(llama, report, 0.5, TOKENS, losses)
     found = adam_directions(llama, names, losses)
     fisher = fisher_information(llama, {name: facts["direction"] for name, facts in found.items()}, TOKENS)
-
-    def cost(name: str) -> float:
-        trace, along = fisher[name]
-        return along / found[name]["slope"] ** 2 if per_gain else trace / llama.get_parameter(name).numel()
-
+    cost = {name: fisher[name][1] / found[name]["slope"] ** 2 for name in names}
     for kind in {name.split(".")[-2] for name in names}:
-        pair = sorted((name for name in names if name.split(".")[-2] == kind), key=cost)
+        pair = sorted((name for name in names if name.split(".")[-2] == kind), key=cost.__getitem__)
         assert [name in chosen for name in pair] == [True, False], kind
+
+
+def test_the_trace_is_condfts_own(llama: LlamaForCausalLM) -> None:
+    names = [name for name, _ in llama.named_parameters() if "layers." in name and "norm" not in name]
+    report = add_fisher_information(analyze(llama, names=names, progress=False), llama, TOKENS, progress=False)
+    fisher = fisher_information(llama, dict.fromkeys(names), TOKENS)
+    for row in report.rows:
+        assert row.fisher_information == pytest.approx(fisher[row.name][0] / row.num_parameters, rel=1e-5)
