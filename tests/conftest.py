@@ -8,11 +8,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["CONDFT_CACHE"] = "off"
 
 from collections.abc import Callable
+from typing import Any
 
 import hypothesis
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 torch.set_num_threads(2)
 # A busy machine is no failure: how long an example takes is not what the properties are about.
@@ -47,3 +49,16 @@ def tiny_llama() -> Callable[..., LlamaForCausalLM]:
 @pytest.fixture
 def token_ids() -> torch.Tensor:
     return torch.randint(0, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    """One token a printable ASCII character, in order from `<s>`, `</s>` and newline on."""
+    characters = ["\n", *(chr(code) for code in range(32, 125))]
+    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", *characters][:VOCABULARY])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
+    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="</s>", clean_up_tokenization_spaces=False
+    )

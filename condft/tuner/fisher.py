@@ -3,6 +3,7 @@ r"""Fisher information of units: how far the model's own distribution moves when
 The one score here that is not read off the weight alone. It still needs no data: the text is the model's own.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -129,7 +130,7 @@ def _traces(model: Any, parameters: _Units, tokens: Tensor, *, progress: bool) -
     """Name -> trace of F, for the units that the text reaches."""
     if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] < 2:
         raise ValueError(f"tokens of shape {tuple(tokens.shape)}: needs at least one sequence of at least 2")
-    traces: dict[str, float] = {}
+    traces: dict[str, Tensor] = {}  # where the gradients are: a number would have to be waited for
     scale = 1.0 / tokens.shape[0] / (tokens.shape[1] - 1)
 
     def collect(parameter: nn.Parameter) -> None:
@@ -137,7 +138,8 @@ def _traces(model: Any, parameters: _Units, tokens: Tensor, *, progress: bool) -
         assert gradient is not None
         for name, slices in parameters[parameter].items():
             part = gradient if slices is None else slices.take(gradient)
-            traces[name] = traces.get(name, 0.0) + part.float().square().sum().item() * scale
+            square = torch.linalg.vector_norm(part, dtype=torch.float32).square() * scale
+            traces[name] = traces[name] + square if name in traces else square
 
     with _gradients_of(model, parameters, collect), evaluating(model) as device:
         bar = tqdm(tokens.split(1), desc="Fisher information", unit="sequence", disable=not progress, leave=False)
@@ -150,10 +152,11 @@ def _traces(model: Any, parameters: _Units, tokens: Tensor, *, progress: bool) -
                     "a causal LM's text"
                 )
             F.cross_entropy(logits[0, :-1].float(), inputs[0, 1:], reduction="sum").backward()
-    damaged = sorted(name for name, trace in traces.items() if not torch.isfinite(torch.tensor(trace)))
+    found = {name: trace.item() for name, trace in traces.items()}
+    damaged = sorted(name for name, trace in found.items() if not math.isfinite(trace))
     if damaged:
         raise ValueError(f"the gradients of {len(damaged)} units are not finite, the first is {damaged[0]!r}")
-    return traces
+    return found
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Forgetting: cross-entropy against the model's own loss, sampling against the model's own law, KL against sums."""
 
-import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
-from condft.evaluation import held_out_text, kl_to_base, sample_from_base, text_cross_entropy
+from condft.evaluation import held_out_text, kl_to_base, text_cross_entropy
 from condft.evaluation.retention import text_windows
 
 TEXT = "The quick brown fox jumps over the lazy dog; " * 20
@@ -77,51 +76,6 @@ def test_a_model_gone_to_nan_is_an_error(tiny_llama: Any, tokenizer: Any) -> Non
         text_cross_entropy(model, tokenizer, TEXT, max_tokens=20, context_length=10, progress=False)
     with pytest.raises(ValueError, match="the KL divergence to the base is nan"):
         kl_to_base(model, torch.ones(1, 4, dtype=torch.long), nullcontext, progress=False)
-
-
-def test_samples_are_seeded_and_leave_the_global_state_alone(tiny_llama: Any, tokenizer: Any) -> None:
-    model, state = tiny_llama(), torch.get_rng_state()
-    first, again, other = (
-        sample_from_base(model, tokenizer, num_sequences=3, num_tokens=8, seed=seed, progress=False)
-        for seed in (1, 1, 2)
-    )
-    assert torch.equal(torch.get_rng_state(), state)
-    assert first.shape == (3, 9)
-    assert first.dtype == torch.long
-    assert (first[:, 0] == tokenizer.bos_token_id).all()
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    assert len({tuple(row) for row in first.tolist()}) == 3
-
-
-def test_samples_follow_the_models_distribution(tiny_llama: Any, tokenizer: Any) -> None:
-    """The mean -log p of a model's own samples is its entropy: both estimated, on the second token given the first."""
-    model = tiny_llama(2)
-    with torch.no_grad():
-        model.lm_head.weight.mul_(20)  # far from uniform, so that a wrong law would show
-        tokens = sample_from_base(model, tokenizer, num_sequences=4000, num_tokens=2, seed=0, progress=False)
-        log_probabilities = model(input_ids=tokens[:, :2]).logits[:, 1].log_softmax(-1)
-    drawn = -log_probabilities.gather(1, tokens[:, 2:]).squeeze(1)
-    entropy = -(log_probabilities.exp() * log_probabilities).sum(-1).mean()
-    assert entropy < 0.95 * math.log(96)
-    assert abs(drawn.mean() - entropy) < 4 * drawn.std() / math.sqrt(len(drawn))
-
-
-def test_samples_come_from_the_base_not_from_the_adapted(tiny_llama: Any, tokenizer: Any) -> None:
-    options: dict[str, Any] = {"num_sequences": 2, "num_tokens": 12, "seed": 0, "progress": False}
-    expected = sample_from_base(tiny_llama(), tokenizer, **options)
-    model = adapted(tiny_llama(), scale=5.0)
-    assert torch.equal(sample_from_base(model, tokenizer, base_context=model.disable_adapter, **options), expected)
-    assert not torch.equal(sample_from_base(model, tokenizer, **options), expected)
-
-
-def test_a_start_where_there_is_no_bos(tiny_llama: Any, tokenizer: Any) -> None:
-    tokenizer.bos_token = None
-    tokens = sample_from_base(tiny_llama(), tokenizer, num_sequences=1, num_tokens=1, seed=0, progress=False)
-    assert tokens[0, 0] == tokenizer.eos_token_id
-    tokenizer.eos_token = None
-    tokens = sample_from_base(tiny_llama(), tokenizer, num_sequences=1, num_tokens=1, seed=0, progress=False)
-    assert tokens[0, 0] == tokenizer.convert_tokens_to_ids("\n")
 
 
 def test_kl_is_zero_for_an_untouched_adapter_and_as_defined_for_another(tiny_llama: Any) -> None:
