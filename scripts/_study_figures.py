@@ -32,7 +32,7 @@ def draw_fronts(arms: Arms, path: Path, *, title: str) -> None:
     for axes, (measure, label) in zip(panels, measures.items(), strict=True):
         for index, (name, runs) in enumerate(arms):
             curves = [[(point["test_loss"], point[measure]) for point in run] for run in runs]
-            _draw_front(axes, curves, name, f"C{index % 10}", "os^vD"[index // 10 % 5])
+            _draw_front(axes, curves, _style(index, name))
         axes.set_xlabel("test loss (nats per answer token); adapted to the right")
         axes.set_ylabel(label)
         axes.set_xscale("log")
@@ -57,8 +57,7 @@ def draw_curves(arms: Arms, path: Path, *, title: str) -> None:
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, measure in zip(panels, shown, strict=True):
         for index, (name, runs) in enumerate(arms):
-            style = {"color": f"C{index % 10}", "marker": "os^vD"[index // 10 % 5], "label": name}
-            _draw_over_steps(axes, runs, measure, style)
+            _draw_over_steps(axes, runs, measure, _style(index, name))
         axes.set_xlabel("step of stage 2")
         axes.set_ylabel("test loss (nats per answer token)" if measure == "test_loss" else "word error rate")
         axes.set_title("" if measure == "test_loss" else measure.removeprefix("wer_"), fontsize=10)
@@ -71,16 +70,21 @@ def draw_curves(arms: Arms, path: Path, *, title: str) -> None:
     _save(figure, path)
 
 
-def _draw_front(
-    axes: Axes, curves: Sequence[Sequence[tuple[float, float]]], name: str, color: str, marker: str
-) -> None:
+def _style(index: int, name: str) -> dict[str, Any]:
+    """Colours are ten; after them marker and dashes tell."""
+    turn = index // 10
+    return {"color": f"C{index % 10}", "marker": "os^vD"[turn % 5], "line": ("-", "--", ":")[turn % 3], "label": name}
+
+
+def _draw_front(axes: Axes, curves: Sequence[Sequence[tuple[float, float]]], style: dict[str, Any]) -> None:
     for curve in curves:
-        axes.plot([x for x, _ in curve], [y for _, y in curve], marker, color=color, markersize=3, alpha=0.6)
+        points = {"color": style["color"], "markersize": 3, "alpha": 0.6}
+        axes.plot([x for x, _ in curve], [y for _, y in curve], style["marker"], **points)
     # the losses that every seed's run goes through
     worst, best = min(curve[0][0] for curve in curves), max(min(x for x, _ in curve) for curve in curves)
     grid = np.geomspace(worst, best, 60) if best < worst else np.array([best])
     found = [[value_at_level(curve, float(level)) for curve in curves] for level in grid]
-    _draw_mean(axes, grid, [[value for value in values if value is not None] for values in found], name, color)
+    _draw_mean(axes, grid, [[value for value in values if value is not None] for values in found], style)
 
 
 def _draw_over_steps(axes: Axes, runs: Sequence[Points], measure: str, style: dict[str, Any]) -> None:
@@ -91,12 +95,13 @@ def _draw_over_steps(axes: Axes, runs: Sequence[Points], measure: str, style: di
         return
     steps = sorted(values)
     axes.plot(steps, [np.mean(values[step]) for step in steps], style["marker"], color=style["color"], markersize=4)
-    _draw_mean(axes, steps, [values[step] for step in steps], style["label"], style["color"])
+    _draw_mean(axes, steps, [values[step] for step in steps], style)
 
 
-def _draw_mean(axes: Axes, x: Any, values: Sequence[Sequence[float]], name: str, color: str) -> None:
-    intervals = [mean_interval(found, draws=1000) for found in values]
-    axes.plot(x, [mean for mean, _, _ in intervals], "-", color=color, linewidth=1.4, label=name)
+def _draw_mean(axes: Axes, x: Any, values: Sequence[Sequence[float]], style: dict[str, Any]) -> None:
+    color, intervals = style["color"], [mean_interval(found, draws=1000) for found in values]
+    means = [mean for mean, _, _ in intervals]
+    axes.plot(x, means, style["line"], color=color, linewidth=1.4, label=style["label"])
     if all(len(found) > 1 for found in values):
         lows, highs = ([interval[end] for interval in intervals] for end in (1, 2))
         axes.fill_between(x, lows, highs, color=color, alpha=0.15, linewidth=0)

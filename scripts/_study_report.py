@@ -13,8 +13,13 @@ from _study_store import Results, best_rates, sweep_curves
 
 from condft.files import write_text
 
-REFERENCES = ("lowest_within_type", "lowest_within_type_distilled", "fisher_within_type")
-"""The arms that the others are compared with: the default, its extension, and the rule that gradients suggest."""
+REFERENCES = (
+    "lowest_within_type",
+    "lowest_within_type_distilled",
+    "fisher_within_type",
+    "fisher_within_type_distilled",
+)
+"""The arms that the others are compared with: the default and the rule that gradients suggest, each also distilled."""
 MEASURES = {
     "text_ce_change": "Δ text cross-entropy",
     "kl_to_base": "KL to the base",
@@ -86,7 +91,13 @@ def write_report(config: StudyConfig, results: Results) -> list[Path]:
     written = [stem.with_suffix(".md")]
     write_text(written[0], "\n".join(text) + "\n")
     for level, arms in by_level.items():
-        labelled = [(f"{arm.name} ({arm.rate:g})", [results.points[key] for key in arm.keys.values()]) for arm in arms]
+        shown = [
+            arm for arm in arms if config.arms[arm.name].main or arm.name in REFERENCES
+        ]  # more cannot be told apart
+        shown = shown or arms
+        labelled = [
+            (f"{arm.name} ({arm.rate:g})", [results.points[key] for key in arm.keys.values()]) for arm in shown
+        ]
         fronts, curves = Path(f"{stem}_fronts_{level:g}.png"), Path(f"{stem}_curves_{level:g}.png")
         rates = f"(rates best at test loss {level:g})"
         draw_fronts(labelled, fronts, title=f"Task {stem.name}: forgetting against adaptation {rates}")
@@ -187,6 +198,8 @@ def _mean(values: Sequence[float]) -> str:
 def _ratio(ratio: Ratio | None) -> str:
     if ratio is None:
         return ""
+    if math.isnan(ratio.value):
+        return f"none: the control's mean is not above 0, n = {ratio.num_seeds}"
     interval = "" if math.isnan(ratio.low) else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
     effect = "" if math.isnan(ratio.effect_size) else f", d = {ratio.effect_size:.1f}"
     return f"{ratio.value:.2f}{interval}, n = {ratio.num_seeds}{effect}"

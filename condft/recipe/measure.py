@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from condft.evaluation import (
     CrossEntropy,
     WerReport,
@@ -72,14 +74,7 @@ def measure_fisher(
         settings: How much text.
         seed: Of the run.
     """
-    tokens = sample_from_base(
-        model,
-        tokenizer,
-        num_sequences=settings.self_generated_sequences,
-        num_tokens=settings.self_generated_tokens,
-        seed=seed + 1,
-    )
-    return add_fisher_information(report, model, tokens)
+    return add_fisher_information(report, model, _own_text(model, tokenizer, settings, seed + 1))
 
 
 def kl_on_own_text(model: Any, tokenizer: Any, settings: EvaluationConfig, *, seed: int) -> float:
@@ -91,12 +86,16 @@ def kl_on_own_text(model: Any, tokenizer: Any, settings: EvaluationConfig, *, se
         settings: How much text.
         seed: Of the sampling.
     """
-    tokens = sample_from_base(
-        model,
+    with model.disable_adapter():
+        tokens = _own_text(model, tokenizer, settings, seed)
+    return kl_to_base(model, tokens, model.disable_adapter)
+
+
+def _own_text(base: Any, tokenizer: Any, settings: EvaluationConfig, seed: int) -> Tensor:
+    return sample_from_base(
+        base,
         tokenizer,
         num_sequences=settings.self_generated_sequences,
         num_tokens=settings.self_generated_tokens,
         seed=seed,
-        base_context=model.disable_adapter,
     )
-    return kl_to_base(model, tokens, model.disable_adapter)
