@@ -60,7 +60,7 @@ def language_loss(model: Any, tokens: Tensor) -> Tensor:
 
 
 def fisher_information(
-    model: Any, directions: Mapping[str, Tensor | None], sequences: Tensor
+    model: Any, directions: Mapping[str, Tensor], sequences: Tensor
 ) -> dict[str, tuple[float, float]]:
     r"""Curvature of the KL divergence to the base, $\mathrm{KL} \approx \frac12 \Delta^T F \Delta$, per token.
 
@@ -69,11 +69,11 @@ def fisher_information(
 
     Args:
         model: The base, a causal LM.
-        directions: Name -> direction of Frobenius norm 1; None to ask for the trace alone.
+        directions: Name -> direction of Frobenius norm 1.
         sequences: `(num_sequences, length)`, drawn from the model; its first token is given.
 
     Returns:
-        Name -> (trace of F, F along the direction, which is 0 without one).
+        Name -> (trace of F, F along the direction).
     """
     trace = dict.fromkeys(directions, 0.0)
     along = dict.fromkeys(directions, 0.0)
@@ -83,8 +83,7 @@ def fisher_information(
             language_loss(model, tokens).backward()
             for name, gradient in _take_gradients(units):
                 trace[name] += float(gradient.square().sum()) * count / len(sequences)
-                if (direction := directions[name]) is not None:
-                    along[name] += float((gradient * direction).sum()) ** 2 * count / len(sequences)
+                along[name] += float((gradient * directions[name]).sum()) ** 2 * count / len(sequences)
     return {name: (trace[name], along[name]) for name in directions}
 
 

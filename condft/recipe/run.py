@@ -119,7 +119,7 @@ def _tune(parts: _Parts, config: RunConfig, accelerator: Accelerator, output_dir
     """Analyses the composed model, wraps it by the selection, and leaves report and picture."""
     began = time.perf_counter()
     report = analyze(parts.model, measures="all", progress=accelerator.is_main_process)
-    if tuning_config(config.tuning, seed=config.seed).score == "fisher_information":
+    if tuning_config(config.tuning, seed=config.seed).ranks_by_fisher_information:
         report = measure_fisher(parts.model, parts.processor.tokenizer, report, config.evaluation, seed=config.seed)
     parts.seconds["seconds_analyze"] = time.perf_counter() - began
     parts.model = get_peft_model(parts.model, tuning_config(config.tuning, seed=config.seed, report=report))

@@ -48,7 +48,7 @@ def resolve_selection(config: CondFTConfig, model: nn.Module, targets: Targets) 
         report = analyze(model, names=candidates, measures=measures, granularity=granularity)
     else:
         _check_report(report, shares, candidates, granularity)
-    if config.score == "fisher_information" and config.order != "random":
+    if config.ranks_by_fisher_information:
         report = ranks.from_first(partial(_with_fisher_information, report, model, candidates))
     selection = ranks.from_first(lambda: _select(config, report, candidates))
     if len(selection.names) == selection.num_candidates and config.target_modules is None:

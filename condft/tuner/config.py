@@ -196,6 +196,11 @@ class CondFTConfig(PeftConfig):
         """The budget and the rule as they are now, to compare with those that made the selection."""
         return {name: getattr(self, name) for name in _RULE}
 
+    @property
+    def ranks_by_fisher_information(self) -> bool:
+        """Whether the selection looks at Fisher information, which no analysis of weights brings."""
+        return self.score == "fisher_information" and self.order != "random" and self.target_units is None
+
     def check_rule(self) -> None:
         """Refuses a budget or a rule that was changed after the selection had been made: it would not act.
 
