@@ -35,3 +35,14 @@ def measuring(model: nn.Module) -> Iterator[torch.device]:
     """
     with evaluating(model) as device, torch.no_grad():
         yield device
+
+
+@contextmanager
+def flags_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards, every parameter's `requires_grad` is as it was: PEFT sets it with the adapters it turns on."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, required in flags:
+            parameter.requires_grad_(required)

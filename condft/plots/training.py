@@ -15,7 +15,8 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: str | Path, *, tit
     """Loss, learning rates and gradient norm over all optimizer steps, stage boundaries drawn.
 
     Args:
-        metrics: Lines of `metrics.jsonl`: `stage`, `loss`, `grad_norm` and `learning_rate` (component -> rate).
+        metrics: Lines of `metrics.jsonl`: `stage`, `loss`, `grad_norm` and `learning_rate` (component -> rate); those
+            of steps that rehearsed, `divergence`.
         path: Image file, written atomically.
         title: Above the figure.
     """
@@ -25,6 +26,10 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: str | Path, *, tit
     losses = [line["loss"] for line in metrics]
     top.plot(steps, losses, color="0.75", linewidth=0.8, label="loss of a step")
     top.plot(steps, _smoothed(losses), color="C0", label="running mean")
+    if rehearsed := [
+        (step, line["divergence"]) for step, line in zip(steps, metrics, strict=True) if "divergence" in line
+    ]:
+        top.plot(*zip(*rehearsed, strict=True), color="C1", linewidth=0.8, label="divergence from the base, a token")
     top.set_ylabel("cross-entropy of answer tokens (nats)")
     top.set_ylim(bottom=0)
     top.legend(frameon=False)

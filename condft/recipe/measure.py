@@ -18,10 +18,11 @@ from condft.evaluation import (
 )
 from condft.multimodal import SpeechCollator, SpeechExample
 from condft.report import SpectralReport
+from condft.training import RunConfig, SelfDistillation
 from condft.training.config import EvaluationConfig
 from condft.tuner import add_fisher_information
 
-__all__ = ["Hearing", "kl_on_own_text", "measure_fisher", "measure_hearing", "measure_text"]
+__all__ = ["Hearing", "kl_on_own_text", "measure_fisher", "measure_hearing", "measure_text", "rehearsal_of"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,28 @@ def measure_fisher(
         seed: Of the run.
     """
     return add_fisher_information(report, model, _own_text(model, tokenizer, settings, seed + 1))
+
+
+def rehearsal_of(model: Any, tokenizer: Any, config: RunConfig) -> SelfDistillation | None:
+    """What the run rehearses, if anything: text that the base writes now, other than KL is measured on.
+
+    Args:
+        model: A PEFT model; the base is the same model under `disable_adapter`.
+        tokenizer: Its tokenizer.
+        config: Of the run.
+    """
+    settings = config.training.self_distillation
+    if settings is None or not config.training.steps:
+        return None
+    with model.disable_adapter():
+        tokens = sample_from_base(
+            model,
+            tokenizer,
+            num_sequences=settings.num_sequences,
+            num_tokens=settings.num_tokens,
+            seed=config.seed + 2,  # + 1 is measure_fisher's
+        )
+    return SelfDistillation(settings, tokens, model.disable_adapter, seed=config.seed)
 
 
 def kl_on_own_text(model: Any, tokenizer: Any, settings: EvaluationConfig, *, seed: int) -> float:

@@ -18,7 +18,7 @@ from condft.memory import peak_rss_bytes
 from condft.multimodal import SpeechCollator, SpeechExample, precomputed_features
 from condft.plots import plot_condition_numbers, plot_training
 from condft.recipe.build import Speech, compose, load_speech, speech_examples, tuning_config
-from condft.recipe.measure import kl_on_own_text, measure_fisher, measure_hearing, measure_text
+from condft.recipe.measure import kl_on_own_text, measure_fisher, measure_hearing, measure_text, rehearsal_of
 from condft.recipe.summary import code_commit, machine, print_summary, versions
 from condft.training import (
     FreezeReport,
@@ -136,8 +136,9 @@ def _adapt(parts: _Parts, config: RunConfig, accelerator: Accelerator, resume: b
     with precomputed_features(model):
         heard_before = measure_hearing(model, parts.collator, parts.test, settings).report
         text_before = measure_text(model, tokenizer, settings)
+        rehearsal = rehearsal_of(model, tokenizer, config)
         began = time.perf_counter()
-        results = train(accelerator, model, parts.train, parts.collator, config, resume=resume)
+        results = train(accelerator, model, parts.train, parts.collator, config, resume=resume, distillation=rehearsal)
         parts.seconds["seconds_train"] = time.perf_counter() - began
     # with the tower back in its place, and of the very model that was trained
     parts.freeze = compare(parts.checksums, checksum_tensors(frozen_tensors(model)))

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import yaml
@@ -60,6 +60,16 @@ class LearningRates(_Section):
     language_model: float = Field(default=1.5e-4, gt=0)
 
 
+class SelfDistillationConfig(_Section):
+    """KL(base ‖ adapted) on text that the base itself writes, in stage 2's loss: rehearsal without any old data."""
+
+    weight: float = Field(default=1.0, gt=0, description="Of the divergence (nats a token) beside the loss.")
+    every: int = Field(default=2, ge=1, description="Optimizer steps from one rehearsal to the next.")
+    per_device_batch_size: int = Field(default=2, ge=1, description="Sequences in a micro-batch that rehearses.")
+    num_sequences: int = Field(default=64, ge=1, description="That the base writes before training.")
+    num_tokens: int = Field(default=96, ge=1, description="Of each.")
+
+
 class TrainingConfig(_Section):
     """The two stages and their optimizer."""
 
@@ -74,6 +84,7 @@ class TrainingConfig(_Section):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     max_grad_norm: float = Field(default=1.0, gt=0)
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    self_distillation: SelfDistillationConfig | None = Field(default=None, description="null = none.")
     checkpoint_every: int = Field(default=0, ge=0, description="Optimizer steps; 0 = only at the end of stages.")
     keep_checkpoints: int = Field(default=2, ge=1)
     log_every: int = Field(default=1, ge=1, description="Steps between TensorBoard points; metrics.jsonl has all.")
@@ -265,7 +276,5 @@ def _valid_names(sections: Sequence[str]) -> list[str]:
     model: type[BaseModel] = RunConfig
     for section in sections:
         annotation = model.model_fields[section].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        model = annotation
+        (model,) = (kind for kind in get_args(annotation) or (annotation,) if kind is not type(None))
     return sorted(model.model_fields)

@@ -8,18 +8,20 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device, set_seed
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer
 from tqdm.auto import tqdm
 
 from condft.training.checkpoint import Checkpoint, load_training_state
 from condft.training.config import TrainingConfig
+from condft.training.distillation import SelfDistillation
 from condft.training.engine import Engine, as_found, make_engine
 from condft.training.objective import answer_loss_sum, count_answer_tokens
 from condft.training.order import DataOrder, iter_micro_batches
@@ -66,6 +68,7 @@ def train_stage(
     *,
     start_step: int = 0,
     resume_from: Checkpoint | None = None,
+    distillation: SelfDistillation | None = None,
     on_step: Callable[[Record], None] | None = None,
     on_checkpoint: Callable[[int, Engine, Optimizer, LambdaLR], None] | None = None,
 ) -> TrainResult:
@@ -81,6 +84,7 @@ def train_stage(
         training: Batch size, schedule, clipping, decay, checkpoint interval.
         start_step: Steps already done.
         resume_from: Their checkpoint; its parameters are already in the model.
+        distillation: Adds to the loss of some of the steps, whose records then have the `divergence`.
         on_step: Gets each step's record.
         on_checkpoint: Called with the steps done when a checkpoint is due; always at the end of the stage.
 
@@ -108,7 +112,9 @@ def train_stage(
         if resume_from:
             load_training_state(resume_from, engine, model, optimizer, schedule)
         batches = _iter_steps(accelerator, examples, collate, stage, training, start_step)
-        stepper = _Stepper(engine, wrapped, prepared_optimizer, schedule, stage, training.max_grad_norm)
+        stepper = _Stepper(
+            engine, wrapped, model, prepared_optimizer, schedule, stage, training.max_grad_norm, distillation
+        )
         bar = tqdm(
             batches,
             desc=f"stage {stage.name}",
@@ -137,15 +143,17 @@ class _Stepper:
     def __init__(
         self,
         engine: Engine,
+        wrapped: nn.Module,
         model: nn.Module,
         optimizer: Optimizer,
         schedule: LambdaLR,
         stage: Stage,
         max_grad_norm: float,
+        distillation: SelfDistillation | None,
     ) -> None:
         self.engine, self.accelerator = engine, engine.accelerator
-        self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.stage, self.max_grad_norm = stage, max_grad_norm
+        self.wrapped, self.model, self.optimizer, self.schedule = wrapped, model, optimizer, schedule
+        self.stage, self.max_grad_norm, self.distillation = stage, max_grad_norm, distillation
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def run(self, step: int, micro_batches: MicroBatches) -> Record:
@@ -155,29 +163,47 @@ class _Stepper:
         # DDP averages gradients over ranks and accelerate divides by the number of micro-batches; the loss is to be
         # a sum over all of them divided by all their tokens, so both divisions are undone
         scale = accelerator.num_processes * accelerator.gradient_accumulation_steps / tokens
-        sums = []
-        for _, batch in micro_batches:
-            with accelerator.accumulate(self.model):
-                loss = answer_loss_sum(self.model, send_to_device(batch, accelerator.device))
-                self.engine.backward(loss * scale)
+        own_texts = self.distillation.micro_batches(step, accelerator) if self.distillation else []
+        sums, divergences = [], []
+        for (_, batch), own_text in zip_longest(micro_batches, own_texts):
+            with accelerator.accumulate(self.wrapped):
+                loss = answer_loss_sum(self.wrapped, send_to_device(batch, accelerator.device))
                 sums.append(loss.detach())
+                loss = loss * scale
+                if self.distillation and own_text is not None:
+                    # in one backward pass: DeepSpeed takes one a micro-batch
+                    divergence = self.distillation.divergence(self.wrapped, self.model, own_text)
+                    divergences.append(divergence.detach())
+                    loss = loss + self.distillation.settings.weight * divergence
+                self.engine.backward(loss)
         own_sums = torch.stack(sums)
         loss_value = float(accelerator.reduce(own_sums.sum().reshape(1), reduction="sum")) / tokens
         if not math.isfinite(loss_value):
             bad = [not math.isfinite(value) for value in own_sums.tolist()]
             indices = [indices for (indices, _), is_bad in zip(micro_batches, bad, strict=True) if is_bad]
             self._stop(f"the loss is {loss_value}", step, gather_object(indices))
+        distilled = self._mean_divergence(step, micro_batches, divergences)
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         grad_norm = self._update(step, micro_batches)
         return {
             "stage": self.stage.name,
             "step": step,
             "loss": loss_value,
+            **distilled,
             "learning_rate": rates,
             "grad_norm": grad_norm,
             "tokens": tokens,
             "seconds": time.perf_counter() - began,
         }
+
+    def _mean_divergence(self, step: int, micro_batches: MicroBatches, own: list[Tensor]) -> Record:
+        """Over all ranks and micro-batches, which read as much text each; nothing where no text was due."""
+        if not own:
+            return {}
+        mean = float(self.accelerator.reduce(torch.stack(own).mean().reshape(1), reduction="mean"))
+        if not math.isfinite(mean):
+            self._stop(f"the divergence from the base is {mean}", step, gather_object([i for i, _ in micro_batches]))
+        return {"divergence": mean}
 
     def _update(self, step: int, micro_batches: MicroBatches) -> float:
         """Clips, steps optimizer and schedule, and returns the gradients' norm before clipping."""
@@ -188,7 +214,7 @@ class _Stepper:
         if accelerator.scaler is None or not accelerator.optimizer_step_was_skipped:
             self.schedule.step()
         # also of what rests: it may have gathered gradients (see Engine.rests_by_flag)
-        self.model.zero_grad()
+        self.wrapped.zero_grad()
         return grad_norm
 
     def _stop(self, problem: str, step: int, indices: list[list[int]]) -> None:

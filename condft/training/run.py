@@ -21,10 +21,11 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from condft.training.checkpoint import METRICS, TENSORBOARD, find_checkpoint, load_parameters, save_checkpoint
 from condft.training.config import RunConfig
+from condft.training.distillation import SelfDistillation
 from condft.training.engine import Engine
 from condft.training.loop import Collate, Record, TrainResult, train_stage
 from condft.training.metrics import MetricsFile, read_metrics, truncate_metrics
-from condft.training.stage import stages_of, trainable_parameters
+from condft.training.stage import LANGUAGE_MODEL, stages_of, trainable_parameters
 
 
 def make_accelerator(config: RunConfig, *, cpu: bool = False) -> Accelerator:
@@ -77,6 +78,7 @@ def train(
     config: RunConfig,
     *,
     resume: bool = False,
+    distillation: SelfDistillation | None = None,
 ) -> list[TrainResult]:
     """Runs all stages; writes metrics, TensorBoard events and checkpoints below `config.output_dir`.
 
@@ -89,6 +91,7 @@ def train(
         collate: Makes a batch (see `answer_loss_sum`) of a list of examples.
         config: The run.
         resume: Go on from the newest checkpoint, or start where there is none.
+        distillation: Of the stages that train the language model.
 
     Returns:
         One result a stage; for stages done before an interruption, as their metrics tell.
@@ -125,6 +128,7 @@ def train(
                     config.training,
                     start_step=start,
                     resume_from=checkpoint if start else None,
+                    distillation=distillation if LANGUAGE_MODEL in stage.learning_rate else None,
                     on_step=recorder.record,
                     on_checkpoint=recorder.save,
                 )
@@ -151,7 +155,8 @@ class _Recorder:
         step = self.offset + record["step"]
         self.metrics.append({"global_step": step, **record})
         if record["step"] % self.config.training.log_every == 0:
-            values = {key: record[key] for key in ("loss", "grad_norm", "tokens", "seconds")}
+            shown = ("loss", "divergence", "grad_norm", "tokens", "seconds")
+            values = {key: record[key] for key in shown if key in record}
             values |= {f"learning_rate/{name}": rate for name, rate in record["learning_rate"].items()}
             self.accelerator.log({f"{self.stage}/{key}": value for key, value in values.items()}, step=step)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
-from condft.inference import evaluating
+from condft.inference import evaluating, flags_kept
 from condft.own_text import sample_from_base
 from condft.report import SpectralReport
 from condft.tuner.dequantizing import is_quantized
@@ -191,14 +191,12 @@ def _base_alone(model: nn.Module) -> Iterator[None]:
     layers: list[Any] = [m for m in model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
     if any(getattr(layer, "merged", False) for layer in layers):
         raise ValueError("an adapter is merged, so the base cannot be measured: call unmerge_adapter() first")
-    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     on = [layer for layer in layers if not layer.disable_adapters]
-    try:
-        for layer in on:
-            layer.enable_adapters(False)
-        yield
-    finally:
-        for layer in on:
-            layer.enable_adapters(True)
-        for parameter, value in required:  # which PEFT sets with it
-            parameter.requires_grad_(value)
+    with flags_kept(model):
+        try:
+            for layer in on:
+                layer.enable_adapters(False)
+            yield
+        finally:
+            for layer in on:
+                layer.enable_adapters(True)

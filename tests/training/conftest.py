@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from condft.multimodal import PassThroughTower
-from condft.training import RunConfig, load_config
+from condft.training import RunConfig, SelfDistillation, SelfDistillationConfig, load_config
 from condft.tuner import CondFTConfig
 from tests.accelerate_state import forget_accelerate
 
@@ -102,6 +102,12 @@ def collate(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         batch["input_features"][at, : len(example["features"])] = example["features"]
         batch["input_features_mask"][at, : len(example["features"])] = 1
     return batch
+
+
+def build_rehearsal(model: PeftModel, settings: SelfDistillationConfig) -> SelfDistillation:
+    """Of some texts that stand for the base's own."""
+    texts = torch.randint(1, AUDIO_TOKEN, (5, 8), generator=torch.Generator().manual_seed(3))
+    return SelfDistillation(settings, texts, model.disable_adapter, seed=0)
 
 
 def config_content(output_dir: str | Path, **training: Any) -> dict[str, Any]:

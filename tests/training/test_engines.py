@@ -15,6 +15,7 @@ from condft.multimodal import PassThroughTower
 from condft.training import RunConfig, find_checkpoint, make_accelerator, prepare_output_dir, read_metrics, train
 from condft.training.checkpoint import load_trained
 from tests.marks import needs_deepspeed, needs_gpu, needs_two_gpus
+from tests.training.conftest import build_rehearsal
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "accelerate"
@@ -48,7 +49,9 @@ def train_alone(content: dict[str, Any], model: PeftModel, data: Any, *, cpu: bo
     """In this process: the losses of each stage, and the trained weights."""
     config = RunConfig.model_validate(content)
     prepare_output_dir(config.output_dir)
-    results = train(make_accelerator(config, cpu=cpu), model, *data, config)
+    settings = config.training.self_distillation
+    rehearsal = build_rehearsal(model, settings) if settings else None
+    results = train(make_accelerator(config, cpu=cpu), model, *data, config, distillation=rehearsal)
     checkpoint = find_checkpoint(config, num_processes=1)
     assert checkpoint is not None
     return [result.losses for result in results], load_trained(checkpoint)
@@ -118,6 +121,44 @@ def test_two_processes_are_one(
     loaded = PeftModel.from_pretrained(base, tmp_path / "two" / "adapter")
     adapter = {name: value for name, value in loaded.named_parameters() if name in expected}
     torch.testing.assert_close(adapter, two["trained"], rtol=0, atol=0)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("engine", "every", "changes"),
+    [
+        ("ddp_cpu", 2, {}),
+        ("fsdp2_cpu", 1, {}),
+        pytest.param("fsdp2_cpu", 1, FROM_META, id="fsdp2_from_meta"),
+        pytest.param("deepspeed_zero2_cpu", 2, {}, marks=needs_deepspeed, id="zero2"),
+        pytest.param("deepspeed_zero3_cpu", 1, {}, marks=needs_deepspeed, id="zero3"),
+    ],
+)
+def test_two_processes_rehearse_as_one(
+    content: dict[str, Any],
+    tmp_path: Path,
+    condft_trainee: Any,
+    data: Any,
+    engine: str,
+    every: int,
+    changes: dict[str, Any],
+) -> None:
+    """No stage 1 here, so that with `every` 1 the run's first forwards are those of a step that rehearses."""
+    content["training"] |= {"per_device_batch_size": 1, "gradient_accumulation_steps": 4, "checkpoint_every": 2}
+    content["training"] |= {"projector_steps": 0, "steps": 7}
+    content["training"]["self_distillation"] = {"every": every, "per_device_batch_size": 1, "weight": 10.0}
+    two = launch(engine, tmp_path, divided(content, tmp_path, 2), changes=changes)
+    (losses,), expected = train_alone(content, condft_trainee(), data, cpu=True)
+    assert losses == pytest.approx(two["losses"][0], rel=1e-6)
+    torch.testing.assert_close(two["trained"], expected, rtol=0, atol=1e-6)
+    assert two["resumed"] == two["losses"]
+    assert two["frozen"] == (True, 27)
+    ours, theirs = (
+        {line["step"]: line["divergence"] for line in read_metrics(folder / "metrics.jsonl") if "divergence" in line}
+        for folder in (tmp_path / "two", tmp_path / "run")
+    )
+    assert list(ours) == list(range(every, 8, every))
+    assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-7)
 
 
 @pytest.mark.gpu

@@ -12,10 +12,12 @@ import pytest
 import torch
 from accelerate import Accelerator, init_empty_weights
 from accelerate.utils import DistributedType
-from conftest import build_condft_trainee, build_examples, collate
+from conftest import build_condft_trainee, build_examples, build_rehearsal, collate
 from peft import PeftModel
 
 from condft.training import (
+    RunConfig,
+    TrainResult,
     checksum_tensors,
     compare,
     find_checkpoint,
@@ -27,6 +29,7 @@ from condft.training import (
 )
 from condft.training.checkpoint import load_trained
 from condft.training.engine import make_engine
+from condft.training.loop import Collate
 from tests.tuner.on_ranks import leave
 
 
@@ -85,11 +88,16 @@ def main(config_path: str, target: str, device: str) -> None:
             model = build_condft_trainee()
         return model if empty is init_empty_weights else model.to(accelerator.device)
 
+    def train_one(model: PeftModel, collate: Collate, config: RunConfig, **options: Any) -> list[TrainResult]:
+        settings = config.training.self_distillation
+        rehearsal = build_rehearsal(model, settings) if settings else None
+        return train(accelerator, model, examples, collate, config, distillation=rehearsal, **options)
+
     model, examples = build(), build_examples()
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     assert on_meta == (empty is init_empty_weights)
     before = {} if on_meta else checksum_tensors(frozen_tensors(model), progress=False)
-    results = train(accelerator, model, examples, collate, config)
+    results = train_one(model, collate, config)
     after = checksum_tensors(frozen_tensors(model), progress=False)
     checkpoint = find_checkpoint(config, num_processes=accelerator.num_processes)
     assert checkpoint is not None
@@ -107,10 +115,10 @@ def main(config_path: str, target: str, device: str) -> None:
         return collate(batch)
 
     try:
-        train(accelerator, build(), examples, cut_off, again)
+        train_one(build(), cut_off, again)
     except CutOff:
         accelerator.wait_for_everyone()
-    resumed = train(accelerator, build(), examples, collate, again, resume=True)
+    resumed = train_one(build(), collate, again, resume=True)
     if accelerator.is_main_process:
         result = {
             "engine": str(accelerator.distributed_type),
