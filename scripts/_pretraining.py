@@ -32,7 +32,7 @@ class PretrainingConfig(BaseModel):
     """A pre-training run.
 
     Attributes:
-        output: Folder of the finished checkpoint, with its tokenizer.
+        output: Folder of the finished checkpoint, with its tokenizer; `{seed}` in it is the seed.
         workspace: Folder of the state that an interrupted run goes on from; may be deleted afterwards.
         results: JSONL that the points are appended to.
         train_text: UTF-8 prose; the vocabulary is made from it too.
@@ -41,6 +41,7 @@ class PretrainingConfig(BaseModel):
         model: Arguments of `Qwen3MoeConfig`.
         window: Tokens of a training example.
         points: Steps after which every weight is measured; 0 is the initialisation.
+        seed: Of the initialisation and of the order of the text.
         held_out_tokens: That every point reads.
         save_every: Steps between two saved states.
     """
@@ -78,9 +79,11 @@ class PretrainingConfig(BaseModel):
         return digest_of([self.model_dump(mode="json", exclude=places), texts])
 
 
-def load_config(path: Path) -> PretrainingConfig:
-    """Reads and checks a YAML of configs/pretraining/."""
-    return PretrainingConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+def load_config(path: Path, *, seed: int | None = None) -> PretrainingConfig:
+    """Reads and checks a YAML of configs/pretraining/; `seed` stands in for the file's."""
+    config = PretrainingConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    chosen = config.seed if seed is None else seed
+    return config.model_copy(update={"seed": chosen, "output": config.output.replace("{seed}", str(chosen))})
 
 
 def points_of(config: PretrainingConfig, key: str | None = None) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from _study_extensions import confine_to_minor_directions, distil_from_base
 from _study_fisher import least_cost_at_equal_gain
+from _study_minor import confine_to_minor_directions
 from _study_selections import choose, highest_signal_to_noise, same_shapes_and_depths
 from peft import LoraConfig, OSFConfig, get_peft_model
 from peft.helpers import find_kappa_target_modules
@@ -29,7 +29,8 @@ class Context:
         fraction: Budget, of their parameters.
         seed: Of random arms.
         modules_to_save: Modules that train in every arm, beside the budget (the projector).
-        own_tokens: Text that the base model generated, `(num_sequences, length)`; not that which is measured on.
+        own_tokens: Text that the base model generated, `(num_sequences, length)`, to choose by; not that which is
+            measured on.
         losses: For some batches of the task, each computes the base model's mean loss (nats an answer token).
     """
 
@@ -54,12 +55,14 @@ class Arm:
         model: Trainable parameters have `requires_grad`.
         base: Within it the model is the base.
         on_step: Called after each optimizer step, in order.
+        distilled: Whether it trains with the study's self-distillation.
         selected: Names of the weights trained whole; empty for other methods.
     """
 
     model: Any
     base: Callable[[], AbstractContextManager[Any]]
     on_step: list[OnStep] = field(default_factory=list)
+    distilled: bool = False
     selected: tuple[str, ...] = ()
 
 
@@ -155,8 +158,7 @@ def _train_modules(model: nn.Module, names: list[str]) -> None:
 
 
 def _distilled(context: Context, *, arm: Callable[[Context], Arm]) -> Arm:
-    built = arm(context)
-    return replace(built, on_step=[*built.on_step, distil_from_base(built.model, built.base, context.own_tokens)])
+    return replace(arm(context), distilled=True)
 
 
 def _minor(context: Context, *, arm: Callable[[Context], Arm]) -> Arm:

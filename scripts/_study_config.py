@@ -15,6 +15,7 @@ from condft.training.config import EvaluationConfig
 HARNESS_VERSION = 2
 
 _SAID_OF_NO_RUN = {"results", "workspace", "seeds", "levels", "arms", "best_by", "final_seeds"}
+_DISTILLED, _SEED = "_distilled", "{seed}"
 
 
 class _Section(BaseModel):
@@ -52,13 +53,16 @@ class StudyConfig(_Section):
     Attributes:
         results: The JSONL that all runs append to.
         workspace: Folder of what runs share (projector stages, base measurements, locks); may be deleted.
-        language_model: Folder or hub name.
+        language_model: Folder or hub name. With `{seed}` in it every seed has a base of its own, on which it sweeps
+            all rates: what varies over seeds is then the base too.
         trainable_fraction: Budget of the arms that select, of the language model's layer weights.
-        training: Of stage 1 (`projector_steps`) and stage 2 (`steps`).
+        training: Of stage 1 (`projector_steps`) and stage 2 (`steps`). Arms whose names end in `_distilled` take
+            `self_distillation`, and no others.
         evaluation: `text_tokens` is what every point reads; `final_text_tokens` the end of a run.
         points: Steps of stage 2 after which a run is measured.
         wer_points: Those of them at which it transcribes too.
-        seeds: Data order, projector start and random arms. The first one also serves the learning-rate sweep.
+        seeds: Data order, projector start and random arms. The first one also serves the learning-rate sweep, where
+            they have one base.
         levels: Test losses at which forgetting is read off, each arm at the rate of its sweep that is best there.
         best_by: The measure of forgetting that tells which rate is best.
         final_seeds: Seeds whose runs read the longer text at their end; null for all.
@@ -89,16 +93,41 @@ class StudyConfig(_Section):
             raise ValueError(f"points {self.points} must rise from 1 or later to training.steps={self.training.steps}")
         if not set(self.wer_points) <= set(self.points):
             raise ValueError(f"wer_points {self.wer_points} are not all among the points {self.points}")
+        distilled = [name for name in self.arms if is_distilled(name)]
+        if distilled and self.training.self_distillation is None:
+            raise ValueError(f"the arm {distilled[0]} needs training.self_distillation")
         return self
+
+    @property
+    def sweep_seeds(self) -> list[int]:
+        """The seeds that run every rate of every arm: those that no other seed's best rates need hold for."""
+        return self.seeds if _SEED in self.language_model else self.seeds[:1]
+
+    def of(self, arm: str, seed: int) -> "StudyConfig":
+        """The settings of an arm's runs from a seed: with the seed's base, and self-distillation in its arms only."""
+        distillation = self.training.self_distillation if is_distilled(arm) else None
+        return self.model_copy(
+            update={
+                "language_model": self.language_model.replace(_SEED, str(seed)),
+                "training": self.training.model_copy(update={"self_distillation": distillation}),
+            }
+        )
 
     def determining(self) -> dict[str, Any]:
         """What determines a run's figures, as plain JSON: not which runs there are, nor how they are read."""
         content = self.model_dump(mode="json", exclude=_SAID_OF_NO_RUN)
+        if self.training.self_distillation is None:
+            del content["training"]["self_distillation"]  # as in the keys of runs older than this setting
         return {**content, "harness_version": HARNESS_VERSION}
 
     def digest(self) -> str:
-        """16 hex digits over `determining()`; runs of one digest may be compared."""
+        """16 hex digits over `determining()`."""
         return digest_of(self.determining())
+
+
+def is_distilled(arm: str) -> bool:
+    """Whether an arm is trained with self-distillation, which its name tells."""
+    return arm.endswith(_DISTILLED)
 
 
 def digest_of(content: Any) -> str:

@@ -19,11 +19,13 @@ from _study_store import waiting_for
 from _study_tasks import Task
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from condft.evaluation import held_out_text, kl_to_base, sample_from_base, text_cross_entropy
-from condft.files import write_json
+from condft.files import atomic_path, write_json
 from condft.inference import measuring
+from condft.training import SelfDistillation
 from condft.training.objective import IGNORED, answer_loss_sum, count_answer_tokens
 
 
@@ -55,7 +57,7 @@ class Baseline:
         final_text_ce: On the longer text of a run's end.
         cloze: Mean log-probability of the completions.
         own_tokens: `(num_sequences, length)`, what the divergence from the base is measured on.
-        rehearsal_tokens: The same, other draws: for arms that train or choose by the base's own text.
+        rehearsal_tokens: The same, other draws: for arms that choose by the base's own text.
     """
 
     text_ce: float
@@ -97,6 +99,24 @@ def _measure_base(config: StudyConfig, task: Task, accelerator: Accelerator) -> 
             "own_tokens": own.tolist(),
             "rehearsal_tokens": rehearsal.tolist(),
         }
+
+
+def rehearsal_of(
+    arm: Arm, config: StudyConfig, task: Task, accelerator: Accelerator, *, seed: int
+) -> SelfDistillation:
+    """What a distilled arm trains on beside: the base's own text, other draws than are measured on or chosen by."""
+    settings = config.training.self_distillation
+    assert settings is not None  # the config wants it of a study with such an arm
+    size = (settings.num_sequences, settings.num_tokens)
+    name = f"own-text-{digest_of([config.language_model, task.inputs, *size])}"
+    path = Path(config.workspace) / f"{name}.safetensors"
+    with waiting_for(config.workspace, name):
+        if not path.exists():
+            with task.fresh(seed, accelerator) as model:
+                tokens = sample_from_base(model, task.tokenizer, num_sequences=size[0], num_tokens=size[1], seed=2)
+            with atomic_path(path) as temporary:
+                save_file({"tokens": tokens}, temporary)
+    return SelfDistillation(settings, load_file(path)["tokens"], arm.base, seed=seed)
 
 
 def measure_point(

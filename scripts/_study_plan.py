@@ -40,32 +40,43 @@ def sweep_order(rates: Sequence[float]) -> list[float]:
 
 
 def plan_runs(
-    arms: Mapping[str, ArmSection], seeds: Sequence[int], best_rates: Mapping[str, Sequence[float]]
+    arms: Mapping[str, ArmSection],
+    seeds: Sequence[int],
+    best_rates: Mapping[str, Sequence[float]],
+    sweep_seeds: Sequence[int],
 ) -> list[RunSpec]:
     """All runs that are known by now, in the order in which they answer most.
 
     The main arms at their middle rates on the first seed; then the rest of their sweeps; then the other seeds, one
-    after the other, each arm at its best rates; then the same for all other arms.
+    after the other, each arm at its best rates (at all, if the seed sweeps); then the same for all other arms.
 
     Args:
         arms: Name -> section, in the study's order.
-        seeds: The first one serves the sweep.
-        best_rates: Name -> rates that the arm's sweep chose, one a level where they differ; none while it is not
-            finished.
+        seeds: The first one sweeps.
+        best_rates: Name -> rates that the arm's sweep on the first seed chose, one a level where they differ; none
+            while it is not finished.
+        sweep_seeds: Those that sweep.
     """
     runs: list[RunSpec] = []
     for main in (True, False):
         group = {name: sweep_order(arm.rates) for name, arm in arms.items() if arm.main is main}
         runs += [RunSpec(name, rates[0], seeds[0]) for name, rates in group.items()]
         runs += [RunSpec(name, rate, seeds[0]) for name, rates in group.items() for rate in rates[1:]]
-        runs += [RunSpec(name, rate, seed) for seed in seeds[1:] for name in group for rate in best_rates[name]]
+        for seed in seeds[1:]:
+            chosen = group if seed in sweep_seeds else best_rates
+            runs += [RunSpec(name, rate, seed) for name in group for rate in chosen[name]]
     return runs
 
 
-def count_runs(arms: Mapping[str, ArmSection], seeds: Sequence[int], best_rates: Mapping[str, Sequence[float]]) -> int:
+def count_runs(
+    arms: Mapping[str, ArmSection],
+    seeds: Sequence[int],
+    best_rates: Mapping[str, Sequence[float]],
+    sweep_seeds: Sequence[int],
+) -> int:
     """How many runs the whole study has; an arm whose sweep is not finished counts as choosing one rate."""
-    others = len(seeds) - 1
-    return sum(len(set(arm.rates)) + others * max(1, len(best_rates[name])) for name, arm in arms.items())
+    sweeping, others = len(sweep_seeds), len(seeds) - len(sweep_seeds)
+    return sum(sweeping * len(set(arm.rates)) + others * max(1, len(best_rates[name])) for name, arm in arms.items())
 
 
 def best_of_sweep(curves: Mapping[float, Sequence[tuple[float, float]]], level: float) -> float | None:

@@ -25,37 +25,49 @@ MEASURES = {
     "kl_to_base": "KL to the base",
     "cloze_change": "Δ cloze log-probability",
 }
+_OWN_BASES = [
+    "Each seed has a base of its own, pre-trained from that seed, and rates of its own: the intervals are over bases.",
+    "",
+]
 # a ratio needs quantities that grow from 0 with forgetting
 _RATIO_MEASURES = ("text_ce_change", "kl_to_base")
 
 
 @dataclass(frozen=True)
 class ArmRuns:
-    """An arm's finished runs at the rate that its sweep chose for a level.
+    """An arm's finished runs at the rates that its sweeps chose for a level.
 
     Attributes:
         name: Of the arm.
-        rate: The chosen rate; the best of those tried where the sweep is not finished.
-        sweep: Rates tried on the first seed, of how many.
+        rates: The chosen rate, or several where seeds sweep for themselves; the best of those tried where a sweep is
+            not finished.
+        sweep: Rates tried by the seeds that sweep, of how many.
         keys: Seed -> key of the run.
     """
 
     name: str
-    rate: float
+    rates: tuple[float, ...]
     sweep: tuple[int, int]
     keys: dict[int, str]
 
+    @property
+    def shown_rates(self) -> str:
+        return " to ".join(f"{rate:g}" for rate in sorted({min(self.rates), max(self.rates)}))
+
 
 def arms_with_runs(config: StudyConfig, results: Results, level: float) -> list[ArmRuns]:
-    """Every arm that has a finished run, at the rate that is best at the level, in the study's order."""
+    """Every arm that has a finished run, at the rates that are best at the level, in the study's order."""
     keys, found = results.by_spec(), []
     for name, arm in config.arms.items():
-        curves = sweep_curves(config, results, name)
-        rate = best_of_sweep(curves, level)
-        if rate is not None:
-            at_rate = {seed: keys[spec] for seed in config.seeds if (spec := RunSpec(name, rate, seed)) in keys}
-            finished = {seed: key for seed, key in at_rate.items() if results.runs[key]["status"] == "finished"}
-            found.append(ArmRuns(name, rate, (len(curves), len(arm.rates)), finished))
+        curves = {seed: sweep_curves(config, results, name, seed) for seed in config.sweep_seeds}
+        best = {seed: best_of_sweep(tried, level) for seed, tried in curves.items()}
+        rates = {seed: best[seed if seed in best else config.seeds[0]] for seed in config.seeds}
+        chosen = {seed: rate for seed, rate in rates.items() if rate is not None}
+        at_rate = {seed: keys[spec] for seed, rate in chosen.items() if (spec := RunSpec(name, rate, seed)) in keys}
+        finished = {seed: key for seed, key in at_rate.items() if results.runs[key]["status"] == "finished"}
+        if chosen:
+            sweep = (sum(map(len, curves.values())), len(arm.rates) * len(curves))
+            found.append(ArmRuns(name, tuple(sorted(set(chosen.values()))), sweep, finished))
     return found
 
 
@@ -96,7 +108,7 @@ def write_report(config: StudyConfig, results: Results) -> list[Path]:
         ]  # more cannot be told apart
         shown = shown or arms
         labelled = [
-            (f"{arm.name} ({arm.rate:g})", [results.points[key] for key in arm.keys.values()]) for arm in shown
+            (f"{arm.name} ({arm.shown_rates})", [results.points[key] for key in arm.keys.values()]) for arm in shown
         ]
         fronts, curves = Path(f"{stem}_fronts_{level:g}.png"), Path(f"{stem}_curves_{level:g}.png")
         rates = f"(rates best at test loss {level:g})"
@@ -112,17 +124,19 @@ def _inventory(config: StudyConfig, results: Results) -> list[str]:
     hours = sum(run["seconds"] for run in runs) / 3600
     commits = sorted({(run["commit"] or "unknown")[:12] for run in runs})
     keys, best = results.by_spec(), best_rates(config, results)
-    planned = count_runs(config.arms, config.seeds, best)
+    planned = count_runs(config.arms, config.seeds, best, config.sweep_seeds)
     lines = [
         f"{len(runs) - len(failed)} runs finished, {len(failed)} failed, of {planned} planned; {hours:.1f} hours in "
         f"all, at commit {', '.join(commits)}. Settings `{config.digest()}`.",
         "",
+        *_OWN_BASES * (config.sweep_seeds == config.seeds),
         "| arm | rates run on the first seed | other seeds run | not run |",
         "| --- | --- | --- | --- |",
     ]
     for name, arm in config.arms.items():
         rates = [rate for rate in arm.rates if RunSpec(name, rate, config.seeds[0]) in keys]
-        others = {rate: [s for s in config.seeds[1:] if RunSpec(name, rate, s) in keys] for rate in best[name]}
+        swept = arm.rates if config.sweep_seeds == config.seeds else best[name]
+        others = {rate: [s for s in config.seeds[1:] if RunSpec(name, rate, s) in keys] for rate in swept}
         due = len(arm.rates) + (len(config.seeds) - 1) * max(1, len(others))
         missing = due - len(rates) - sum(map(len, others.values()))
         shown = ", ".join(f"{rate:g}" for rate in rates) or "none"
@@ -144,7 +158,7 @@ def _level_table(results: Results, arms: Sequence[ArmRuns], level: float) -> lis
         reached = f"{len(values['text_ce_change'])} of {len(arm.keys)}"
         cells = [_mean(found) if found else "not reached" for found in values.values()]
         sweep = f"{arm.sweep[0]} of {arm.sweep[1]}"
-        lines.append(f"| {arm.name} | {arm.rate:g} | {sweep} | {reached} | {' | '.join(cells)} |")
+        lines.append(f"| {arm.name} | {arm.shown_rates} | {sweep} | {reached} | {' | '.join(cells)} |")
     return lines
 
 

@@ -3,14 +3,14 @@
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from _study_arms import Arm, Context, build_arm
 from _study_config import StudyConfig
-from _study_measure import Baseline, mean_test_loss, measure_end, measure_point, precision
+from _study_measure import Baseline, mean_test_loss, measure_end, measure_point, precision, rehearsal_of
 from _study_plan import RunSpec, count_runs, plan_runs, run_key
 from _study_store import Results, append_line, best_rates, claimed, waiting_for
 from _study_tasks import Task, make_task
@@ -42,23 +42,18 @@ class Study:
             # the accelerator only looks at training and output_dir
             RunConfig.model_construct(output_dir=config.workspace, training=config.training)
         )
-        self.task: Task = make_task(config)
-        self.base = Baseline.of(config, self.task, self.accelerator)
-        self.report = self._load_report()
+        self._parts: dict[str, Parts] = {}
+
+    def parts(self, seed: int) -> "Parts":
+        """What the runs on a seed's base share."""
+        config = self.config.of("", seed)
+        if config.language_model not in self._parts:
+            self._parts[config.language_model] = Parts(config, self.accelerator)
+        return self._parts[config.language_model]
 
     def key(self, spec: RunSpec) -> str:
-        return run_key(spec, self.config.determining(), self.task.inputs)
-
-    def _load_report(self) -> SpectralReport:
-        """Of the weights that may be trained, spectra and all."""
-        path = Path(self.config.workspace) / f"spectra-{self.task.inputs}.json"
-        with waiting_for(self.config.workspace, path.stem):
-            if not path.exists():
-                with self.task.fresh(self.config.seeds[0], self.accelerator) as model:
-                    units = [unit for unit in iter_units(model) if isinstance(unit, Unit) and unit.role in _TRAINABLE]
-                    names = [unit.name for unit in units if unit.name.startswith(self.task.layers)]
-                    analyze(model, names=names, measures="all", spectrum=True).save(path)
-        return SpectralReport.load(path)
+        determining = self.config.of(spec.arm, spec.seed).determining()
+        return run_key(spec, determining, self.parts(spec.seed).task.inputs)
 
     def run(self, spec: RunSpec) -> None:
         """Does one run and appends its points and its end; a diverged one ends as `failed`, with the reason."""
@@ -71,22 +66,47 @@ class Study:
         run.append({"kind": "run", **ending, **run.facts(), "seconds": round(time.perf_counter() - run.began, 1)})
 
 
+class Parts:
+    """What the runs on one base share."""
+
+    def __init__(self, config: StudyConfig, accelerator: Accelerator) -> None:
+        self._config, self._accelerator = config, accelerator
+        self.task: Task = make_task(config)
+
+    @cached_property
+    def base(self) -> Baseline:
+        return Baseline.of(self._config, self.task, self._accelerator)
+
+    @cached_property
+    def report(self) -> SpectralReport:
+        """Of the weights that may be trained, spectra and all."""
+        path = Path(self._config.workspace) / f"spectra-{self.task.inputs}.json"
+        with waiting_for(self._config.workspace, path.stem):
+            if not path.exists():
+                with self.task.fresh(self._config.seeds[0], self._accelerator) as model:
+                    units = [unit for unit in iter_units(model) if isinstance(unit, Unit) and unit.role in _TRAINABLE]
+                    names = [unit.name for unit in units if unit.name.startswith(self.task.layers)]
+                    analyze(model, names=names, measures="all", spectrum=True).save(path)
+        return SpectralReport.load(path)
+
+
 class _Run:
     def __init__(self, study: Study, spec: RunSpec) -> None:
         self.study, self.spec, self.key = study, spec, study.key(spec)
+        self.config, self.parts = study.config.of(spec.arm, spec.seed), study.parts(spec.seed)
         self.attempt = datetime.now(UTC).isoformat(timespec="seconds")
         self.began = time.perf_counter()
         self.losses: list[float] = []
         self.seconds = {"train": 0.0, "measure": 0.0}
 
     def append(self, line: dict[str, Any]) -> None:
-        names = {"key": self.key, "attempt": self.attempt, "study": self.study.config.digest()}
+        names = {"key": self.key, "attempt": self.attempt, "study": self.config.digest()}
         spec = {"arm": self.spec.arm, "rate": self.spec.rate, "seed": self.spec.seed}
-        append_line(self.study.config.results, {**line, **names, **spec})
+        append_line(self.config.results, {**line, **names, **spec})
 
     def through(self) -> dict[str, Any]:
         study, spec = self.study, self.spec
-        config, task = study.config, study.task
+        config, task, parts = self.config, self.parts.task, self.parts
         with task.fresh(spec.seed, study.accelerator) as model:
             with precision(study.accelerator):
                 start = {"test_loss": mean_test_loss(model, task)}
@@ -96,15 +116,16 @@ class _Run:
             )
             context = Context(
                 model=model,
-                report=study.report,
+                report=parts.report,
                 fraction=config.trainable_fraction,
                 seed=spec.seed,
                 modules_to_save=task.modules_to_save,
-                own_tokens=study.base.rehearsal_tokens.to(study.accelerator.device),
+                own_tokens=parts.base.rehearsal_tokens.to(study.accelerator.device),
                 losses=self._losses(model),
             )
             arm = build_arm(spec.arm, context)
             parameters = trainable_parameters(arm.model)
+            rehearsal = rehearsal_of(arm, config, task, study.accelerator, seed=spec.seed) if arm.distilled else None
             stage = Stage("adapt", config.training.steps, self._rates(list(parameters)), spec.seed + 1)
             train_stage(
                 study.accelerator,
@@ -113,10 +134,11 @@ class _Run:
                 task.collate,
                 stage,
                 config.training,
+                distillation=rehearsal,
                 on_step=self._after(arm),
             )
             began = time.perf_counter()
-            end = measure_end(arm, task, config, study.base, seed=spec.seed)
+            end = measure_end(arm, task, config, parts.base, seed=spec.seed)
             self.seconds["measure"] += time.perf_counter() - began
         return {
             "status": "finished",
@@ -128,7 +150,7 @@ class _Run:
 
     def _losses(self, model: Any) -> list[Callable[[], Tensor]]:
         """The base's mean loss over some batches of the training examples, drawn by the seed."""
-        task, size = self.study.task, self.study.config.training.per_device_batch_size
+        task, size = self.parts.task, self.config.training.per_device_batch_size
         generator = torch.Generator().manual_seed(self.spec.seed)
         drawn = torch.randperm(len(task.train), generator=generator)[: _GRADIENT_BATCHES * size].tolist()
 
@@ -141,12 +163,12 @@ class _Run:
 
     def _rates(self, names: list[str]) -> dict[str, float]:
         """The arm's rate is the language model's; a projector has one rate in all arms."""
-        speech = self.study.config.speech
+        speech = self.config.speech
         rates = {PROJECTOR: speech.projector_rate if speech else self.spec.rate, LANGUAGE_MODEL: self.spec.rate}
         return {component: rate for component, rate in rates.items() if component in set(map(component_of, names))}
 
     def _after(self, arm: Arm) -> Callable[[dict[str, Any]], None]:
-        study, config = self.study, self.study.config
+        study, config, parts = self.study, self.config, self.parts
 
         def after(record: dict[str, Any]) -> None:
             step, began = record["step"], time.perf_counter()
@@ -159,7 +181,7 @@ class _Run:
                 return
             began = time.perf_counter()
             figures = measure_point(
-                arm, study.task, config, study.base, study.accelerator, transcribe=step in config.wer_points
+                arm, parts.task, config, parts.base, study.accelerator, transcribe=step in config.wer_points
             )
             self.seconds["measure"] += time.perf_counter() - began
             recent = self.losses[-_TRAIN_LOSS_STEPS:]
@@ -169,7 +191,7 @@ class _Run:
 
     def facts(self) -> dict[str, Any]:
         return {
-            "inputs": self.study.task.inputs,
+            "inputs": self.parts.task.inputs,
             "commit": code_commit(),
             "versions": versions(),
             "machine": machine(),
@@ -202,14 +224,15 @@ def run_study(
     wanted = [seed for seed in config.seeds if not seeds or seed in seeds]
     with tqdm(unit="run", desc="study") as bar:
         while max_runs is None or done < max_runs:
-            results = Results(config.results, config.digest())
+            results = Results(config)
             chosen = best_rates(config, results)
-            runs = plan_runs(arms, config.seeds, chosen)
+            plan = plan_runs(arms, config.seeds, chosen, config.sweep_seeds)
+            runs = [spec for spec in plan if spec.seed in wanted]  # other seeds' bases need not be there yet
+            left = [spec for spec in runs if study.key(spec) not in results.runs]
             if len(wanted) == len(config.seeds):
-                bar.total = count_runs(arms, config.seeds, chosen)
-            bar.n = sum(study.key(spec) in results.runs for spec in runs)
+                bar.total = count_runs(arms, config.seeds, chosen, config.sweep_seeds)
+            bar.n = len(runs) - len(left)
             bar.refresh()
-            left = [spec for spec in runs if spec.seed in wanted and study.key(spec) not in results.runs]
             if not any(_do_unless_claimed(study, spec, bar) for spec in left):
                 break
             done += 1
@@ -220,7 +243,7 @@ def _do_unless_claimed(study: Study, spec: RunSpec, bar: Any) -> bool:
     """False if another process has the run, or has just finished it."""
     key = study.key(spec)
     with claimed(Path(study.config.workspace) / "claims", key) as free:
-        if not free or key in Results(study.config.results, study.config.digest()).runs:
+        if not free or key in Results(study.config).runs:
             return False
         bar.set_description(str(spec))
         study.run(spec)

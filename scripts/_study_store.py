@@ -3,13 +3,14 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from _study_config import StudyConfig
-from _study_plan import RunSpec, best_of_sweep
+from _study_plan import RunSpec, best_of_sweep, run_key
 
 from condft.training import read_metrics
 
@@ -61,17 +62,22 @@ def waiting_for(folder: str | Path, name: str) -> Iterator[None]:
 
 
 class Results:
-    """What a results file holds of one study.
+    """What a results file holds of one study as it is set up now.
 
     Attributes:
         runs: Key -> line of the finished (or failed) run.
         points: Key -> its evaluation points in the order of the steps.
     """
 
-    def __init__(self, path: str | Path, digest: str) -> None:
-        """Reads the file; runs of other settings than `digest` (`StudyConfig.digest`) are left out."""
-        lines = read_metrics(path)
-        self.runs = {line["key"]: line for line in lines if line["kind"] == "run" and line["study"] == digest}
+    def __init__(self, config: StudyConfig) -> None:
+        """Reads the study's file; runs of other settings, as their keys tell, are left out."""
+        lines, current = read_metrics(config.results), cache(lambda arm, seed: config.of(arm, seed).determining())
+        self.runs = {
+            line["key"]: line
+            for line in lines
+            if line["kind"] == "run"
+            and line["key"] == run_key(spec_of(line), current(line["arm"], line["seed"]), line["inputs"])
+        }
         self.points: dict[str, list[dict[str, Any]]] = {key: [] for key in self.runs}
         for line in lines:
             # points of an attempt that was interrupted stay in the file; they belong to no run
@@ -80,7 +86,7 @@ class Results:
 
     def by_spec(self) -> dict[RunSpec, str]:
         """Spec -> key of every run; of several (other inputs), the last."""
-        return {RunSpec(run["arm"], run["rate"], run["seed"]): key for key, run in self.runs.items()}
+        return {spec_of(run): key for key, run in self.runs.items()}
 
     def curve(self, key: str, measure: str) -> list[tuple[float, float]]:
         """(test loss, measure) along a run, where the measure was taken; empty for a run that failed."""
@@ -89,10 +95,15 @@ class Results:
         return [(point["test_loss"], point[measure]) for point in self.points[key] if measure in point]
 
 
-def sweep_curves(config: StudyConfig, results: Results, arm: str) -> dict[float, list[tuple[float, float]]]:
-    """Rate tried so far -> (test loss, the forgetting that tells which is best) along its run on the first seed."""
+def spec_of(line: Mapping[str, Any]) -> RunSpec:
+    """The run that a line of the results file is of."""
+    return RunSpec(line["arm"], line["rate"], line["seed"])
+
+
+def sweep_curves(config: StudyConfig, results: Results, arm: str, seed: int) -> dict[float, list[tuple[float, float]]]:
+    """Rate tried so far -> (test loss, the forgetting that tells which is best) along its run from a seed."""
     keys = results.by_spec()
-    specs = {rate: RunSpec(arm, rate, config.seeds[0]) for rate in config.arms[arm].rates}
+    specs = {rate: RunSpec(arm, rate, seed) for rate in config.arms[arm].rates}
     return {rate: results.curve(keys[spec], config.best_by) for rate, spec in specs.items() if spec in keys}
 
 
@@ -103,7 +114,7 @@ def best_rates(config: StudyConfig, results: Results) -> dict[str, list[float]]:
     """
     best: dict[str, list[float]] = {}
     for name, arm in config.arms.items():
-        curves = sweep_curves(config, results, name)
+        curves = sweep_curves(config, results, name, config.seeds[0])
         finished = len(curves) == len(set(arm.rates))
         chosen = [best_of_sweep(curves, level) for level in config.levels] if finished else []
         best[name] = list(dict.fromkeys(rate for rate in chosen if rate is not None))

@@ -15,9 +15,11 @@ _Config = Annotated[Path, typer.Argument(help="A YAML of configs/pretraining/.")
 
 
 @app.command()
-def train(config: _Config) -> None:
+def train(
+    config: _Config, seed: Annotated[int | None, typer.Option(help="In place of the YAML's: another base.")] = None
+) -> None:
     """Trains, measures at the points and saves the checkpoint. Start it again to go on after an interruption."""
-    settings = load_config(config)
+    settings = load_config(config, seed=seed)
     Pretraining(settings).run()
     typer.echo(settings.output)
 

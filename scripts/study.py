@@ -34,7 +34,7 @@ def report(config: _Study) -> None:
     from _study_report import write_report  # matplotlib: slow to import, and for this command only
 
     study = load_study(config)
-    for path in write_report(study, Results(study.results, study.digest())):
+    for path in write_report(study, Results(study)):
         typer.echo(path)
 
 

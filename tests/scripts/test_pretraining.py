@@ -158,7 +158,7 @@ def test_every_arm_trains_experts(config: PretrainingConfig, tmp_path: Path, mon
     Pretraining(config).run()
     study = study_of_experts(config, tmp_path)
     run_study(study)
-    runs = {run["arm"]: run for run in Results(study.results, study.digest()).runs.values()}
+    runs = {run["arm"]: run for run in Results(study).runs.values()}
     assert {name: run.get("error") for name, run in runs.items()} == dict.fromkeys(EXPERT_ARMS)
     layers = runs["full_fine_tuning"]["trainable_parameters"]
     assert layers == 2 * (2 * 32 * 32 + 2 * 16 * 32 + 4 * (96 + 48) * 32)

@@ -14,6 +14,7 @@ from _study_plan import RunSpec
 from _study_report import write_report
 from _study_run import Study, run_study
 from _study_store import Results, best_rates, claimed
+from safetensors.torch import load_file, save_file
 
 from tests.accelerate_state import forget_accelerate
 from tests.tiny_speech import save_language_model, save_whisper, write_manifest
@@ -46,7 +47,8 @@ def study_file(folder: Path, parts: dict[str, str], arms: dict[str, Any], *, tas
         "language_model": parts["language_model"],
         task: sections[task],
         "trainable_fraction": 0.2,
-        "training": {"projector_steps": 1, "steps": 4, "per_device_batch_size": 4, "warmup_steps": 1},
+        "training": {"projector_steps": 1, "steps": 4, "per_device_batch_size": 4, "warmup_steps": 1}
+        | {"self_distillation": {"num_sequences": 3, "num_tokens": 6}},
         "evaluation": {
             "max_new_tokens": 2,
             "text": parts["text"],
@@ -74,7 +76,7 @@ def study(parts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def results_of(config: StudyConfig) -> Results:
-    return Results(config.results, config.digest())
+    return Results(config)
 
 
 def test_a_study_does_every_run_once_and_in_the_order_of_the_plan(study: Any) -> None:
@@ -226,7 +228,7 @@ def test_every_arm_trains_its_budget(study: Any, task: str) -> None:
 
 
 def test_confined_updates_leave_the_leading_directions_alone() -> None:
-    from _study_extensions import confine_to_minor_directions
+    from _study_minor import confine_to_minor_directions
     from peft import get_peft_model
 
     from condft import CondFTConfig
@@ -250,30 +252,32 @@ def test_confined_updates_leave_the_leading_directions_alone() -> None:
     assert (update @ right[:16].T).norm() < 1e-4 * update.norm()
 
 
-def test_distillation_adds_the_gradient_of_the_divergence_at_every_second_step() -> None:
-    from _study_extensions import distil_from_base
-    from peft import get_peft_model
+def test_only_distilled_arms_rehearse_and_they_stay_nearer_the_base(study: Any, tmp_path: Path) -> None:
+    names = ("lora_all_linear", "lora_all_linear_distilled")
+    config = study({name: {"rates": [1e-1]} for name in names}, task="text")
+    settings = config.training.self_distillation.model_copy(update={"weight": 100.0, "every": 1, "num_sequences": 48})
+    config = config.model_copy(update={"training": config.training.model_copy(update={"self_distillation": settings})})
+    run_study(config, seeds=[0])
+    results = results_of(config)
+    apart = {run["arm"]: results.points[key][-1]["kl_to_base"] for key, run in results.runs.items()}
+    assert apart[names[1]] < 0.5 * apart[names[0]]
+    assert len(list((tmp_path / "shared").glob("own-text-*.safetensors"))) == 1
 
-    from condft import CondFTConfig
-    from condft.evaluation import kl_to_base
-    from tests.conftest import build_tiny_llama
 
-    model = get_peft_model(build_tiny_llama(), CondFTConfig(num_tensors=4)).train()
-    own = torch.arange(24).reshape(2, 12)
-    distil = distil_from_base(model, model.disable_adapter, own)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in trained:
-            parameter += 0.5 * torch.randn(parameter.shape, generator=generator)
-    distil({"step": 1})
-    assert all(parameter.grad is None for parameter in trained)
-    before = kl_to_base(model, own, model.disable_adapter, progress=False)
-    distil({"step": 2})
-    with torch.no_grad():
-        for parameter in trained:
-            parameter -= 0.05 * parameter.grad / parameter.grad.norm()
-    assert kl_to_base(model, own, model.disable_adapter, progress=False) < before
+def test_seeds_have_bases_of_their_own_where_the_model_says_so(study: Any, parts: Any, tmp_path: Path) -> None:
+    config = study({"lowest_within_type": {"rates": RATES}}, task="text")
+    for seed in (0, 1):
+        shutil.copytree(parts["language_model"], tmp_path / "bases" / str(seed))
+    weights = tmp_path / "bases" / "1" / "model.safetensors"
+    save_file({name: tensor * 1.1 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    config = config.model_copy(update={"language_model": str(tmp_path / "bases" / "{seed}")})
+    assert run_study(config) == 6
+    results = results_of(config)
+    starts = {run["seed"]: results.points[key][0]["test_loss"] for key, run in results.runs.items()}
+    assert len(set(starts.values())) == len({run["inputs"] for run in results.runs.values()}) == 2
+    tables, *_ = write_report(config, results)
+    assert "| lowest_within_type | 0.001, 0.003, 0.01 | 1 at 0.001; 1 at 0.003; 1 at 0.01 | 0 |" in tables.read_text()
+    assert "the intervals are over bases" in tables.read_text()
 
 
 def test_a_study_refuses_what_it_does_not_have(study: Any) -> None:

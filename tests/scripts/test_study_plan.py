@@ -1,12 +1,14 @@
 """The order of the runs, their keys, the choice of a rate, and the results file."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from _study_config import ArmSection, load_study
+from _study_config import ArmSection, StudyConfig, load_study
 from _study_plan import RunSpec, best_of_sweep, count_runs, plan_runs, run_key, sweep_order
+from _study_report import arms_with_runs
 from _study_store import Results, append_line, best_rates, claimed
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ studies = st.dictionaries(
 
 
 def test_the_main_question_comes_first() -> None:
-    runs = plan_runs(ARMS, [0, 1, 2], {"first": [0.4, 0.1], "second": [1.0], "other": []})
+    runs = plan_runs(ARMS, [0, 1, 2], {"first": [0.4, 0.1], "second": [1.0], "other": []}, [0])
     assert [(run.arm, run.rate, run.seed) for run in runs] == [
         ("first", 0.2, 0),
         ("second", 1.0, 0),
@@ -44,10 +46,11 @@ def test_the_main_question_comes_first() -> None:
 @given(studies, st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True))
 def test_a_plan_with_all_rates_known_has_every_run_once(arms: dict[str, ArmSection], seeds: list[int]) -> None:
     chosen = {name: list(dict.fromkeys(arm.rates))[:2] for name, arm in arms.items()}
-    runs = plan_runs(arms, seeds, chosen)
-    assert len(runs) == len(set(runs)) == count_runs(arms, seeds, chosen)
-    mains = [arms[run.arm].main for run in runs]
-    assert mains == sorted(mains, reverse=True)
+    for sweeping in (seeds[:1], seeds):
+        runs = plan_runs(arms, seeds, chosen, sweeping)
+        assert len(runs) == len(set(runs)) == count_runs(arms, seeds, chosen, sweeping)
+        mains = [arms[run.arm].main for run in runs]
+        assert mains == sorted(mains, reverse=True)
 
 
 @given(rates)
@@ -84,39 +87,71 @@ def test_the_best_rate_forgets_least_at_the_level() -> None:
     assert best_of_sweep({0.8: []}, 1.0) is None
 
 
-def line(kind: str, attempt: str, **content: Any) -> dict[str, Any]:
-    spec = {"arm": "first", "rate": 0.1, "seed": 0}
-    return {"kind": kind, "key": "k", "attempt": attempt, "study": "s", **spec, **content}
+def study_of(tmp_path: Path, **changes: Any) -> StudyConfig:
+    study = load_study(next(path for path in STUDIES if path.stem == "moe"))
+    return study.model_copy(update={"results": str(tmp_path / "results.jsonl"), **changes})
+
+
+def line(study: StudyConfig, kind: str, attempt: str, spec: RunSpec, **content: Any) -> dict[str, Any]:
+    key = run_key(spec, study.of(spec.arm, spec.seed).determining(), "i")
+    return {"kind": kind, "key": key, "attempt": attempt, "inputs": "i", **asdict(spec), **content}
 
 
 def test_only_the_points_of_finished_attempts_of_this_study_count(tmp_path: Path) -> None:
-    path = tmp_path / "results.jsonl"
-    append_line(path, line("point", "cut off", step=1, test_loss=9.0, kl_to_base=9.0))
-    append_line(path, line("point", "whole", step=1, test_loss=1.0, kl_to_base=0.1))
-    append_line(path, line("run", "whole", status="finished"))
-    append_line(path, {**line("run", "whole", status="finished"), "key": "k2", "study": "another"})
-    with path.open("a") as file:
+    study, spec = study_of(tmp_path), RunSpec("lowest_within_type", 0.1, 0)
+    append_line(study.results, line(study, "point", "cut off", spec, step=1, test_loss=9.0, kl_to_base=9.0))
+    append_line(study.results, line(study, "point", "whole", spec, step=1, test_loss=1.0, kl_to_base=0.1))
+    append_line(study.results, line(study, "run", "whole", spec, status="finished"))
+    another = study.model_copy(update={"trainable_fraction": 0.7})
+    append_line(study.results, line(another, "run", "whole", spec, status="finished"))
+    with Path(study.results).open("a") as file:
         file.write('{"torn')
-    results = Results(path, "s")
-    assert list(results.runs) == ["k"]
-    assert results.curve("k", "kl_to_base") == [(1.0, 0.1)]
-    assert results.by_spec() == {RunSpec("first", 0.1, 0): "k"}
+    results = Results(study)
+    (key,) = results.runs
+    assert results.curve(key, "kl_to_base") == [(1.0, 0.1)]
+    assert results.by_spec() == {spec: key}
     with pytest.raises(ValueError, match="JSON"):
-        append_line(path, {"loss": float("nan")})
+        append_line(study.results, {"loss": float("nan")})
+
+
+def test_another_self_distillation_is_another_run_in_the_arms_that_have_it_alone(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    plain, distilled = RunSpec("lowest_within_type", 0.1, 0), RunSpec("lowest_within_type_distilled", 0.1, 0)
+    for spec in (plain, distilled):
+        append_line(study.results, line(study, "run", "whole", spec, status="finished"))
+    assert list(Results(study).by_spec()) == [plain, distilled]
+    settings = study.training.self_distillation
+    assert settings is not None
+    heavier = study.training.model_copy(update={"self_distillation": settings.model_copy(update={"weight": 77.0})})
+    assert list(Results(study.model_copy(update={"training": heavier})).by_spec()) == [plain]
+
+
+def test_seeds_with_bases_of_their_own_sweep_for_themselves(tmp_path: Path) -> None:
+    arms = {"first": ARMS["first"]}
+    study = study_of(tmp_path, language_model="bases/{seed}", seeds=[3, 4], arms=arms, levels=[2.0])
+    assert [study.of("first", seed).language_model for seed in study.sweep_seeds] == ["bases/3", "bases/4"]
+    for seed, changes in ((3, [0.2, 0.1, 0.3]), (4, [0.2, 0.3, 0.1])):
+        for rate, change in zip(ARMS["first"].rates, changes, strict=True):
+            spec = RunSpec("first", rate, seed)
+            append_line(study.results, line(study, "point", "a", spec, test_loss=4.0, text_ce_change=0.0))
+            append_line(study.results, line(study, "point", "a", spec, test_loss=1.0, text_ce_change=change))
+            append_line(study.results, line(study, "run", "a", spec, status="finished"))
+    results = Results(study)
+    (arm,) = arms_with_runs(study, results, 2.0)
+    assert (arm.rates, arm.sweep, arm.shown_rates) == ((0.2, 0.4), (6, 6), "0.2 to 0.4")
+    assert {seed: results.runs[key]["rate"] for seed, key in arm.keys.items()} == {3: 0.2, 4: 0.4}
 
 
 def test_every_level_has_its_own_best_rate(tmp_path: Path) -> None:
-    study = load_study(STUDIES[0])
     arms = {"first": ARMS["first"], "unfinished": ArmSection(rates=[0.1, 0.2])}
-    study = study.model_copy(update={"arms": arms, "seeds": [0, 1], "levels": [2.0, 1.0, 1.9]})
-    path, digest = tmp_path / "results.jsonl", study.digest()
+    study = study_of(tmp_path, arms=arms, seeds=[0, 1], levels=[2.0, 1.0, 1.9])
     for rate, loss, change in ((0.1, 1.8, 0.01), (0.2, 0.9, 0.2), (0.4, 0.5, 0.9)):
-        spec = {"arm": "first", "rate": rate, "key": str(rate), "attempt": "a", "study": digest, "seed": 0}
-        append_line(path, {"kind": "point", "test_loss": 4.0, "text_ce_change": 0.0, **spec})
-        append_line(path, {"kind": "point", "test_loss": loss, "text_ce_change": change, **spec})
-        append_line(path, {"kind": "run", "status": "finished", **spec})
-    append_line(path, {"kind": "run", "status": "finished", **spec, "arm": "unfinished", "rate": 0.2, "key": "u"})
-    assert best_rates(study, Results(path, digest)) == {"first": [0.1, 0.2], "unfinished": []}
+        spec = RunSpec("first", rate, 0)
+        append_line(study.results, line(study, "point", "a", spec, test_loss=4.0, text_ce_change=0.0))
+        append_line(study.results, line(study, "point", "a", spec, test_loss=loss, text_ce_change=change))
+        append_line(study.results, line(study, "run", "a", spec, status="finished"))
+    append_line(study.results, line(study, "run", "a", RunSpec("unfinished", 0.2, 0), status="finished"))
+    assert best_rates(study, Results(study)) == {"first": [0.1, 0.2], "unfinished": []}
 
 
 def test_a_claim_ends_with_its_holder(tmp_path: Path) -> None:
@@ -133,7 +168,7 @@ def test_the_studies_that_ship_are_valid(path: Path) -> None:
     study = load_study(path)
     assert set(study.arms) <= set(BUILDERS)
     # the MoE reads four times the text at every point instead: its answers stand there, not at the end
-    enough = {"smallest": 2_000, "moe": 16_000, "moe_second": 16_000}.get(path.stem, 30_000)
+    enough = {"smallest": 2_000, "moe": 16_000, "moe_second": 16_000, "moe_bases": 16_000}.get(path.stem, 30_000)
     assert study.final_text_tokens >= enough
     moved = study.model_copy(update={"results": "elsewhere", "levels": [9.0], "seeds": [7]})
     assert moved.digest() == study.digest()

@@ -1,49 +1,15 @@
-"""Two extensions of a selection: self-distillation, and updates confined to the weights' minor singular directions.
+"""An extension of a selection: updates confined to the weights' minor singular directions.
 
-Both act between optimizer steps, so that the trainer stays what it is.
+It acts between optimizer steps, so that the trainer stays what it is.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from condft.tuner.layer import CondFTLayer
-
-_EVERY, _SEQUENCES, _WEIGHT = 2, 2, 1.0
-
-
-def distil_from_base(
-    model: Any, base: Callable[[], AbstractContextManager[Any]], own_tokens: Tensor
-) -> Callable[[dict[str, Any]], None]:
-    """Adds KL(base ‖ adapted) on the base's own text to the loss of every second step.
-
-    The gradient is left in place after a step, when the optimizer has cleared its own; the next step's backward adds
-    to it, and clipping sees the sum.
-
-    Args:
-        model: Trained; called with `input_ids` alone here.
-        base: Within it `model` is the base.
-        own_tokens: `(num_sequences, length)`, long.
-    """
-    turn = 0
-
-    def after(record: dict[str, Any]) -> None:
-        nonlocal turn
-        if record["step"] % _EVERY:
-            return
-        rows = [(turn * _SEQUENCES + i) % len(own_tokens) for i in range(_SEQUENCES)]
-        turn += 1
-        inputs = own_tokens[rows, :-1].to(next(model.parameters()).device)
-        with torch.no_grad(), base():
-            target = model(input_ids=inputs, use_cache=False).logits.float().log_softmax(-1)
-        ours = model(input_ids=inputs, use_cache=False).logits.float().log_softmax(-1)
-        divergence = torch.nn.functional.kl_div(ours, target, reduction="sum", log_target=True) / inputs.numel()
-        (_WEIGHT * divergence).backward()
-
-    return after
 
 
 def confine_to_minor_directions(model: Any, *, preserved: float = 0.5) -> Callable[[dict[str, Any]], None]:
