@@ -136,6 +136,24 @@ def test_fisher_information_chooses_on_request(configure: Callable[..., Any], tm
     assert summary["frozen_unchanged"] is True
 
 
+def test_self_distillation_stays_nearer_the_base(configure: Callable[..., Any], tmp_path: Path) -> None:
+    """On text that is neither KL's nor the Fisher information's."""
+    apart = {}
+    for name, settings in (("plain", "null"), ("distilled", "{weight: 30.0, every: 1, num_tokens: 12}")):
+        _, config = configure(
+            f"output_dir={tmp_path / name}", f"training.self_distillation={settings}", "training.steps=12"
+        )
+        summary = run(config, cpu=True)
+        assert summary["frozen_unchanged"] is True
+        apart[name] = summary["kl_to_base"]
+    assert apart["distilled"] < 0.7 * apart["plain"]
+    lines = [json.loads(line) for line in (tmp_path / "distilled" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["stage"], "divergence" in line) for line in lines] == [("projector", False)] * 2 + [
+        ("adapt", True)
+    ] * 12
+    assert (tmp_path / "distilled" / "training.png").exists()
+
+
 def test_the_same_seed_gives_the_same_run_and_another_does_not(configure: Callable[..., Any], tmp_path: Path) -> None:
     runs = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -188,9 +206,10 @@ def test_resume_is_the_uninterrupted_run(
     configure: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in stage 2 by an interrupt, as Ctrl-C does it, and continued."""
-    _, config = configure(f"output_dir={tmp_path / 'whole'}")
+    distilled = "training.self_distillation={every: 2, num_sequences: 6, num_tokens: 12}"
+    _, config = configure(f"output_dir={tmp_path / 'whole'}", distilled)
     whole = run(config, cpu=True)
-    _, config = configure(f"output_dir={tmp_path / 'parts'}")
+    _, config = configure(f"output_dir={tmp_path / 'parts'}", distilled)
 
     from condft.training import metrics
 

@@ -37,6 +37,8 @@ def test_unknown_key_names_file_key_and_closest(load: Any, tmp_path: Path) -> No
         load(training={"stepz": 3})
     with pytest.raises(ValueError, match=r"'training\.learning_rate\.projectr'; did you mean .*\.projector'"):
         load(training={"learning_rate": {"projectr": 0.1}})
+    with pytest.raises(ValueError, match=r"'training\.self_distillation\.wieght'; did you mean .*\.weight'"):
+        load(training={"self_distillation": {"wieght": 0.1}})
     with pytest.raises(ValueError, match=r"unknown key 'trainig'; did you mean 'training'\?"):
         load(trainig={"steps": 1})
     with pytest.raises(ValueError, match=r"unknown key 'data\.zzz'; valid: audio_column, dataset"):
