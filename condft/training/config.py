@@ -63,11 +63,11 @@ class LearningRates(_Section):
 class SelfDistillationConfig(_Section):
     """KL(base ‖ adapted) on text that the base itself writes, in stage 2's loss: rehearsal without any old data."""
 
-    weight: float = Field(default=1.0, gt=0, description="Of the divergence (nats a token) beside the loss.")
+    weight: float = Field(default=10.0, gt=0, description="Of the divergence (nats a token) beside the loss.")
     every: int = Field(default=2, ge=1, description="Optimizer steps from one rehearsal to the next.")
-    per_device_batch_size: int = Field(default=2, ge=1, description="Sequences in a micro-batch that rehearses.")
-    num_sequences: int = Field(default=64, ge=1, description="That the base writes before training.")
-    num_tokens: int = Field(default=96, ge=1, description="Of each.")
+    per_device_batch_size: int = Field(default=4, ge=1, description="Sequences in a micro-batch that rehearses.")
+    num_sequences: int = Field(default=128, ge=1, description="That the base writes before training.")
+    num_tokens: int = Field(default=64, ge=1, description="Of each.")
 
 
 class TrainingConfig(_Section):
