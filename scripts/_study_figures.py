@@ -1,11 +1,11 @@
-"""A study's figures: fronts of forgetting against adaptation, and word error rates over training."""
+"""A study's figures: fronts of forgetting against adaptation, ratios between arms, error rates over training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _study_statistics import mean_interval, value_at_level
+from _study_statistics import Ratio, mean_interval, value_at_level
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
@@ -45,6 +45,44 @@ def draw_fronts(arms: Arms, path: Path, *, title: str) -> None:
         axes.grid(True, which="major", alpha=0.25)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def draw_ratios(
+    references: Mapping[str, Mapping[str, tuple[Sequence[float], Ratio]]], path: Path, *, title: str
+) -> None:
+    """What each reference forgets over what each control does, at equal test loss: below 1 the reference forgets less.
+
+    Args:
+        references: Name -> control -> each seed's ratio, and the ratio of the means with its interval.
+        path: Image file, written atomically.
+        title: Above the figure.
+    """
+    controls = list(dict.fromkeys(name for found in references.values() for name in found))
+    figure = Figure(figsize=(9.5, 1.6 + 0.2 * len(controls) * max(2, len(references))), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, found) in enumerate(references.items()):
+        offset = 0.7 * ((index + 0.5) / len(references) - 0.5)
+        for control, (ratios, ratio) in found.items():
+            row, color = controls.index(control) + offset, f"C{index}"
+            shown = [value for value in ratios if value > 0]  # a log scale has no place for the others
+            axes.plot(shown, [row] * len(shown), "o", color=color, markersize=3, alpha=0.45)
+            if ratio.value > 0:
+                label = name if control == next(iter(found)) else None
+                axes.plot(ratio.value, row, "D", color=color, markersize=5, label=label)
+            if 0 < ratio.low <= ratio.high < np.inf:
+                axes.plot([ratio.low, ratio.high], [row, row], color=color, linewidth=1.6)
+    axes.axvline(1.0, color="0.4", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.set_yticks(range(len(controls)), controls, fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(True, axis="x", which="both", alpha=0.2)
+    axes.set_xlabel("forgetting over that of the arm at the left, equal test loss (dots: single seeds; bar: 95 %)")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=11)
     _save(figure, path)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from _study_config import StudyConfig
-from _study_figures import draw_curves, draw_fronts
+from _study_figures import draw_curves, draw_fronts, draw_ratios
 from _study_plan import RunSpec, best_of_sweep, count_runs
 from _study_statistics import Ratio, mean_interval, paired_ratio, value_at_level
 from _study_store import Results, best_rates, sweep_curves
@@ -79,9 +79,13 @@ def at_level(results: Results, arm: ArmRuns, measure: str, level: float) -> dict
 
 def compare(results: Results, ours: ArmRuns, theirs: ArmRuns, measure: str, level: float) -> Ratio | None:
     """Ratio of a measure of forgetting at a level over the seeds that both arms have; None if they share none."""
+    pairs = _paired(results, ours, theirs, measure, level)
+    return paired_ratio(*zip(*pairs, strict=True)) if pairs else None
+
+
+def _paired(results: Results, ours: ArmRuns, theirs: ArmRuns, measure: str, level: float) -> list[tuple[float, float]]:
     left, right = (at_level(results, arm, measure, level) for arm in (ours, theirs))
-    seeds = sorted(left.keys() & right.keys())
-    return paired_ratio([left[seed] for seed in seeds], [right[seed] for seed in seeds]) if seeds else None
+    return [(left[seed], right[seed]) for seed in sorted(left.keys() & right.keys())]
 
 
 def write_report(config: StudyConfig, results: Results) -> list[Path]:
@@ -115,7 +119,25 @@ def write_report(config: StudyConfig, results: Results) -> list[Path]:
         draw_fronts(labelled, fronts, title=f"Task {stem.name}: forgetting against adaptation {rates}")
         draw_curves(labelled, curves, title=f"Task {stem.name}: adaptation over training {rates}")
         written += [fronts, curves]
+        if references := _drawn_ratios(results, arms, config.best_by, level):
+            written.append(Path(f"{stem}_ratios_{level:g}.png"))
+            title = f"Task {stem.name}: {MEASURES[config.best_by]} of one arm over another's, test loss {level:g}"
+            draw_ratios(references, written[-1], title=title)
     return written
+
+
+def _drawn_ratios(
+    results: Results, arms: Sequence[ArmRuns], measure: str, level: float
+) -> dict[str, dict[str, tuple[list[float], Ratio]]]:
+    """Of the references, over every arm that has two seeds or more in common with them."""
+    found: dict[str, dict[str, tuple[list[float], Ratio]]] = {}
+    for ours in arms:
+        for theirs in arms:
+            pairs = _paired(results, ours, theirs, measure, level)
+            if ours.name in REFERENCES and theirs is not ours and len(pairs) > 1:
+                ratios = [left / right for left, right in pairs if right > 0]
+                found.setdefault(ours.name, {})[theirs.name] = (ratios, paired_ratio(*zip(*pairs, strict=True)))
+    return found
 
 
 def _inventory(config: StudyConfig, results: Results) -> list[str]:
