@@ -1,7 +1,7 @@
 """Does a tensor's score predict the damage that training it does? One tensor at a time, at equal norm and equal gain.
 
 python scripts/get_german.py
-python scripts/damage.py run configs/study/text.yaml        # resumable; start it once a core
+python scripts/damage.py run configs/damage/german.yaml      # resumable; start it once a core
 python scripts/damage.py report                             # tables and figure, from the JSONL alone
 """
 
@@ -17,7 +17,7 @@ RESULTS = Path("results/damage/smollm2_german.jsonl")
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="A YAML of configs/study/ with a text section.")],
+    config: Annotated[Path, typer.Argument(help="A study's YAML with a text section: configs/damage/german.yaml.")],
     results: _Results = RESULTS,
     workspace: Annotated[Path, typer.Option(help="Directions and locks; may be deleted.")] = Path("runs/damage"),
     only: Annotated[list[str] | None, typer.Option(help="Only this tensor (may be given several times).")] = None,

@@ -3,7 +3,7 @@
 python scripts/get_models.py && python scripts/get_models.py --only all-minilm-l6-v2
 python scripts/kappa.py measure                                  # seconds
 python scripts/get_german.py
-python scripts/kappa.py stability configs/study/text.yaml        # resumable; the fine-tuning takes most of it
+python scripts/kappa.py stability configs/damage/german.yaml      # resumable; the fine-tuning takes most of it
 python scripts/kappa.py report                                   # tables and figures, from the JSONL alone
 """
 

@@ -187,3 +187,10 @@ def test_a_slip_in_a_study_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="configs/study"):
         load_study(tmp_path / "none.yaml")
     assert json.dumps(load_study(STUDIES[0]).determining())
+
+
+def test_the_texts_of_the_single_tensors_are_those_of_their_results() -> None:
+    """task (b)'s own YAML has changed since; its texts would start the experiment anew."""
+    study = load_study(STUDIES[0].parents[1] / "damage" / "german.yaml")
+    assert (study.training.steps, study.text.test_windows, study.evaluation.text) == (60, 48, "pydoc")
+    assert study.arms["full_fine_tuning"].rates == [2e-5, 6e-5, 2e-4]
