@@ -1,6 +1,7 @@
 """Self-distillation: the divergence and its gradient, which texts a step reads, and what it does to a run."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,8 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import get_peft_model
+from transformers import Trainer, TrainingArguments
 
-from condft.evaluation import kl_to_base
+from condft import CondFTConfig
+from condft.evaluation import kl_to_base, sample_from_base
 from condft.training import (
     RunConfig,
     SelfDistillation,
@@ -21,6 +25,7 @@ from condft.training import (
     train,
     train_stage,
 )
+from tests.conftest import build_tiny_llama
 
 TEXTS = torch.randint(1, 60, (5, 8), generator=torch.Generator().manual_seed(3))
 
@@ -178,3 +183,34 @@ def test_a_divergence_that_is_not_finite_stops_before_the_step(
 def test_texts_of_one_token_are_refused(condft_trainee: Any) -> None:
     with pytest.raises(ValueError, match=r"shape \(5, 1\): needs at least one sequence of at least 2"):
         rehearsal(condft_trainee(), TEXTS[:, :1])
+
+
+class Rehearsing(Trainer):
+    def __init__(self, own_text: torch.Tensor, weight: float, **options: Any) -> None:
+        super().__init__(**options)
+        base = options["model"].disable_adapter
+        self.own_text, self.weight = own_text, weight
+        self.distillation = SelfDistillation(SelfDistillationConfig(), own_text, base, seed=0)
+
+    def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
+        loss = super().compute_loss(model, inputs, **options)
+        rows = torch.randint(len(self.own_text), (4,))
+        return loss + self.weight * self.distillation.divergence(model, self.model, self.own_text[rows])
+
+
+def test_in_a_trainer_of_transformers(tmp_path: Path) -> None:
+    """As the README shows it: the divergence is one more term of a loss of one's own."""
+    apart = []
+    for weight in (0.0, 30.0):
+        model = get_peft_model(build_tiny_llama(), CondFTConfig(num_tensors=6))
+        with model.disable_adapter():
+            own = sample_from_base(
+                model, model.generation_config, num_sequences=8, num_tokens=12, seed=0, progress=False
+            )
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), max_steps=12, learning_rate=1e-2, report_to=[], use_cpu=True, save_strategy="no"
+        )
+        rows = [{"input_ids": [3, 4, 5, 6], "labels": [3, 4, 5, 6]}] * 8
+        Rehearsing(own, weight, model=model, args=arguments, train_dataset=rows).train()
+        apart.append(kl_to_base(model, own, model.disable_adapter, progress=False))
+    assert apart[1] < 0.7 * apart[0]
