@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from _pretraining import Pretraining, PretrainingConfig, learning_rate, points_of
+import yaml
+from _pretraining import Pretraining, PretrainingConfig, learning_rate, load_config, points_of
 from _study_config import StudyConfig
 from _study_run import run_study
 from _study_store import Results
@@ -113,6 +114,14 @@ def test_the_rate_rises_and_falls_to_a_tenth(config: PretrainingConfig) -> None:
     assert rates == pytest.approx([5e-3, 1e-2, 5.5e-3, 1e-3])
 
 
+def test_another_seed_is_another_base_in_a_folder_of_its_own(config: PretrainingConfig, tmp_path: Path) -> None:
+    content = {**config.model_dump(mode="json"), "output": "bases/{seed}", "seed": 3}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    first, second = load_config(tmp_path / "c.yaml"), load_config(tmp_path / "c.yaml", seed=4)
+    assert (first.seed, first.output, second.seed, second.output) == (3, "bases/3", 4, "bases/4")
+    assert first.key() != second.key()
+
+
 def test_points_must_begin_at_the_initialisation(config: PretrainingConfig) -> None:
     with pytest.raises(ValueError, match=r"rise from 0 to steps=20"):
         PretrainingConfig.model_validate({**config.model_dump(), "points": [5, 20]})
@@ -141,7 +150,8 @@ def study_of_experts(config: PretrainingConfig, folder: Path) -> StudyConfig:
         "language_model": config.output,
         "text": {"file": str(folder / "german.txt"), "window": 16, "test_windows": 4},
         "trainable_fraction": 0.5,
-        "training": {"steps": 2, "per_device_batch_size": 4, "warmup_steps": 1},
+        "training": {"steps": 2, "per_device_batch_size": 4, "warmup_steps": 1,
+                     "self_distillation": {"num_sequences": 4, "num_tokens": 8}},
         "evaluation": {"text": config.held_out_text, "text_tokens": 64, "context_length": 16,
                        "self_generated_sequences": 2, "self_generated_tokens": 8},
         "final_text_tokens": 64,

@@ -88,8 +88,9 @@ def test_the_best_rate_forgets_least_at_the_level() -> None:
 
 
 def study_of(tmp_path: Path, **changes: Any) -> StudyConfig:
-    study = load_study(next(path for path in STUDIES if path.stem == "moe"))
-    return study.model_copy(update={"results": str(tmp_path / "results.jsonl"), **changes})
+    study = load_study(next(path for path in STUDIES if path.stem == "moe_bases"))
+    own = {"results": str(tmp_path / "results.jsonl"), "language_model": "the same for all seeds"}
+    return study.model_copy(update={**own, **changes})
 
 
 def line(study: StudyConfig, kind: str, attempt: str, spec: RunSpec, **content: Any) -> dict[str, Any]:
