@@ -7,7 +7,7 @@ import copy
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -120,8 +120,11 @@ class Adapted:
         config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=[], target_parameters=stacks)
         return cls(get_peft_model(copy.deepcopy(base), config))
 
-    def step(self, ids: Tensor) -> float:
+    def step(self, ids: Tensor, beside: Callable[[], Tensor] | None = None) -> float:
+        """One optimizer step on the model's own loss, and on what stands beside it."""
         loss = self.model(input_ids=ids, labels=ids).loss
+        if beside is not None:
+            loss = loss + beside()
         loss.backward()
         self.update()
         return float(loss.detach())

@@ -12,10 +12,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["EXPERT_WORK", "STEP_WORK", "compared", "expert_steps", "extra_operations", "smollm2_steps"]
+from condft.training import SelfDistillation, SelfDistillationConfig
+
+__all__ = [
+    "EXPERT_WORK",
+    "STEP_WORK",
+    "compared",
+    "distilled_steps",
+    "expert_steps",
+    "extra_operations",
+    "smollm2_steps",
+]
 
 TOKENS = 512
-SECONDS = {"smollm2": 60.0, "experts": 14.0}  # after which no further round of a row begins
+SECONDS = {"smollm2": 60.0, "experts": 14.0, "distilled": 60.0}  # after which no further round of a row begins
 DTYPES = (torch.float32, torch.bfloat16)
 STEP_WORK = list(DTYPES)
 # All at the batch of the other rows; where the arithmetic weighs most, also at a smaller and a larger one.
@@ -85,6 +95,36 @@ def smollm2_steps(dtype: torch.dtype, units: list[str], repeats: int, tick: Call
         "selected_entries": entries_of(base, units),
         **found,
         "operations_beyond_unfrozen": extra_operations(*steps),
+    }
+
+
+def distilled_steps(dtype: torch.dtype, units: list[str], repeats: int, tick: Callable[[], Any]) -> dict[str, Any]:
+    """As many steps as one rehearsal comes in, by the defaults of the recipe, beside as many without."""
+    base, settings = smollm2(dtype), SelfDistillationConfig()
+    plain, distilled = (Adapted.by_condft(base, units) for _ in range(2))
+    size = settings.per_device_batch_size
+    texts = batch(base, size * (settings.num_tokens + 1), samples=size)
+    distillation = SelfDistillation(settings, texts, distilled.model.disable_adapter, seed=0)
+    ids = batch(base, TOKENS)
+
+    def turn(adapted: Adapted, beside: Callable[[], Tensor] | None) -> None:
+        for _ in range(settings.every - 1):
+            adapted.step(ids)
+        adapted.step(ids, beside)
+
+    def divergence() -> Tensor:
+        return settings.weight * distillation.divergence(distilled.model, distilled.model, texts)
+
+    contestants = {"distilled": partial(turn, distilled, divergence), "plain": partial(turn, plain, None)}
+    runs = race(contestants, rounds=repeats, seconds=SECONDS["distilled"], tick=tick)
+    return {
+        "work": "smollm2",
+        "dtype": _name(dtype),
+        "tokens": TOKENS,
+        "settings": settings.model_dump(mode="json"),
+        "turn": medians(runs),
+        "against_plain": ratio(runs, "distilled", "plain"),
+        "runs": runs,
     }
 
 

@@ -72,6 +72,10 @@ def figures(results: Mapping[str, Any]) -> Iterator[Figure]:
     ):
         for row in results.get("steps", []):
             yield _ratio(name, "SmolLM2", row["dtype"], row[f"against_{rival}"], target)
+    for row in results.get("distilled", []):
+        yield _ratio(
+            "step with self-distillation, against without", "SmolLM2", row["dtype"], row["against_plain"], 1.5
+        )
     for row in results.get("experts", []):
         work = f"{row['work']}, {row['implementation']}, {row['tokens']} tokens"
         against = row["against_lora"], 0.6, row["share_of_products"]

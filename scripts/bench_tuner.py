@@ -19,7 +19,7 @@ from _bench_results import arguments_of, earlier_results, made_by
 from _bench_tuner_files import MERGED_WORK, files, merged, start
 from _bench_tuner_memory import MEMORY_WORK, memory
 from _bench_tuner_models import FRACTION, quarter_of_experts, smollm2
-from _bench_tuner_steps import EXPERT_WORK, STEP_WORK, expert_steps, smollm2_steps
+from _bench_tuner_steps import EXPERT_WORK, STEP_WORK, distilled_steps, expert_steps, smollm2_steps
 from _bench_tuner_table import HEADINGS, figures, markdown
 from rich.table import Table
 from tqdm import tqdm
@@ -48,6 +48,10 @@ def steps(repeats: int, tick: Tick) -> list[dict[str, Any]]:
     return [smollm2_steps(dtype, list(selected()), repeats, tick) for dtype in STEP_WORK]
 
 
+def distilled(repeats: int, tick: Tick) -> list[dict[str, Any]]:
+    return [distilled_steps(dtype, list(selected()), repeats, tick) for dtype in STEP_WORK]
+
+
 def experts(repeats: int, tick: Tick) -> list[dict[str, Any]]:
     return [expert_steps(*work, repeats, tick) for work in EXPERT_WORK]
 
@@ -67,6 +71,7 @@ def merges(repeats: int, tick: Tick) -> list[dict[str, Any]]:
 FILE_FRACTIONS = (FRACTION, 0.5)  # an adapter of the usual size, and one beside which PEFT's own part is small
 PARTS: dict[str, Callable[[int, Tick], Any]] = {
     "steps": steps,
+    "distilled": distilled,
     "experts": experts,
     "memory": memories,
     "start": start,
@@ -79,6 +84,7 @@ def rounds(part: str, repeats: int) -> int:
     """How often a part ticks at most."""
     return {
         "steps": len(STEP_WORK) * repeats,
+        "distilled": len(STEP_WORK) * repeats,
         "experts": len(EXPERT_WORK) * repeats,
         "memory": 2 * len(MEMORY_WORK),
         "start": repeats,
