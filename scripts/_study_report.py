@@ -17,9 +17,9 @@ REFERENCES = (
     "lowest_within_type",
     "lowest_within_type_distilled",
     "fisher_within_type",
-    "fisher_within_type_distilled",
+    "lora_all_linear_distilled",
 )
-"""The arms that the others are compared with: the default and the rule that gradients suggest, each also distilled."""
+"""The arms that others are compared with: the default, the rule that gradients suggest, two with self-distillation."""
 MEASURES = {
     "text_ce_change": "Δ text cross-entropy",
     "kl_to_base": "KL to the base",
