@@ -70,12 +70,13 @@ class Results:
     """
 
     def __init__(self, config: StudyConfig) -> None:
-        """Reads the study's file; runs of other settings, as their keys tell, are left out."""
+        """Reads the study's file; runs of other arms and, as their keys tell, of other settings are left out."""
         lines, current = read_metrics(config.results), cache(lambda arm, seed: config.of(arm, seed).determining())
         self.runs = {
             line["key"]: line
             for line in lines
             if line["kind"] == "run"
+            and line["arm"] in config.arms
             and line["key"] == run_key(spec_of(line), current(line["arm"], line["seed"]), line["inputs"])
         }
         self.points: dict[str, list[dict[str, Any]]] = {key: [] for key in self.runs}

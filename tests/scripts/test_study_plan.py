@@ -103,6 +103,7 @@ def test_only_the_points_of_finished_attempts_of_this_study_count(tmp_path: Path
     append_line(study.results, line(study, "point", "cut off", spec, step=1, test_loss=9.0, kl_to_base=9.0))
     append_line(study.results, line(study, "point", "whole", spec, step=1, test_loss=1.0, kl_to_base=0.1))
     append_line(study.results, line(study, "run", "whole", spec, status="finished"))
+    append_line(study.results, line(study, "run", "whole", RunSpec("no_more", 0.1, 0), status="finished"))
     another = study.model_copy(update={"trainable_fraction": 0.7})
     append_line(study.results, line(another, "run", "whole", spec, status="finished"))
     with Path(study.results).open("a") as file:
