@@ -1,6 +1,7 @@
 """Pictures are made, in the format asked for, from every kind of report."""
 
 import matplotlib.image
+import numpy as np
 import pytest
 
 from condft import analyze, select_units
@@ -36,7 +37,11 @@ def test_training_curves(tmp_path):
         for i in range(9)
     ]
     plot_training(metrics, tmp_path / "t.png")
-    assert matplotlib.image.imread(tmp_path / "t.png").ndim == 3
+    plain = matplotlib.image.imread(tmp_path / "t.png")
+    assert plain.ndim == 3
+    rehearsed = [line | ({"divergence": 0.01 * i} if i % 2 else {}) for i, line in enumerate(metrics)]
+    plot_training(rehearsed, tmp_path / "t.png")
+    assert not np.array_equal(matplotlib.image.imread(tmp_path / "t.png"), plain)
 
 
 def test_a_selection_of_another_report_is_refused(tmp_path):

@@ -26,12 +26,14 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: str | Path, *, tit
     losses = [line["loss"] for line in metrics]
     top.plot(steps, losses, color="0.75", linewidth=0.8, label="loss of a step")
     top.plot(steps, _smoothed(losses), color="C0", label="running mean")
-    if rehearsed := [
-        (step, line["divergence"]) for step, line in zip(steps, metrics, strict=True) if "divergence" in line
-    ]:
-        top.plot(*zip(*rehearsed, strict=True), color="C1", linewidth=0.8, label="divergence from the base, a token")
     top.set_ylabel("cross-entropy of answer tokens (nats)")
     top.set_ylim(bottom=0)
+    rehearsed = {step: line["divergence"] for step, line in zip(steps, metrics, strict=True) if "divergence" in line}
+    if rehearsed:  # some hundredths of a nat: on the losses' scale nothing would be seen
+        beside = top.twinx()
+        beside.plot(list(rehearsed), list(rehearsed.values()), color="C1", linewidth=0.8)
+        beside.set_ylabel("divergence from the base (nats/token)", color="C1")
+        beside.set_ylim(bottom=0)
     top.legend(frameon=False)
     for component in sorted({name for line in metrics for name in line["learning_rate"]}):
         bottom.plot(steps, [line["learning_rate"].get(component, 0.0) for line in metrics], label=f"lr {component}")
