@@ -93,7 +93,10 @@ class Parts:
 class _Run:
     def __init__(self, study: Study, spec: RunSpec) -> None:
         self.study, self.spec, self.key = study, spec, study.key(spec)
-        self.config, self.parts = study.config.of(spec.arm, spec.seed), study.parts(spec.seed)
+        self.config = study.config.of(spec.arm, spec.seed)
+        parts = study.parts(spec.seed)
+        # what is made here is no part of the run: a fault in it is not a run that failed
+        self.task, self.base, self.report = parts.task, parts.base, parts.report
         self.attempt = datetime.now(UTC).isoformat(timespec="seconds")
         self.began = time.perf_counter()
         self.losses: list[float] = []
@@ -106,7 +109,7 @@ class _Run:
 
     def through(self) -> dict[str, Any]:
         study, spec = self.study, self.spec
-        config, task, parts = self.config, self.parts.task, self.parts
+        config, task = self.config, self.task
         with task.fresh(spec.seed, study.accelerator) as model:
             with precision(study.accelerator):
                 start = {"test_loss": mean_test_loss(model, task)}
@@ -116,11 +119,11 @@ class _Run:
             )
             context = Context(
                 model=model,
-                report=parts.report,
+                report=self.report,
                 fraction=config.trainable_fraction,
                 seed=spec.seed,
                 modules_to_save=task.modules_to_save,
-                own_tokens=parts.base.rehearsal_tokens.to(study.accelerator.device),
+                own_tokens=self.base.rehearsal_tokens.to(study.accelerator.device),
                 losses=self._losses(model),
             )
             arm = build_arm(spec.arm, context)
@@ -138,7 +141,7 @@ class _Run:
                 on_step=self._after(arm),
             )
             began = time.perf_counter()
-            end = measure_end(arm, task, config, parts.base, seed=spec.seed)
+            end = measure_end(arm, task, config, self.base, seed=spec.seed)
             self.seconds["measure"] += time.perf_counter() - began
         return {
             "status": "finished",
@@ -150,7 +153,7 @@ class _Run:
 
     def _losses(self, model: Any) -> list[Callable[[], Tensor]]:
         """The base's mean loss over some batches of the training examples, drawn by the seed."""
-        task, size = self.parts.task, self.config.training.per_device_batch_size
+        task, size = self.task, self.config.training.per_device_batch_size
         generator = torch.Generator().manual_seed(self.spec.seed)
         drawn = torch.randperm(len(task.train), generator=generator)[: _GRADIENT_BATCHES * size].tolist()
 
@@ -168,7 +171,7 @@ class _Run:
         return {component: rate for component, rate in rates.items() if component in set(map(component_of, names))}
 
     def _after(self, arm: Arm) -> Callable[[dict[str, Any]], None]:
-        study, config, parts = self.study, self.config, self.parts
+        study, config = self.study, self.config
 
         def after(record: dict[str, Any]) -> None:
             step, began = record["step"], time.perf_counter()
@@ -181,7 +184,7 @@ class _Run:
                 return
             began = time.perf_counter()
             figures = measure_point(
-                arm, parts.task, config, parts.base, study.accelerator, transcribe=step in config.wer_points
+                arm, self.task, config, self.base, study.accelerator, transcribe=step in config.wer_points
             )
             self.seconds["measure"] += time.perf_counter() - began
             recent = self.losses[-_TRAIN_LOSS_STEPS:]
@@ -191,7 +194,7 @@ class _Run:
 
     def facts(self) -> dict[str, Any]:
         return {
-            "inputs": self.parts.task.inputs,
+            "inputs": self.task.inputs,
             "commit": code_commit(),
             "versions": versions(),
             "machine": machine(),

@@ -199,6 +199,19 @@ def test_a_diverged_run_is_recorded_and_not_tried_again(study: Any) -> None:
     assert run_study(config, seeds=[0]) == 0
 
 
+def test_a_fault_in_what_runs_share_is_no_failed_run(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import _study_measure
+
+    def broken(*arguments: Any, **options: Any) -> float:
+        raise ValueError("the base's logits are not finite")
+
+    config = study({"lowest_within_type": {"rates": [1e-2]}}, task="text")
+    monkeypatch.setattr(_study_measure, "cloze_log_probability", broken)
+    with pytest.raises(ValueError, match="the base's logits"):
+        run_study(config, seeds=[0])
+    assert not Path(config.results).exists()
+
+
 # What treats the projector in a way of its own; the rest is the same for both tasks.
 OF_SPEECH = ("full_fine_tuning", "lora_equal_budget", "lowest_within_type_distilled", "osf", "projector_only")
 
