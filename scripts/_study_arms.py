@@ -55,14 +55,12 @@ class Arm:
         model: Trainable parameters have `requires_grad`.
         base: Within it the model is the base.
         on_step: Called after each optimizer step, in order.
-        distilled: Whether it trains with the study's self-distillation.
         selected: Names of the weights trained whole; empty for other methods.
     """
 
     model: Any
     base: Callable[[], AbstractContextManager[Any]]
     on_step: list[OnStep] = field(default_factory=list)
-    distilled: bool = False
     selected: tuple[str, ...] = ()
 
 
@@ -157,10 +155,6 @@ def _train_modules(model: nn.Module, names: list[str]) -> None:
             parameter.requires_grad_(True)
 
 
-def _distilled(context: Context, *, arm: Callable[[Context], Arm]) -> Arm:
-    return replace(arm(context), distilled=True)
-
-
 def _minor(context: Context, *, arm: Callable[[Context], Arm]) -> Arm:
     built = arm(context)
     return replace(built, on_step=[*built.on_step, confine_to_minor_directions(built.model)])
@@ -199,12 +193,13 @@ ARMS: dict[str, Callable[[Context], Arm]] = {
     "osf": _osf,
     "full_fine_tuning": _everything,
     "projector_only": _only_modules_to_save,
-    "lowest_within_type_distilled": partial(_distilled, arm=_lowest),
-    "fisher_within_type_distilled": partial(_distilled, arm=_fisher_within_type),
-    "fisher_across_types_distilled": partial(_distilled, arm=_fisher_across_types),
-    "random_within_type_distilled": partial(_distilled, arm=_random_within_type),
-    "full_fine_tuning_distilled": partial(_distilled, arm=_everything),
-    "lora_all_linear_distilled": partial(_distilled, arm=_lora_all_linear),
+    # the study trains arms of such names with self-distillation
+    "lowest_within_type_distilled": _lowest,
+    "fisher_within_type_distilled": _fisher_within_type,
+    "fisher_across_types_distilled": _fisher_across_types,
+    "random_within_type_distilled": _random_within_type,
+    "full_fine_tuning_distilled": _everything,
+    "lora_all_linear_distilled": _lora_all_linear,
     "lowest_within_type_minor": partial(_minor, arm=_lowest),
 }
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,13 +11,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from condft.training import TrainingConfig
-from condft.training.config import EvaluationConfig
+from condft.training.config import EvaluationConfig, override
 
 # Part of every key: raise it when the harness comes to train or measure differently, so that old runs do not count.
 HARNESS_VERSION = 2
 
 _SAID_OF_NO_RUN = {"results", "workspace", "seeds", "levels", "arms", "best_by", "final_seeds"}
-_DISTILLED, _SEED = "_distilled", "{seed}"
+DISTILLED = "_distilled"
+"""How the names of arms end that are trained with self-distillation."""
+_SEED = "{seed}"
 
 
 class _Section(BaseModel):
@@ -93,19 +97,24 @@ class StudyConfig(_Section):
             raise ValueError(f"points {self.points} must rise from 1 or later to training.steps={self.training.steps}")
         if not set(self.wer_points) <= set(self.points):
             raise ValueError(f"wer_points {self.wer_points} are not all among the points {self.points}")
-        distilled = [name for name in self.arms if is_distilled(name)]
+        distilled = [name for name in self.arms if name.endswith(DISTILLED)]
         if distilled and self.training.self_distillation is None:
             raise ValueError(f"the arm {distilled[0]} needs training.self_distillation")
         return self
 
     @property
+    def own_bases(self) -> bool:
+        """Whether every seed has a base of its own."""
+        return _SEED in self.language_model
+
+    @property
     def sweep_seeds(self) -> list[int]:
         """The seeds that run every rate of every arm: those that no other seed's best rates need hold for."""
-        return self.seeds if _SEED in self.language_model else self.seeds[:1]
+        return self.seeds if self.own_bases else self.seeds[:1]
 
     def of(self, arm: str, seed: int) -> "StudyConfig":
         """The settings of an arm's runs from a seed: with the seed's base, and self-distillation in its arms only."""
-        distillation = self.training.self_distillation if is_distilled(arm) else None
+        distillation = self.training.self_distillation if arm.endswith(DISTILLED) else None
         return self.model_copy(
             update={
                 "language_model": self.language_model.replace(_SEED, str(seed)),
@@ -125,18 +134,17 @@ class StudyConfig(_Section):
         return digest_of(self.determining())
 
 
-def is_distilled(arm: str) -> bool:
-    """Whether an arm is trained with self-distillation, which its name tells."""
-    return arm.endswith(_DISTILLED)
-
-
 def digest_of(content: Any) -> str:
     """16 hex digits over the canonical JSON of plain values."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
-def load_study(path: str | Path) -> StudyConfig:
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Reads and checks a study's YAML.
+
+    Args:
+        path: The YAML.
+        overrides: Assignments such as `seeds=[3]`, put in place of the file's.
 
     Raises:
         FileNotFoundError: No such file.
@@ -146,7 +154,8 @@ def load_study(path: str | Path) -> StudyConfig:
     if not path.is_file():
         raise FileNotFoundError(f"no study {path}; the ones that ship with condft lie in configs/study/")
     try:
-        return StudyConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        content = reduce(override, overrides, yaml.safe_load(path.read_text(encoding="utf-8")))
+        return StudyConfig.model_validate(content)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
         raise ValueError("\n".join(f"{path}: {problem}" for problem in problems)) from error

@@ -103,10 +103,11 @@ def _measure_base(config: StudyConfig, task: Task, accelerator: Accelerator) -> 
 
 def rehearsal_of(
     arm: Arm, config: StudyConfig, task: Task, accelerator: Accelerator, *, seed: int
-) -> SelfDistillation:
+) -> SelfDistillation | None:
     """What a distilled arm trains on beside: the base's own text, other draws than are measured on or chosen by."""
     settings = config.training.self_distillation
-    assert settings is not None  # the config wants it of a study with such an arm
+    if settings is None:
+        return None
     size = (settings.num_sequences, settings.num_tokens)
     name = f"own-text-{digest_of([config.language_model, task.inputs, *size])}"
     path = Path(config.workspace) / f"{name}.safetensors"

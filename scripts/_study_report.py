@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from _study_config import StudyConfig
+from _study_config import DISTILLED, StudyConfig
 from _study_figures import draw_curves, draw_fronts, draw_ratios
 from _study_plan import RunSpec, best_of_sweep, count_runs
 from _study_statistics import Ratio, mean_interval, paired_ratio, value_at_level
@@ -103,6 +103,7 @@ def write_report(config: StudyConfig, results: Results) -> list[Path]:
         text += ["", *_level_table(results, arms, level)]
         for measure in _RATIO_MEASURES:
             text += ["", *_ratio_table(results, arms, measure, level)]
+        text += _distilled_table(results, arms, level)
         text += ["", *_end_table(results, arms, level)]
     written = [stem.with_suffix(".md")]
     write_text(written[0], "\n".join(text) + "\n")
@@ -151,13 +152,13 @@ def _inventory(config: StudyConfig, results: Results) -> list[str]:
         f"{len(runs) - len(failed)} runs finished, {len(failed)} failed, of {planned} planned; {hours:.1f} hours in "
         f"all, at commit {', '.join(commits)}. Settings `{config.digest()}`.",
         "",
-        *_OWN_BASES * (config.sweep_seeds == config.seeds),
+        *_OWN_BASES * config.own_bases,
         "| arm | rates run on the first seed | other seeds run | not run |",
         "| --- | --- | --- | --- |",
     ]
     for name, arm in config.arms.items():
         rates = [rate for rate in arm.rates if RunSpec(name, rate, config.seeds[0]) in keys]
-        swept = arm.rates if config.sweep_seeds == config.seeds else best[name]
+        swept = arm.rates if config.own_bases else best[name]
         others = {rate: [s for s in config.seeds[1:] if RunSpec(name, rate, s) in keys] for rate in swept}
         due = len(arm.rates) + (len(config.seeds) - 1) * max(1, len(others))
         missing = due - len(rates) - sum(map(len, others.values()))
@@ -198,6 +199,24 @@ def _ratio_table(results: Results, arms: Sequence[ArmRuns], measure: str, level:
         if any(ratios):
             lines.append(f"| {control.name} | {' | '.join(map(_ratio, ratios))} |")
     return lines if len(lines) > 4 else [*lines[:2], "No pair of arms got there."]
+
+
+def _distilled_table(results: Results, arms: Sequence[ArmRuns], level: float) -> list[str]:
+    """Of every arm that was run with and without self-distillation, and got there; empty if there is none."""
+    by_name = {arm.name: arm for arm in arms}
+    lines = [
+        "",
+        f"## Self-distillation at test loss {level:g}: the arm with it over the same without",
+        "",
+        "| arm | " + " | ".join(MEASURES[measure] for measure in _RATIO_MEASURES) + " |",
+        "| --- " * (1 + len(_RATIO_MEASURES)) + "|",
+    ]
+    for plain in arms:
+        if distilled := by_name.get(plain.name + DISTILLED):
+            ratios = [compare(results, distilled, plain, measure, level) for measure in _RATIO_MEASURES]
+            if any(ratios):
+                lines.append(f"| {plain.name} | {' | '.join(map(_ratio, ratios))} |")
+    return lines if len(lines) > 5 else []
 
 
 def _end_table(results: Results, arms: Sequence[ArmRuns], level: float) -> list[str]:

@@ -128,7 +128,7 @@ class _Run:
             )
             arm = build_arm(spec.arm, context)
             parameters = trainable_parameters(arm.model)
-            rehearsal = rehearsal_of(arm, config, task, study.accelerator, seed=spec.seed) if arm.distilled else None
+            rehearsal = rehearsal_of(arm, config, task, study.accelerator, seed=spec.seed)
             stage = Stage("adapt", config.training.steps, self._rates(list(parameters)), spec.seed + 1)
             train_stage(
                 study.accelerator,

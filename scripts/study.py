@@ -14,6 +14,9 @@ from _study_store import Results
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 _Study = Annotated[Path, typer.Argument(help="A YAML of configs/study/.")]
+_Set = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting in place of the YAML's: section.key=value, several times.")
+]
 
 
 @app.command()
@@ -22,18 +25,19 @@ def run(
     only: Annotated[list[str] | None, typer.Option(help="Only this arm (may be given several times).")] = None,
     seeds: Annotated[list[int] | None, typer.Option(help="Only this seed (may be given several times).")] = None,
     max_runs: Annotated[int | None, typer.Option(help="Stop after so many runs.")] = None,
+    overrides: _Set = None,
 ) -> None:
     """Does the runs that are not done yet. Start it once a core: processes share the runs between them."""
-    done = run_study(load_study(config), only=only, seeds=seeds, max_runs=max_runs)
+    done = run_study(load_study(config, overrides or ()), only=only, seeds=seeds, max_runs=max_runs)
     typer.echo(f"{done} runs done")
 
 
 @app.command()
-def report(config: _Study) -> None:
+def report(config: _Study, overrides: _Set = None) -> None:
     """Makes tables and figures from the JSONL alone."""
     from _study_report import write_report  # matplotlib: slow to import, and for this command only
 
-    study = load_study(config)
+    study = load_study(config, overrides or ())
     for path in write_report(study, Results(study)):
         typer.echo(path)
 

@@ -89,14 +89,14 @@ def rehearsal_of(model: Any, tokenizer: Any, config: RunConfig) -> SelfDistillat
     settings = config.training.self_distillation
     if settings is None or not config.training.steps:
         return None
-    with model.disable_adapter():
-        tokens = sample_from_base(
-            model,
-            tokenizer,
-            num_sequences=settings.num_sequences,
-            num_tokens=settings.num_tokens,
-            seed=config.seed + 2,  # + 1 is measure_fisher's
-        )
+    tokens = sample_from_base(
+        model,
+        tokenizer,
+        num_sequences=settings.num_sequences,
+        num_tokens=settings.num_tokens,
+        seed=config.seed + 2,  # + 1 is measure_fisher's
+        base_context=model.disable_adapter,
+    )
     return SelfDistillation(settings, tokens, model.disable_adapter, seed=config.seed)
 
 

@@ -222,8 +222,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     content = _parse(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping of sections, found {type(content).__name__}")
-    for override in overrides:
-        content = _override(content, override)
+    for assignment in overrides:
+        content = override(content, assignment)
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
@@ -238,10 +238,19 @@ def _parse(text: str, where: str) -> Any:
         raise ValueError(f"{where}: not valid YAML: {error}") from error
 
 
-def _override(content: dict[str, Any], override: str) -> dict[str, Any]:
-    key, equals, value = override.partition("=")
+def override(content: dict[str, Any], assignment: str) -> dict[str, Any]:
+    """A copy of a file's content with one setting in place of the file's.
+
+    Args:
+        content: Sections as read from YAML.
+        assignment: Such as `training.steps=10`; the value is read as YAML.
+
+    Raises:
+        ValueError: Not an assignment, or into what is no section.
+    """
+    key, equals, value = assignment.partition("=")
     if not equals or not all(key.split(".")):
-        raise ValueError(f"override {override!r} is not of the form section.key=value")
+        raise ValueError(f"override {assignment!r} is not of the form section.key=value")
     content = copy.deepcopy(content)
     *sections, last = key.split(".")
     at = content
@@ -250,8 +259,8 @@ def _override(content: dict[str, Any], override: str) -> dict[str, Any]:
             at[section] = {}
         at = at[section]
         if not isinstance(at, dict):
-            raise ValueError(f"override {override!r}: {section!r} holds a value, not a section")
-    at[last] = _parse(value, f"override {override!r}")
+            raise ValueError(f"override {assignment!r}: {section!r} holds a value, not a section")
+    at[last] = _parse(value, f"override {assignment!r}")
     return content
 
 

@@ -273,6 +273,10 @@ def test_only_distilled_arms_rehearse_and_they_stay_nearer_the_base(study: Any, 
     run_study(config, seeds=[0])
     results = results_of(config)
     apart = {run["arm"]: results.points[key][-1]["kl_to_base"] for key, run in results.runs.items()}
+    level = max(points[-1]["test_loss"] for points in results.points.values())
+    tables, *_ = write_report(config.model_copy(update={"levels": [level]}), results)
+    assert "## Self-distillation at test loss" in tables.read_text()
+    assert "| lora_all_linear |" in tables.read_text().split("## Self-distillation")[1].split("\n\n")[1]
     assert 0 < apart[names[1]] < apart[names[0]]  # Adam takes four steps of much the same size in both
     assert len(list((tmp_path / "shared").glob("own-text-*.safetensors"))) == 1
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from _study_config import ArmSection, StudyConfig, load_study
 from _study_plan import RunSpec, best_of_sweep, count_runs, plan_runs, run_key, sweep_order
-from _study_report import arms_with_runs
+from _study_report import arms_with_runs, write_report
 from _study_store import Results, append_line, best_rates, claimed
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,6 +128,29 @@ def test_another_self_distillation_is_another_run_in_the_arms_that_have_it_alone
     assert list(Results(study.model_copy(update={"training": heavier})).by_spec()) == [plain]
 
 
+@pytest.mark.parametrize(("model", "told"), [("one", False), ("bases/{seed}", True)])
+def test_one_seed_alone_is_no_base_of_its_own(tmp_path: Path, model: str, told: bool) -> None:
+    arms = {"first": ARMS["first"]}
+    study = study_of(tmp_path, language_model=model, seeds=[0], arms=arms, levels=[2.0])
+    spec = RunSpec("first", 0.2, 0)
+    for loss in (4.0, 1.0):
+        figures = {"test_loss": loss, "text_ce_change": 4 - loss, "kl_to_base": 4 - loss, "cloze_change": 0.0}
+        append_line(study.results, line(study, "point", "a", spec, step=4 - loss, **figures))
+    end = {"status": "finished", "seconds": 1, "seconds_train": 1, "commit": None, "trainable_parameters": 1}
+    append_line(study.results, line(study, "run", "a", spec, **end))
+    tables, *_ = write_report(study, Results(study))
+    assert ("the intervals are over bases" in tables.read_text()) is told
+
+
+def test_an_override_is_a_setting_of_the_file(tmp_path: Path) -> None:
+    path = next(path for path in STUDIES if path.stem == "moe_bases")
+    changed = load_study(path, ["training.self_distillation.weight=4", "seeds=[3]"])
+    assert changed.training.self_distillation is not None
+    assert (changed.training.self_distillation.weight, changed.seeds) == (4.0, [3])
+    with pytest.raises(ValueError, match=r"training.self_distillation.wieght"):
+        load_study(path, ["training.self_distillation.wieght=4"])
+
+
 def test_seeds_with_bases_of_their_own_sweep_for_themselves(tmp_path: Path) -> None:
     arms = {"first": ARMS["first"]}
     study = study_of(tmp_path, language_model="bases/{seed}", seeds=[3, 4], arms=arms, levels=[2.0])
@@ -170,7 +193,13 @@ def test_the_studies_that_ship_are_valid(path: Path) -> None:
     study = load_study(path)
     assert set(study.arms) <= set(BUILDERS)
     # the MoE reads four times the text at every point instead: its answers stand there, not at the end
-    enough = {"smallest": 2_000, "moe": 16_000, "moe_second": 16_000, "moe_bases": 16_000}.get(path.stem, 30_000)
+    enough = {
+        "smallest": 2_000,
+        "moe": 16_000,
+        "moe_second": 16_000,
+        "moe_bases": 16_000,
+        "pilot_distillation": 2_000,
+    }.get(path.stem, 30_000)
     assert study.final_text_tokens >= enough
     moved = study.model_copy(update={"results": "elsewhere", "levels": [9.0], "seeds": [7]})
     assert moved.digest() == study.digest()
