@@ -1,4 +1,4 @@
-"""The figures of results/tuner.json as rows: whole for the console, and in short for the README."""
+"""The figures of results/tuner.json as rows: whole for the console, and in short for results/README.md."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
