@@ -8,6 +8,7 @@ import numpy as np
 from _study_statistics import Ratio, mean_interval, value_at_level
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
 from condft.files import atomic_path
@@ -83,6 +84,45 @@ def draw_ratios(
     axes.grid(True, axis="x", which="both", alpha=0.2)
     axes.set_xlabel("forgetting over that of the arm at the left, equal test loss (dots: single seeds; bar: 95 %)")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def draw_across(
+    levels: Sequence[float], panels: Mapping[str, Mapping[str, np.ndarray]], path: Path, *, title: str
+) -> None:
+    """What arms forget over others at each level of adaptation: a step in a line is a step of the grid of rates.
+
+    Args:
+        levels: Test losses.
+        panels: Arm -> control -> (levels,) ratios; nan where there is none.
+        path: Image file, written atomically.
+        title: Above the figure.
+    """
+    controls = list(dict.fromkeys(name for ratios in panels.values() for name in ratios))
+    figure = Figure(figsize=(2.5 + 4.2 * len(panels), 4.4), layout="constrained")
+    for axes, (name, ratios) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for control, values in ratios.items():
+            style = _style(controls.index(control), control)
+            axes.plot(
+                levels, values, style["line"] + style["marker"], color=style["color"], markersize=3, linewidth=1.2
+            )
+        axes.axhline(1.0, color="0.4", linewidth=0.8)
+        axes.set_title(f"{name} over", fontsize=10)
+        axes.set_xlabel("test loss; adapted to the right")
+        axes.invert_xaxis()
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.grid(True, which="both", alpha=0.2)
+    figure.axes[0].set_ylabel("forgetting over the control's")
+    styles = [_style(index, control) for index, control in enumerate(controls)]
+    handles = [
+        Line2D([], [], color=s["color"], linestyle=s["line"], marker=s["marker"], markersize=3, label=s["label"])
+        for s in styles
+    ]
+    figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=11)
     _save(figure, path)
 

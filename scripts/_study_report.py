@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from _study_across import across_tables, draw_levels
 from _study_config import DISTILLED, StudyConfig
 from _study_figures import draw_curves, draw_fronts, draw_ratios
 from _study_plan import RunSpec, best_of_sweep, count_runs
@@ -51,12 +52,21 @@ class ArmRuns:
     keys: dict[int, str]
 
     @property
+    def label(self) -> str:
+        """The name, and how far a sweep got that is not finished: its best rate may yet be another."""
+        tried, planned = self.sweep
+        return self.name if tried == planned else f"{self.name} ({tried} of {planned} rates)"
+
+    @property
     def shown_rates(self) -> str:
         return " to ".join(f"{rate:g}" for rate in sorted({min(self.rates), max(self.rates)}))
 
 
 def arms_with_runs(config: StudyConfig, results: Results, level: float) -> list[ArmRuns]:
-    """Every arm that has a finished run, at the rates that are best at the level, in the study's order."""
+    """Every arm that has a finished run, at the rates that are best at the level, in the study's order.
+
+    A rate is chosen by the sweep alone and by `best_by`, whatever is read off there.
+    """
     keys, found = results.by_spec(), []
     for name, arm in config.arms.items():
         curves = {seed: sweep_curves(config, results, name, seed) for seed in config.sweep_seeds}
@@ -105,6 +115,7 @@ def write_report(config: StudyConfig, results: Results) -> list[Path]:
             text += ["", *_ratio_table(results, arms, measure, level)]
         text += _distilled_table(results, arms, level)
         text += ["", *_end_table(results, arms, level)]
+    text += across_tables(config, results, REFERENCES, {measure: MEASURES[measure] for measure in _RATIO_MEASURES})
     written = [stem.with_suffix(".md")]
     write_text(written[0], "\n".join(text) + "\n")
     for level, arms in by_level.items():
@@ -124,6 +135,10 @@ def write_report(config: StudyConfig, results: Results) -> list[Path]:
             written.append(Path(f"{stem}_ratios_{level:g}.png"))
             title = f"Task {stem.name}: {MEASURES[config.best_by]} of one arm over another's, test loss {level:g}"
             draw_ratios(references, written[-1], title=title)
+    across = Path(f"{stem}_across.png")
+    title = f"Task {stem.name}: {MEASURES[config.best_by]} of one arm over another's, at equal test loss"
+    if draw_levels(config, results, REFERENCES, across, title=title):
+        written.append(across)
     return written
 
 
@@ -191,13 +206,13 @@ def _ratio_table(results: Results, arms: Sequence[ArmRuns], measure: str, level:
     lines = [
         f"## Ratio of {MEASURES[measure]} at test loss {level:g} (below 1: forgets less than the control)",
         "",
-        "| control | " + " | ".join(f"{arm.name}: ratio, seeds, effect size" for arm in references) + " |",
+        "| control | " + " | ".join(f"{arm.label}: ratio, seeds, effect size" for arm in references) + " |",
         "| --- " * (1 + len(references)) + "|",
     ]
     for control in arms:
         ratios = [None if arm is control else compare(results, arm, control, measure, level) for arm in references]
         if any(ratios):
-            lines.append(f"| {control.name} | {' | '.join(map(_ratio, ratios))} |")
+            lines.append(f"| {control.label} | {' | '.join(map(_ratio, ratios))} |")
     return lines if len(lines) > 4 else [*lines[:2], "No pair of arms got there."]
 
 
@@ -215,7 +230,8 @@ def _distilled_table(results: Results, arms: Sequence[ArmRuns], level: float) ->
         if distilled := by_name.get(plain.name + DISTILLED):
             ratios = [compare(results, distilled, plain, measure, level) for measure in _RATIO_MEASURES]
             if any(ratios):
-                lines.append(f"| {plain.name} | {' | '.join(map(_ratio, ratios))} |")
+                told = plain.name if distilled.sweep[0] == distilled.sweep[1] else f"{plain.label}, {distilled.label}"
+                lines.append(f"| {told} | {' | '.join(map(_ratio, ratios))} |")
     return lines if len(lines) > 5 else []
 
 

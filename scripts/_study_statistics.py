@@ -81,6 +81,95 @@ def paired_ratio(
     return Ratio(value, float(low), float(high), len(ours), effect)
 
 
+@dataclass(frozen=True)
+class Across:
+    """Ratios of means over paired seeds at several levels, taken together.
+
+    Attributes:
+        value: Geometric mean over the levels; nan if there is none.
+        low: Lower end of its 95 % interval by a bootstrap over seeds; nan with fewer than 2 seeds.
+        high: Upper end.
+        least: The lowest ratio at any level.
+        most: The highest.
+        num_levels: Levels with a ratio: some seed has both arms there, and both means are above 0.
+        num_seeds: (fewest, most) pairs at these levels.
+    """
+
+    value: float
+    low: float
+    high: float
+    least: float
+    most: float
+    num_levels: int
+    num_seeds: tuple[int, int]
+
+
+def lowest_at_level(runs: Sequence[Sequence[tuple[float, float]]], level: float) -> float:
+    """Of several runs (an arm's rates) the least value where they fall to a level; nan if none gets there."""
+    values = [value for run in runs if (value := value_at_level(run, level)) is not None]
+    return min(values, default=math.nan)
+
+
+def level_ratios(numerators: np.ndarray, denominators: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
+    """(levels,): ratio of means over the seeds where neither is nan; nan where a mean is not above 0 or there is none.
+
+    Args:
+        numerators: (levels, seeds).
+        denominators: Likewise.
+        times: (seeds,): how often each seed counts; once if None.
+    """
+    there = ~(np.isnan(numerators) | np.isnan(denominators))
+    weights = np.ones(there.shape[1]) if times is None else times
+    top, bottom = np.where(there, numerators, 0.0) @ weights, np.where(there, denominators, 0.0) @ weights
+    return np.divide(top, bottom, out=np.full(len(top), math.nan), where=(bottom > 0) & (top > 0))
+
+
+def ratio_across(
+    numerators: Sequence[Sequence[float]],
+    denominators: Sequence[Sequence[float]],
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Across:
+    """What one arm forgets over another, as a geometric mean over levels of adaptation.
+
+    At a single level a ratio jumps where a run stops just short of it and the arm's next rate has to count; over
+    many levels such jumps average out, and `least` and `most` show them.
+
+    Args:
+        numerators: (levels, seeds); nan where the arm does not get there.
+        denominators: The other arm's, of the same levels and seeds.
+        draws: Bootstrap draws over seeds, both arms of each.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: Not two matrices of one shape.
+    """
+    ours, theirs = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    if ours.shape != theirs.shape or ours.ndim != 2:
+        raise ValueError(f"{ours.shape} and {theirs.shape}: needs two matrices of levels by seeds, of one shape")
+    found = level_ratios(ours, theirs)
+    used = ~np.isnan(found)
+    if not used.any():
+        return Across(math.nan, math.nan, math.nan, math.nan, math.nan, 0, (0, 0))
+    there = ~(np.isnan(ours) | np.isnan(theirs))[used]
+    pairs, num_seeds = there.sum(axis=1), ours.shape[1]
+    low = high = math.nan
+    if there.any(axis=0).sum() > 1:
+        picks = np.random.default_rng(seed).multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=draws)
+        drawn = [level_ratios(ours, theirs, times) for times in picks]
+        # a draw of seeds that never get there says nothing
+        means = [_geometric_mean(ratios) for ratios in drawn if not np.isnan(ratios).all()]
+        low, high = np.quantile(means, [0.025, 0.975])
+    spread = float(np.nanmin(found)), float(np.nanmax(found))
+    seeds = int(pairs.min()), int(pairs.max())
+    return Across(_geometric_mean(found), float(low), float(high), *spread, int(used.sum()), seeds)
+
+
+def _geometric_mean(ratios: np.ndarray) -> float:
+    return float(np.exp(np.nanmean(np.log(ratios))))
+
+
 def mean_interval(values: Sequence[float], *, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
     """Mean and its 95 % percentile bootstrap interval; both ends nan for a single value.
 

@@ -1,24 +1,23 @@
 """The order of the runs, their keys, the choice of a rate, and the results file."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
-from _study_config import ArmSection, StudyConfig, load_study
+from _study_config import ArmSection, load_study
 from _study_plan import RunSpec, best_of_sweep, count_runs, plan_runs, run_key, sweep_order
 from _study_report import arms_with_runs, write_report
 from _study_store import Results, append_line, best_rates, claimed
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.scripts.study_lines import STUDIES, append_run, line, study_of
+
 ARMS = {
     "other": ArmSection(rates=[0.1]),
     "first": ArmSection(rates=[0.1, 0.2, 0.4], main=True),
     "second": ArmSection(rates=[1.0, 2.0], main=True),
 }
-STUDIES = sorted((Path(__file__).parents[2] / "configs" / "study").glob("*.yaml"))
 rates = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=6)
 studies = st.dictionaries(
     st.text("abc", min_size=1, max_size=3), st.builds(ArmSection, rates=rates, main=st.booleans()), max_size=4
@@ -87,17 +86,6 @@ def test_the_best_rate_forgets_least_at_the_level() -> None:
     assert best_of_sweep({0.8: []}, 1.0) is None
 
 
-def study_of(tmp_path: Path, **changes: Any) -> StudyConfig:
-    study = load_study(next(path for path in STUDIES if path.stem == "moe_bases"))
-    own = {"results": str(tmp_path / "results.jsonl"), "language_model": "the same for all seeds"}
-    return study.model_copy(update={**own, **changes})
-
-
-def line(study: StudyConfig, kind: str, attempt: str, spec: RunSpec, **content: Any) -> dict[str, Any]:
-    key = run_key(spec, study.of(spec.arm, spec.seed).determining(), "i")
-    return {"kind": kind, "key": key, "attempt": attempt, "inputs": "i", **asdict(spec), **content}
-
-
 def test_only_the_points_of_finished_attempts_of_this_study_count(tmp_path: Path) -> None:
     study, spec = study_of(tmp_path), RunSpec("lowest_within_type", 0.1, 0)
     append_line(study.results, line(study, "point", "cut off", spec, step=1, test_loss=9.0, kl_to_base=9.0))
@@ -132,12 +120,7 @@ def test_another_self_distillation_is_another_run_in_the_arms_that_have_it_alone
 def test_one_seed_alone_is_no_base_of_its_own(tmp_path: Path, model: str, told: bool) -> None:
     arms = {"first": ARMS["first"]}
     study = study_of(tmp_path, language_model=model, seeds=[0], arms=arms, levels=[2.0])
-    spec = RunSpec("first", 0.2, 0)
-    for loss in (4.0, 1.0):
-        figures = {"test_loss": loss, "text_ce_change": 4 - loss, "kl_to_base": 4 - loss, "cloze_change": 0.0}
-        append_line(study.results, line(study, "point", "a", spec, step=4 - loss, **figures))
-    end = {"status": "finished", "seconds": 1, "seconds_train": 1, "commit": None, "trainable_parameters": 1}
-    append_line(study.results, line(study, "run", "a", spec, **end))
+    append_run(study, RunSpec("first", 0.2, 0), [(4.0, 0.0), (1.0, 3.0)])
     tables, *_ = write_report(study, Results(study))
     assert ("the intervals are over bases" in tables.read_text()) is told
 
@@ -157,10 +140,7 @@ def test_seeds_with_bases_of_their_own_sweep_for_themselves(tmp_path: Path) -> N
     assert [study.of("first", seed).language_model for seed in study.sweep_seeds] == ["bases/3", "bases/4"]
     for seed, changes in ((3, [0.2, 0.1, 0.3]), (4, [0.2, 0.3, 0.1])):
         for rate, change in zip(ARMS["first"].rates, changes, strict=True):
-            spec = RunSpec("first", rate, seed)
-            append_line(study.results, line(study, "point", "a", spec, test_loss=4.0, text_ce_change=0.0))
-            append_line(study.results, line(study, "point", "a", spec, test_loss=1.0, text_ce_change=change))
-            append_line(study.results, line(study, "run", "a", spec, status="finished"))
+            append_run(study, RunSpec("first", rate, seed), [(4.0, 0.0), (1.0, change)])
     results = Results(study)
     (arm,) = arms_with_runs(study, results, 2.0)
     assert (arm.rates, arm.sweep, arm.shown_rates) == ((0.2, 0.4), (6, 6), "0.2 to 0.4")
@@ -171,11 +151,8 @@ def test_every_level_has_its_own_best_rate(tmp_path: Path) -> None:
     arms = {"first": ARMS["first"], "unfinished": ArmSection(rates=[0.1, 0.2])}
     study = study_of(tmp_path, arms=arms, seeds=[0, 1], levels=[2.0, 1.0, 1.9])
     for rate, loss, change in ((0.1, 1.8, 0.01), (0.2, 0.9, 0.2), (0.4, 0.5, 0.9)):
-        spec = RunSpec("first", rate, 0)
-        append_line(study.results, line(study, "point", "a", spec, test_loss=4.0, text_ce_change=0.0))
-        append_line(study.results, line(study, "point", "a", spec, test_loss=loss, text_ce_change=change))
-        append_line(study.results, line(study, "run", "a", spec, status="finished"))
-    append_line(study.results, line(study, "run", "a", RunSpec("unfinished", 0.2, 0), status="finished"))
+        append_run(study, RunSpec("first", rate, 0), [(4.0, 0.0), (loss, change)])
+    append_run(study, RunSpec("unfinished", 0.2, 0), [(4.0, 0.0)])
     assert best_rates(study, Results(study)) == {"first": [0.1, 0.2], "unfinished": []}
 
 

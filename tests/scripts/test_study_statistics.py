@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from _study_statistics import mean_interval, paired_ratio, value_at_level
+from _study_statistics import lowest_at_level, mean_interval, paired_ratio, ratio_across, value_at_level
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,6 +91,39 @@ def test_one_seed_has_no_interval_and_a_denominator_about_zero_no_upper_end() ->
 
 def test_the_effect_size_is_the_paired_difference_in_standard_deviations() -> None:
     assert paired_ratio([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]).effect_size == pytest.approx(-2.0)
+
+
+def test_the_rate_that_forgets_least_counts_at_every_level() -> None:
+    slow, fast = [(4.0, 0.0), (2.0, 0.1)], [(4.0, 0.0), (1.0, 0.9)]
+    assert lowest_at_level([slow, fast], 3.0) == pytest.approx(0.05)
+    assert lowest_at_level([slow, fast], 1.5) == pytest.approx(0.75)
+    assert math.isnan(lowest_at_level([slow, fast], 0.5))
+    assert math.isnan(lowest_at_level([], 3.0))
+
+
+@given(st.lists(st.lists(positive, min_size=3, max_size=3), min_size=1, max_size=5), st.floats(0.25, 4))
+def test_across_levels_proportional_arms_have_a_ratio_without_spread(theirs: list[list[float]], factor: float) -> None:
+    across = ratio_across([[factor * value for value in level] for level in theirs], theirs, draws=50)
+    expected = pytest.approx((factor,) * 5)
+    assert (across.value, across.low, across.high, across.least, across.most) == expected
+    assert (across.num_levels, across.num_seeds) == (len(theirs), (3, 3))
+
+
+def test_a_seed_that_stops_short_counts_where_it_gets() -> None:
+    """A step of the grid of rates at one level of three: the ratio there is told, and does not decide."""
+    nan = math.nan
+    across = ratio_across([[1.0, 2.0], [2.0, 4.0], [3.0, nan]], [[2.0, 4.0], [1.0, 2.0], [6.0, 5.0]])
+    assert across.value == pytest.approx((0.5 * 2.0 * 0.5) ** (1 / 3))
+    assert (across.least, across.most, across.num_levels, across.num_seeds) == (0.5, 2.0, 3, (1, 2))
+    assert across.low <= across.value <= across.high
+    gained = ratio_across([[1.0], [1.0]], [[-1.0], [2.0]])  # a level where the control's text gained has no ratio
+    assert (gained.value, gained.num_levels) == (0.5, 1)
+    assert math.isnan(gained.low)
+    none = ratio_across([[nan, 1.0]], [[1.0, nan]])
+    assert (none.num_levels, none.num_seeds) == (0, (0, 0))
+    assert math.isnan(none.value)
+    with pytest.raises(ValueError, match="of one shape"):
+        ratio_across([[1.0]], [[1.0, 2.0]])
 
 
 def test_the_interval_of_a_mean() -> None:
