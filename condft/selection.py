@@ -15,12 +15,22 @@ from typing import Literal, get_args
 from condft.report import Role, SpectralReport, SpectralRow
 from condft.scores import Score, how_to_measure, score_of, shape_share
 
-__all__ = ["DEFAULT_NUM_TENSORS", "Order", "Score", "Selection", "Stratify", "select_units", "shape_warning"]
+__all__ = [
+    "CANDIDATE_ROLES",
+    "DEFAULT_NUM_TENSORS",
+    "Order",
+    "Score",
+    "Selection",
+    "Stratify",
+    "select_units",
+    "shape_warning",
+]
 
 Order = Literal["lowest", "highest", "random"]
 Stratify = Literal["module_type"]
 
 DEFAULT_NUM_TENSORS = 100  # the paper's budget (arXiv 2506.16289)
+CANDIDATE_ROLES = frozenset({Role.LAYER, Role.EXPERT})  # of units that may be chosen though nobody named them
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ def select_units(
         stratify: `"module_type"` shares the budget between module types in proportion to their candidates and
             ranks within each; `None` ranks across all of them, the paper's literal rule.
         seed: For `order="random"` only. The draw depends on seed and names alone.
-        candidates: Names that may be chosen; by default every row whose role is `layer` or `expert`.
+        candidates: Names that may be chosen; by default every row whose role is one of `CANDIDATE_ROLES`.
 
     Returns:
         The selection. Ties are broken by name, so neither module order nor hash seed matters.
@@ -148,7 +158,7 @@ def _check_choices(score: str, order: str, stratify: str | None) -> None:
 
 def _candidate_rows(report: SpectralReport, candidates: Collection[str] | None) -> list[SpectralRow]:
     if candidates is None:
-        rows = [row for row in report.rows if row.role in (Role.LAYER, Role.EXPERT)]
+        rows = [row for row in report.rows if row.role in CANDIDATE_ROLES]
     else:
         wanted = set(candidates)
         missing = sorted(wanted.difference(row.name for row in report.rows))

@@ -10,11 +10,12 @@ import yaml
 from peft import get_peft_model
 from typer.testing import CliRunner
 
-from condft import CondFTConfig, SpectralReport, analyze
+from condft import CondFTConfig, SpectralReport, analyze, select_units
 from condft.cli import app
 from condft.cli.tables import print_report
 
 from .test_report import make_row
+from .tiny_checkpoints import build
 
 
 def test_analyze_prints_the_lowest_and_warns_that_they_are_shapes(tiny_llama, tmp_path):
@@ -111,6 +112,15 @@ def test_a_selection_becomes_a_config(report_file, tmp_path, tiny_llama):
     assert sum(p.requires_grad for p in model.parameters()) == 7
     assert chosen["report_fingerprint"] == SpectralReport.load(report_file).fingerprint
     assert (tmp_path / "p.png").stat().st_size > 0
+
+
+def test_experts_are_candidates_as_everywhere(tmp_path):
+    report = analyze(build("MixtralForCausalLM"), progress=False)
+    report.save(tmp_path / "r.json")
+    invoke("select", tmp_path / "r.json", "--num-tensors", 6, "--out", tmp_path / "s.json")
+    chosen = json.loads((tmp_path / "s.json").read_text())["target_units"]
+    assert chosen == list(select_units(report, num_tensors=6).names)
+    assert any("experts" in name for name in chosen)
 
 
 def test_unfrozen_parameters_name_the_chosen_parameters_only(report_file, tmp_path, tiny_llama):

@@ -8,7 +8,7 @@ import typer
 from condft.cli.errors import UserErrors
 from condft.report import Role
 from condft.scores import Score
-from condft.selection import Order
+from condft.selection import CANDIDATE_ROLES, Order
 
 __all__ = ["select"]
 
@@ -27,7 +27,7 @@ def select(
     ] = "module_type",
     seed: Annotated[int, typer.Option(help="Of the random order.")] = 0,
     include_roles: Annotated[
-        list[Role] | None, typer.Option(help="Make units of this role candidates beside the layers. Repeatable.")
+        list[Role] | None, typer.Option(help="Candidates of this role beside layers and experts. Repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write names and provenance there, as JSON.")] = None,
     yaml: Annotated[
@@ -43,7 +43,7 @@ def select(
 
     with UserErrors():
         found = SpectralReport.load(report)
-        roles = {Role.LAYER, *(include_roles or [])}
+        roles = CANDIDATE_ROLES.union(include_roles or ())
         selection = select_units(
             found,
             num_tensors=num_tensors,
