@@ -74,7 +74,7 @@ class ReportComparison:
         overall: All units that both reports have.
         by_module_type: The same for each module type, sorted.
         kept: One entry a count, ascending.
-        num_candidates: Units that `kept` chooses from: layers and experts that both have, or all units if there are none.
+        num_candidates: Units that `kept` chooses from: layers and experts that both have; without any, all units.
         only_in_a: Names of units without a counterpart in B, sorted.
         only_in_b: And in A.
         other_shape: Names that both have in different shapes, sorted; they are compared nowhere.
