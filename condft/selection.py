@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
 
-from condft.report import Role, SpectralReport, SpectralRow
+from condft.report import Role, ScreenedUnit, SpectralReport, SpectralRow
 from condft.scores import Score, how_to_measure, score_of, shape_share
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Stratify",
     "select_units",
     "shape_warning",
+    "units_of_roles",
 ]
 
 Order = Literal["lowest", "highest", "random"]
@@ -75,7 +76,8 @@ def select_units(
 
     Args:
         report: The analysed units.
-        num_tensors: Choose that many units (all candidates if there are fewer). The default budget, with 100.
+        num_tensors: Choose that many units (all candidates if there are fewer). The default budget, with 100. The only
+            one for a report made with `keep_lowest`, which must have kept as many candidates.
         trainable_fraction: Choose units that together hold at most this fraction, in (0, 1], of the candidates'
             parameters.
         max_condition_number: Choose every candidate whose condition number is at most this. Only with
@@ -85,17 +87,17 @@ def select_units(
         stratify: `"module_type"` shares the budget between module types in proportion to their candidates and
             ranks within each; `None` ranks across all of them, the paper's literal rule.
         seed: For `order="random"` only. The draw depends on seed and names alone.
-        candidates: Names that may be chosen; by default every row whose role is one of `CANDIDATE_ROLES`.
+        candidates: Names that may be chosen; by default every unit whose role is one of `CANDIDATE_ROLES`.
 
     Returns:
         The selection. Ties are broken by name, so neither module order nor hash seed matters.
 
     Raises:
         ValueError: Several budgets, one out of range, an unknown score, order or stratum, no candidates, a score
-            that was not measured, or a budget that selects nothing.
+            that was not measured, figures that `keep_lowest` left out, or a budget that selects nothing.
     """
     _check_choices(score, order, stratify)
-    rows = _candidate_rows(report, candidates)
+    rows, ruled_out = _candidates(report, candidates)
     if order != "random":
         _check_measured(rows, score)
     budgets = {
@@ -115,15 +117,23 @@ def select_units(
             f"the report was made with keep_lowest and lacks {len(report.screened)} units: it serves num_tensors with "
             "score='condition_number', order='lowest' and stratify=None only. Analyze without keep_lowest."
         )
+    if ruled_out and num_tensors is not None:
+        _check_enough_kept(report, len(rows), num_tensors)
     if max_condition_number is not None:
         chosen = _below(ranked, max_condition_number, score, order)
     elif trainable_fraction is not None:
         chosen = _within_fraction(strata, trainable_fraction)
     else:
         chosen = _by_count(strata, DEFAULT_NUM_TENSORS if num_tensors is None else num_tensors)
-    _check_screened(report, chosen)
+    _check_ruled_out(ruled_out, chosen)
     share = 0.0 if order == "random" else shape_share(strata.values(), {row.name for row in chosen}, score)
     return _describe(chosen, rows, score, stratify, share)
+
+
+def units_of_roles(report: SpectralReport, roles: Collection[Role]) -> set[str]:
+    """Names of the units of these roles, those that `keep_lowest` ruled out included."""
+    units: list[SpectralRow | ScreenedUnit] = [*report.rows, *report.screened]
+    return {unit.name for unit in units if unit.role in roles}
 
 
 def shape_warning(selection: Selection) -> str | None:
@@ -156,20 +166,24 @@ def _check_choices(score: str, order: str, stratify: str | None) -> None:
             raise ValueError(f"{label}={value!r} is unknown: choose one of {', '.join(map(repr, allowed))}")
 
 
-def _candidate_rows(report: SpectralReport, candidates: Collection[str] | None) -> list[SpectralRow]:
+def _candidates(
+    report: SpectralReport, candidates: Collection[str] | None
+) -> tuple[list[SpectralRow], list[ScreenedUnit]]:
+    """The rows to choose from, and what could have been one of them, had `keep_lowest` not ruled it out."""
+    known = units_of_roles(report, list(Role))
     if candidates is None:
-        rows = [row for row in report.rows if row.role in CANDIDATE_ROLES]
+        wanted = units_of_roles(report, CANDIDATE_ROLES)
     else:
         wanted = set(candidates)
-        missing = sorted(wanted.difference(row.name for row in report.rows))
+        missing = sorted(wanted - known)
         if missing:
             raise ValueError(
                 f"{len(missing)} of {len(wanted)} candidates have no row in the report, the first is {missing[0]!r}"
             )
-        rows = [row for row in report.rows if row.name in wanted]
-    if not rows:
-        raise ValueError(f"none of the report's {len(report.rows)} units is a candidate for training")
-    return rows
+    if not wanted:
+        raise ValueError(f"none of the report's {len(known)} units is a candidate for training")
+    rows = [row for row in report.rows if row.name in wanted]
+    return rows, [unit for unit in report.screened if unit.name in wanted]
 
 
 def _check_measured(rows: Sequence[SpectralRow], score: Score) -> None:
@@ -183,10 +197,19 @@ def _check_measured(rows: Sequence[SpectralRow], score: Score) -> None:
         )
 
 
-def _check_screened(report: SpectralReport, chosen: Sequence[SpectralRow]) -> None:
+def _check_enough_kept(report: SpectralReport, num_candidates: int, num_tensors: int) -> None:
+    if num_tensors > num_candidates:
+        others = len(report.rows) - num_candidates  # are kept by a larger keep_lowest, too
+        raise ValueError(
+            f"num_tensors={num_tensors}, but the report was made with keep_lowest and has exact figures of only "
+            f"{num_candidates} candidates: analyze with keep_lowest of at least {num_tensors + others}"
+        )
+
+
+def _check_ruled_out(ruled_out: Sequence[ScreenedUnit], chosen: Sequence[SpectralRow]) -> None:
     """The chosen units must lie under every bound by which others were ruled out."""
     worst = max(row.condition_number for row in chosen)
-    nearest = min(report.screened, key=lambda unit: (unit.condition_number_bound, unit.name), default=None)
+    nearest = min(ruled_out, key=lambda unit: (unit.condition_number_bound, unit.name), default=None)
     if nearest is not None and nearest.condition_number_bound < worst:
         bound = f"{nearest.condition_number_bound:.4g}"
         raise ValueError(

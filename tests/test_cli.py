@@ -77,6 +77,17 @@ def test_analyze_takes_the_functions_options(tiny_llama, tmp_path):
     assert float(rows[0]["entropy_deficit"]) >= 0.0
 
 
+def test_select_takes_no_more_than_keep_lowest_kept(tiny_llama, tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    invoke("analyze", tmp_path, "--keep-lowest", 5, "--json", tmp_path / "r.json")
+    invoke("select", tmp_path / "r.json", "--stratify", "none", "--num-tensors", 2)
+    beyond = ("select", tmp_path / "r.json", "--stratify", "none", "--num-tensors", 6)
+    assert "only 4 candidates: analyze with keep_lowest of at least 7" in refused(*beyond)
+    assert "only 5 candidates: analyze with keep_lowest of at least 6" in refused(
+        *beyond, "--include-roles", "embedding"
+    )
+
+
 def test_fisher_information_is_measured_and_chosen_by(tiny_llama, tmp_path):
     tiny_llama().save_pretrained(tmp_path)
     invoke("analyze", tmp_path, "--fisher", "--json", tmp_path / "r.json")

@@ -39,11 +39,10 @@ def select(
     from condft.cli.exports import write_selection, write_unfrozen_parameters
     from condft.cli.tables import print_selection
     from condft.report import SpectralReport
-    from condft.selection import select_units
+    from condft.selection import select_units, units_of_roles
 
     with UserErrors():
         found = SpectralReport.load(report)
-        roles = CANDIDATE_ROLES.union(include_roles or ())
         selection = select_units(
             found,
             num_tensors=num_tensors,
@@ -53,7 +52,7 @@ def select(
             order=order,
             stratify=None if stratify == "none" else stratify,
             seed=seed,
-            candidates=[row.name for row in found.rows if row.role in roles],
+            candidates=units_of_roles(found, CANDIDATE_ROLES.union(include_roles or ())),
         )
         print_selection(selection, found)
         if yaml is not None:  # first: it may refuse
