@@ -166,6 +166,19 @@ def test_compare(report_file, tiny_llama, tmp_path):
     assert (tmp_path / "c.png").stat().st_size > 0
 
 
+def test_a_picture_without_suffix_is_refused_before_the_work_begins(tiny_llama, report_file, tmp_path, monkeypatch):
+    tiny_llama().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("condft.analysis.analyze", lambda *_, **__: pytest.fail("the analysis began"))
+    (tmp_path / "old").write_text("precious")
+    for command in (["analyze", tmp_path / "model"], ["compare", report_file, tmp_path / "model"]):
+        assert "such as .png" in refused(*command, "--plot", tmp_path / "old")
+    assert "such as .png" in refused("plot", report_file, tmp_path / "old")
+    out = tmp_path / "names.json"
+    assert "such as .png" in refused("select", report_file, "--out", out, "--plot", tmp_path / "old")
+    assert not out.exists()
+    assert (tmp_path / "old").read_text() == "precious"
+
+
 def test_plot(report_file, tmp_path):
     invoke("plot", report_file, tmp_path / "k.svg")
     invoke("plot", report_file, tmp_path / "s.svg", "--spectra", "*.0.self_attn.*")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from condft.cli.errors import UserErrors
+from condft.cli.pictures import checked_picture
 
 if TYPE_CHECKING:
     from condft.report import SpectralReport
@@ -22,7 +23,10 @@ def analyze(
     model: Annotated[str, typer.Argument(help="Checkpoint folder (config.json and safetensors) or hub id.")],
     json: Annotated[Path | None, typer.Option(help="Write the spectral report there.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write one line a unit there, all figures but the spectra.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw κ by depth and module type (.png, .svg, .pdf).")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw κ by depth and module type (.png, .svg, .pdf).", callback=checked_picture),
+    ] = None,
     measures: Annotated[
         Literal["basic", "all"], typer.Option(help="all: log-volume and entropy deficit too.")
     ] = "basic",
@@ -87,7 +91,9 @@ def compare(
     a: Annotated[str, typer.Argument(help="A report (.json), or a checkpoint folder or hub id, which is analysed.")],
     b: Annotated[str, typer.Argument(help="What to compare with it.")],
     json: Annotated[Path | None, typer.Option(help="Write the comparison there.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw κ in B over κ in A (.png, .svg, .pdf).")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw κ in B over κ in A (.png, .svg, .pdf).", callback=checked_picture)
+    ] = None,
     no_cache: NoCache = False,
     trust_remote_code: Remote = False,
 ) -> None:
@@ -112,7 +118,7 @@ def compare(
 
 def plot(
     report: Annotated[Path, typer.Argument(help="Report of condft analyze --json.")],
-    picture: Annotated[Path, typer.Argument(help="File to draw into (.png, .svg, .pdf).")],
+    picture: Annotated[Path, typer.Argument(help="File to draw into (.png, .svg, .pdf).", callback=checked_picture)],
     spectra: Annotated[
         list[str] | None,
         typer.Option(help="Draw the singular values of these units instead (name or pattern such as '*.3.*')."),

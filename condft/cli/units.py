@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from condft.cli.errors import UserErrors
+from condft.cli.pictures import checked_picture
 from condft.report import Role
 from condft.scores import Score
 from condft.selection import CANDIDATE_ROLES, Order
@@ -33,7 +34,10 @@ def select(
     yaml: Annotated[
         Path | None, typer.Option(help="Write unfrozen_parameters there, as axolotl and Spectrum take it.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw κ with the selection ringed (.png, .svg, .pdf).")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw κ with the selection ringed (.png, .svg, .pdf).", callback=checked_picture),
+    ] = None,
 ) -> None:
     """Choose the units that may learn."""
     from condft.cli.exports import write_selection, write_unfrozen_parameters
