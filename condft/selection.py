@@ -22,6 +22,7 @@ __all__ = [
     "Score",
     "Selection",
     "Stratify",
+    "check_stratify",
     "select_units",
     "shape_warning",
     "units_of_roles",
@@ -96,7 +97,9 @@ def select_units(
         ValueError: Several budgets, one out of range, an unknown score, order or stratum, no candidates, a score
             that was not measured, figures that `keep_lowest` left out, or a budget that selects nothing.
     """
-    _check_choices(score, order, stratify)
+    _check_choice("score", score, get_args(Score))
+    _check_choice("order", order, get_args(Order))
+    check_stratify(stratify)
     rows, ruled_out = _candidates(report, candidates)
     if order != "random":
         _check_measured(rows, score)
@@ -156,14 +159,18 @@ def shape_warning(selection: Selection) -> str | None:
     )
 
 
-def _check_choices(score: str, order: str, stratify: str | None) -> None:
-    for label, value, allowed in (
-        ("score", score, get_args(Score)),
-        ("order", order, get_args(Order)),
-        ("stratify", stratify, (*get_args(Stratify), None)),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{label}={value!r} is unknown: choose one of {', '.join(map(repr, allowed))}")
+def check_stratify(stratify: str | None) -> None:
+    """Refuses what is neither `Stratify` nor None.
+
+    Raises:
+        ValueError: It names the choices.
+    """
+    _check_choice("stratify", stratify, (*get_args(Stratify), None))
+
+
+def _check_choice(label: str, value: str | None, allowed: Sequence[str | None]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{label}={value!r} is unknown: choose one of {', '.join(map(repr, allowed))}")
 
 
 def _candidates(
