@@ -42,7 +42,7 @@ class NonFiniteWeightError(ValueError):
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         super().__init__(
             f"NaN or infinity in {len(names)} of {len(names) + len(report.rows)} weights: {shown}. The checkpoint is "
-            "damaged or training diverged; the other weights' rows are in this error's `.report`."
+            "damaged or training diverged; the report has rows of the other weights only."
         )
         self.names = names
         self.report = report

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -86,6 +87,24 @@ def test_select_takes_no_more_than_keep_lowest_kept(tiny_llama, tmp_path):
     assert "only 5 candidates: analyze with keep_lowest of at least 6" in refused(
         *beyond, "--include-roles", "embedding"
     )
+
+
+def test_rows_beside_a_non_finite_weight_are_printed_and_written(tiny_llama, tmp_path):
+    model = tiny_llama()
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = math.nan
+    model.save_pretrained(tmp_path)
+    paths = [tmp_path / name for name in ("r.json", "r.csv", "k.png")]
+    result = CliRunner().invoke(
+        app,
+        ["analyze", str(tmp_path), "--json", str(paths[0]), "--csv", str(paths[1]), "--plot", str(paths[2])]
+        + ["--fisher"],
+    )
+    assert result.exit_code == 1
+    assert "NaN or infinity in 1 of 29 weights: model.layers.1.mlp.up_proj.weight" in result.stderr
+    assert "`.report`" not in result.stderr
+    assert "the 10 of lowest κ" in result.stdout
+    assert len(SpectralReport.load(paths[0]).rows) == 28
+    assert all(path.stat().st_size for path in paths)
 
 
 def test_fisher_information_is_measured_and_chosen_by(tiny_llama, tmp_path):

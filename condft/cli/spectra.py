@@ -46,26 +46,31 @@ def analyze(
     trust_remote_code: Remote = False,
 ) -> None:
     """Spectral facts of every weight tensor of a checkpoint."""
+    from condft.analysis import NonFiniteWeightError
     from condft.analysis import analyze as analyze_model
+    from condft.cli.tables import print_report
 
     with UserErrors():
         if stratify != "none" and keep_lowest is None:
             raise ValueError("--stratify says what --keep-lowest counts within: give --keep-lowest too")
-        report = analyze_model(
-            model,
-            granularity=granularity,
-            measures=measures,
-            keep_lowest=keep_lowest,
-            stratify=None if stratify == "none" else stratify,
-            spectrum=spectrum,
-            cache=not no_cache,
-            trust_remote_code=trust_remote_code,
-        )
-        if fisher:
+        damage: NonFiniteWeightError | None = None
+        try:
+            report = analyze_model(
+                model,
+                granularity=granularity,
+                measures=measures,
+                keep_lowest=keep_lowest,
+                stratify=None if stratify == "none" else stratify,
+                spectrum=spectrum,
+                cache=not no_cache,
+                trust_remote_code=trust_remote_code,
+            )
+        except NonFiniteWeightError as error:
+            if not error.report.rows:
+                raise
+            report, damage = error.report, error  # told at the end: what was found is printed and written all the same
+        if fisher and damage is None:  # a damaged model writes no text to measure by
             report = _with_fisher_information(report, model, trust_remote_code=trust_remote_code)
-        from condft.cli.tables import print_report
-
-        print_report(report, lowest)
         if json is not None:
             report.save(json)
         if csv is not None:
@@ -76,6 +81,9 @@ def analyze(
             from condft.plots import plot_condition_numbers
 
             plot_condition_numbers(report, plot)
+        print_report(report, lowest)
+        if damage is not None:
+            raise damage
 
 
 def _with_fisher_information(report: "SpectralReport", model: str, *, trust_remote_code: bool) -> "SpectralReport":
