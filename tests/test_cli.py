@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from condft import CondFTConfig, SpectralReport, analyze, select_units
 from condft.cli import app
-from condft.cli.tables import print_report
+from condft.cli.tables import print_comparison, print_report, print_selection
+from condft.comparison import compare_reports
 
 from .test_report import make_row
 from .tiny_checkpoints import build
@@ -96,8 +97,17 @@ def test_rows_beside_a_non_finite_weight_are_printed_and_written(tiny_llama, tmp
     paths = [tmp_path / name for name in ("r.json", "r.csv", "k.png")]
     result = CliRunner().invoke(
         app,
-        ["analyze", str(tmp_path), "--json", str(paths[0]), "--csv", str(paths[1]), "--plot", str(paths[2])]
-        + ["--fisher"],
+        [
+            "analyze",
+            str(tmp_path),
+            "--fisher",
+            "--json",
+            str(paths[0]),
+            "--csv",
+            str(paths[1]),
+            "--plot",
+            str(paths[2]),
+        ],
     )
     assert result.exit_code == 1
     assert "NaN or infinity in 1 of 29 weights: model.layers.1.mlp.up_proj.weight" in result.stderr
@@ -151,6 +161,56 @@ def test_experts_are_candidates_as_everywhere(tmp_path):
     chosen = json.loads((tmp_path / "s.json").read_text())["target_units"]
     assert chosen == list(select_units(report, num_tensors=6).names)
     assert any("experts" in name for name in chosen)
+
+
+def test_folders_in_place_of_files_are_one_line(report_file, tiny_llama, tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "model")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert "folder" in refused("select", folder)
+    assert f"{folder} is a folder" in refused("select", report_file, "--out", folder)
+    assert f"{folder} is a folder" in refused("analyze", tmp_path / "model", "--json", folder)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x[/b]", "v[base]"])
+def test_paths_that_look_like_markup_are_printed_as_they_stand(name, tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_llama().save_pretrained(name)
+    assert f"{name}: κ by module type" in invoke("analyze", name, "--json", "r.json")
+    assert f"{name}: chosen by" in invoke("select", "r.json", "--num-tensors", 2)
+    assert f"{name} -> {name}: median" in invoke("compare", "r.json", "r.json")
+
+
+def test_names_that_look_like_markup_are_printed_as_they_stand(capsys):
+    rows = tuple(make_row(f"m[{part}].weight", module_type=f"m[{part}]") for part in ("b", "/b"))
+    found = SpectralReport(rows)
+    print_report(found, lowest=2)
+    print_selection(select_units(found), found)
+    print_comparison(compare_reports(found, found))
+    told = capsys.readouterr().out
+    for part in ("b", "/b"):
+        assert told.count(f" m[{part}] ") == 3
+        assert told.count(f" m[{part}].weight ") == 1
+
+
+def test_files_are_written_before_tables_are_printed(report_file, tmp_path, monkeypatch):
+    """A pipe that closes early, such as `| head`, must not cost the report."""
+
+    def closed(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("condft.cli.tables.console", closed)
+    for arguments in (
+        ["analyze", tmp_path / "model", "--json"],
+        ["select", report_file, "--out"],
+        ["compare", report_file, report_file, "--json"],
+    ):
+        written = tmp_path / f"{arguments[0]}.json"
+        if arguments[0] == "analyze":
+            build("LlamaForCausalLM").save_pretrained(arguments[1])
+        assert CliRunner().invoke(app, [str(argument) for argument in (*arguments, written)]).exit_code == 1
+        assert written.is_file()
 
 
 def test_unfrozen_parameters_name_the_chosen_parameters_only(report_file, tmp_path, tiny_llama):

@@ -115,13 +115,13 @@ def compare(
             _report_of(source, cache=not no_cache, trust_remote_code=trust_remote_code) for source in (a, b)
         )
         comparison = compare_reports(before, after)
-        print_comparison(comparison)
         if json is not None:
             write_json(json, comparison.to_dict())
         if plot is not None:
             from condft.plots import plot_comparison
 
             plot_comparison(before, after, plot)
+        print_comparison(comparison)
 
 
 def plot(

@@ -58,7 +58,6 @@ def select(
             seed=seed,
             candidates=units_of_roles(found, CANDIDATE_ROLES.union(include_roles or ())),
         )
-        print_selection(selection, found)
         if yaml is not None:  # first: it may refuse
             write_unfrozen_parameters(selection, yaml)
         if out is not None:
@@ -67,3 +66,4 @@ def select(
             from condft.plots import plot_condition_numbers
 
             plot_condition_numbers(found, plot, selected=selection.names)
+        print_selection(selection, found)
