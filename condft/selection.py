@@ -301,12 +301,22 @@ def _within_fraction(strata: dict[str, list[SpectralRow]], fraction: float) -> l
             chosen.append(row)
             left -= row.num_parameters
     if not chosen:
-        smallest = min(row.num_parameters for row in rows)
         raise ValueError(
-            f"budget of {budget:,} parameters trains nothing: the smallest of {len(rows)} candidate units has "
-            f"{smallest:,}. Raise trainable_fraction, or widen target_modules."
+            f"budget of {budget:,} parameters trains nothing: {_what_does_not_fit(strata, budget)}. "
+            "Raise trainable_fraction, or widen target_modules."
         )
     return chosen
+
+
+def _what_does_not_fit(strata: dict[str, list[SpectralRow]], budget: int) -> str:
+    sizes = [row.num_parameters for members in strata.values() for row in members]
+    if min(sizes) > budget:
+        return f"the smallest of {len(sizes)} candidate units has {min(sizes):,}"
+    # Units are taken in the order of their rank: what is smaller and comes later is none to take instead.
+    firsts = ((members[0].num_parameters, name, members[0].name) for name, members in strata.items())
+    size, stratum, first = min(firsts)
+    within = f" in {stratum}" if stratum else ""
+    return f"{first} ranks first{within} and has {size:,}"
 
 
 def _describe(

@@ -57,6 +57,19 @@ def test_what_shares_leave_unused_is_dealt_out():
     assert selection.num_parameters <= 0.1 * selection.candidate_parameters
 
 
+def test_a_first_unit_that_does_not_fit_is_named():
+    """The budget would hold a small unit, but units are taken in the order of their rank."""
+    sizes = {"a": 600, "b": 100, "c": 100, "d": 100, "e": 100}
+    rows = [make_row(name, 1.0 + i, num_parameters=sizes[name]) for i, name in enumerate(sizes)]
+    with pytest.raises(ValueError, match=r"budget of 200 parameters trains nothing: a ranks first in .* and has 600"):
+        select_units(SpectralReport(tuple(rows)), trainable_fraction=0.2)
+    with pytest.raises(ValueError, match="trains nothing: a ranks first and has 600"):
+        select_units(SpectralReport(tuple(rows)), trainable_fraction=0.2, stratify=None)
+    other = make_row("f", 1.0, module_type="layers.*.v", num_parameters=500)
+    with pytest.raises(ValueError, match=r"budget of 150 parameters .*: f ranks first in layers\.\*\.v and has 500"):
+        select_units(SpectralReport((*rows, other)), trainable_fraction=0.1)
+
+
 def test_default_budget_is_the_papers():
     assert len(select_units(grid(60)).names) == DEFAULT_NUM_TENSORS == 100
 
