@@ -93,8 +93,9 @@ def spectral_facts(
         spectrum: All singular values too, which takes the SVD.
 
     Returns:
-        The facts. `condition_number`, `stable_rank` and `entropy_deficit` do not change under `W -> 2^k W`, bit for
-        bit. The same matrix gives the same facts on the same device with the same number of threads.
+        The facts. `condition_number` and `stable_rank` do not change under `W -> 2^k W`, bit for bit, nor does
+        `entropy_deficit` but for the rounding of its logarithms. The same matrix gives the same facts on the same
+        device with the same number of threads.
 
     Raises:
         ValueError: Not a non-empty real matrix, it holds NaN or infinity, or unknown measures.
