@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 from tqdm.auto import tqdm
@@ -19,8 +19,9 @@ from condft.findings import Findings, current_versions
 from condft.measuring import UnitInfo, Wanted, lower_bound, measure, measure_together
 from condft.report import SkippedWeight, SkipReason, SpectralReport, SpectralRow
 from condft.screening import LAST_STEPS, Step
+from condft.selection import Stratify, check_stratify
 from condft.sharing import Ranks, Shares, walk_together
-from condft.spectra import Measures
+from condft.spectra import Measures, check_measures
 from condft.units import Unit
 from condft.weights import Granularity, iter_checkpoint_units, iter_units
 
@@ -41,7 +42,7 @@ class NonFiniteWeightError(ValueError):
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         super().__init__(
             f"NaN or infinity in {len(names)} of {len(names) + len(report.rows)} weights: {shown}. The checkpoint is "
-            "damaged or training diverged; the other weights' rows are in this error's `.report`."
+            "damaged or training diverged; the report has rows of the other weights only."
         )
         self.names = names
         self.report = report
@@ -57,7 +58,7 @@ def analyze(
     granularity: Granularity = "tensor",
     measures: Measures = "basic",
     keep_lowest: int | None = None,
-    stratify: Literal["module_type"] | None = None,
+    stratify: Stratify | None = None,
     spectrum: bool = False,
     cache: bool | str | Path = True,
     shared: bool = True,
@@ -94,8 +95,12 @@ def analyze(
         FileNotFoundError: A folder that is no checkpoint, or one whose files are missing.
         NonFiniteWeightError: Weights with NaN or infinity; the error carries the report of the rest.
         ValueError: Nothing to analyze (says what was skipped and why), a damaged checkpoint (names the file), ranks
-            that hold different models, or `keep_lowest` under 1.
+            that hold different models, `keep_lowest` under 1, names that the model lacks, or an unknown option.
     """
+    check_measures(measures)
+    check_stratify(stratify)
+    if isinstance(names, str):
+        raise ValueError(f"names={names!r} is one string: give a collection such as {[names]}")
     if keep_lowest is not None and keep_lowest < 1:
         raise ValueError(f"keep_lowest={keep_lowest} keeps nothing: it must be at least 1")
     ranks = Ranks(shared=shared)
@@ -142,7 +147,7 @@ class _Analysis:
     def from_cache(self, catalogue: Catalogue) -> SpectralReport | None:
         """The report of a checkpoint whose units are known, if the cache has all of it."""
         infos = {info.name: info for info in catalogue.infos}
-        asked = self._asked(infos)
+        asked = self._asked(infos, catalogue.skipped)
         if not asked or not catalogue.digests.keys() >= asked.keys():
             return None
         digests = {name: catalogue.digests[name] for name in asked}
@@ -160,7 +165,7 @@ class _Analysis:
     ) -> SpectralReport:
         """Walks, looks up, measures. `digests` are those that are known already, of a checkpoint with this `stamp`."""
         shares, skipped = walk_together(self.ranks, walk)
-        asked = self._asked(shares.infos)
+        asked = self._asked(shares.infos, skipped)
         everything_skipped = [*skipped, *_not_requested(shares.infos, asked)]
         if not asked:
             raise ValueError(_nothing_to_analyze(self.label, everything_skipped))
@@ -182,8 +187,16 @@ class _Analysis:
             raise NonFiniteWeightError(sorted(findings.non_finite), report)
         return report
 
-    def _asked(self, infos: Mapping[str, UnitInfo]) -> dict[str, UnitInfo]:
-        return {name: info for name, info in infos.items() if self.names is None or name in self.names}
+    def _asked(self, infos: Mapping[str, UnitInfo], skipped: Iterable[SkippedWeight]) -> dict[str, UnitInfo]:
+        if self.names is None:
+            return dict(infos)
+        unknown = sorted(self.names - infos.keys() - {skip.name for skip in skipped})
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} of {len(self.names)} names are of no weight of {self.label}, the first is "
+                f"{unknown[0]!r}: weights are named as in a report of the same granularity"
+            )
+        return {name: info for name, info in infos.items() if name in self.names}
 
     def _findings(self, asked: Mapping[str, UnitInfo]) -> Findings:
         return Findings(asked, self.wanted, self.keep_lowest, self.stratify)

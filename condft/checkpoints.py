@@ -103,7 +103,10 @@ def open_checkpoint(path: str | Path, *, trust_remote_code: bool = False, downlo
     import transformers
 
     folder = checkpoint_folder(path, trust_remote_code=trust_remote_code, download=download)
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except OSError as error:  # transformers' word for a file that is not JSON, or lacks the code it names
+        raise ValueError(f"{folder}/config.json cannot be read: {error}") from error
     return Checkpoint(folder, config, open_shards(folder))
 
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from condft.report import Role, SpectralReport, SpectralRow
-from condft.selection import Stratify, select_units
+from condft.report import SpectralReport, SpectralRow
+from condft.selection import CANDIDATE_ROLES, Stratify, select_units
 
 __all__ = ["Kept", "ReportComparison", "SpectralShift", "compare_reports", "kendall_tau", "spearman_rho"]
 
@@ -74,7 +74,7 @@ class ReportComparison:
         overall: All units that both reports have.
         by_module_type: The same for each module type, sorted.
         kept: One entry a count, ascending.
-        num_candidates: Units that `kept` chooses from: the layers that both have, or all units if there are none.
+        num_candidates: Units that `kept` chooses from: layers and experts that both have; without any, all units.
         only_in_a: Names of units without a counterpart in B, sorted.
         only_in_b: And in A.
         other_shape: Names that both have in different shapes, sorted; they are compared nowhere.
@@ -236,7 +236,7 @@ def _median_log_ratio(pairs: Iterable[tuple[SpectralRow, SpectralRow]], figure: 
 
 def _candidates(pairs: Iterable[tuple[SpectralRow, SpectralRow]]) -> list[str]:
     rows = [before for before, _ in pairs]
-    return [row.name for row in rows if row.role is Role.LAYER] or [row.name for row in rows]
+    return [row.name for row in rows if row.role in CANDIDATE_ROLES] or [row.name for row in rows]
 
 
 def _kept(a: SpectralReport, b: SpectralReport, candidates: Sequence[str], count: int) -> Kept:

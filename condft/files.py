@@ -19,8 +19,13 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
 
     Yields:
         A path in the same folder (so the final rename cannot cross file systems), with the target's suffix.
+
+    Raises:
+        IsADirectoryError: `target` is a folder.
     """
     target = Path(target)
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder: name a file")
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
     os.close(handle)

@@ -206,7 +206,7 @@ def _float_error(dtype: torch.dtype) -> float:
 
 def _integer_error(bits: int, group: int) -> float:
     """Of evenly spaced codes, symmetric about zero."""
-    return code_rounding_error(torch.linspace(-1, 1, 2**bits - 1), group)
+    return code_rounding_error(torch.linspace(-1, 1, 2**bits - 1, device="cpu"), group)
 
 
 def _scale_of(module: nn.Module, key: str) -> tuple[str, Any] | None:

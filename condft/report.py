@@ -242,11 +242,12 @@ class SpectralReport:
 
         Raises:
             FileNotFoundError: No such file.
+            IsADirectoryError: A folder.
             ValueError: Not JSON, or not a report of this version.
         """
         try:
             value = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: not JSON: {error}") from error
         if not isinstance(value, dict):
             raise ValueError(f"{path}: not a spectral report: the file holds a {type(value).__name__}")

@@ -12,15 +12,27 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
 
-from condft.report import Role, SpectralReport, SpectralRow
+from condft.report import Role, ScreenedUnit, SpectralReport, SpectralRow
 from condft.scores import Score, how_to_measure, score_of, shape_share
 
-__all__ = ["DEFAULT_NUM_TENSORS", "Order", "Score", "Selection", "Stratify", "select_units", "shape_warning"]
+__all__ = [
+    "CANDIDATE_ROLES",
+    "DEFAULT_NUM_TENSORS",
+    "Order",
+    "Score",
+    "Selection",
+    "Stratify",
+    "check_stratify",
+    "select_units",
+    "shape_warning",
+    "units_of_roles",
+]
 
 Order = Literal["lowest", "highest", "random"]
 Stratify = Literal["module_type"]
 
 DEFAULT_NUM_TENSORS = 100  # the paper's budget (arXiv 2506.16289)
+CANDIDATE_ROLES = frozenset({Role.LAYER, Role.EXPERT})  # of units that may be chosen though nobody named them
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,8 @@ def select_units(
 
     Args:
         report: The analysed units.
-        num_tensors: Choose that many units (all candidates if there are fewer). The default budget, with 100.
+        num_tensors: Choose that many units (all candidates if there are fewer). The default budget, with 100. The only
+            one for a report made with `keep_lowest`, which must have kept as many candidates.
         trainable_fraction: Choose units that together hold at most this fraction, in (0, 1], of the candidates'
             parameters.
         max_condition_number: Choose every candidate whose condition number is at most this. Only with
@@ -75,17 +88,19 @@ def select_units(
         stratify: `"module_type"` shares the budget between module types in proportion to their candidates and
             ranks within each; `None` ranks across all of them, the paper's literal rule.
         seed: For `order="random"` only. The draw depends on seed and names alone.
-        candidates: Names that may be chosen; by default every row whose role is `layer` or `expert`.
+        candidates: Names that may be chosen; by default every unit whose role is one of `CANDIDATE_ROLES`.
 
     Returns:
         The selection. Ties are broken by name, so neither module order nor hash seed matters.
 
     Raises:
         ValueError: Several budgets, one out of range, an unknown score, order or stratum, no candidates, a score
-            that was not measured, or a budget that selects nothing.
+            that was not measured, figures that `keep_lowest` left out, or a budget that selects nothing.
     """
-    _check_choices(score, order, stratify)
-    rows = _candidate_rows(report, candidates)
+    _check_choice("score", score, get_args(Score))
+    _check_choice("order", order, get_args(Order))
+    check_stratify(stratify)
+    rows, ruled_out = _candidates(report, candidates)
     if order != "random":
         _check_measured(rows, score)
     budgets = {
@@ -105,15 +120,23 @@ def select_units(
             f"the report was made with keep_lowest and lacks {len(report.screened)} units: it serves num_tensors with "
             "score='condition_number', order='lowest' and stratify=None only. Analyze without keep_lowest."
         )
+    if ruled_out and num_tensors is not None:
+        _check_enough_kept(report, len(rows), num_tensors)
     if max_condition_number is not None:
         chosen = _below(ranked, max_condition_number, score, order)
     elif trainable_fraction is not None:
         chosen = _within_fraction(strata, trainable_fraction)
     else:
         chosen = _by_count(strata, DEFAULT_NUM_TENSORS if num_tensors is None else num_tensors)
-    _check_screened(report, chosen)
+    _check_ruled_out(ruled_out, chosen)
     share = 0.0 if order == "random" else shape_share(strata.values(), {row.name for row in chosen}, score)
     return _describe(chosen, rows, score, stratify, share)
+
+
+def units_of_roles(report: SpectralReport, roles: Collection[Role]) -> set[str]:
+    """Names of the units of these roles, those that `keep_lowest` ruled out included."""
+    units: list[SpectralRow | ScreenedUnit] = [*report.rows, *report.screened]
+    return {unit.name for unit in units if unit.role in roles}
 
 
 def shape_warning(selection: Selection) -> str | None:
@@ -136,30 +159,38 @@ def shape_warning(selection: Selection) -> str | None:
     )
 
 
-def _check_choices(score: str, order: str, stratify: str | None) -> None:
-    for label, value, allowed in (
-        ("score", score, get_args(Score)),
-        ("order", order, get_args(Order)),
-        ("stratify", stratify, (*get_args(Stratify), None)),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{label}={value!r} is unknown: choose one of {', '.join(map(repr, allowed))}")
+def check_stratify(stratify: str | None) -> None:
+    """Refuses what is neither `Stratify` nor None.
+
+    Raises:
+        ValueError: It names the choices.
+    """
+    _check_choice("stratify", stratify, (*get_args(Stratify), None))
 
 
-def _candidate_rows(report: SpectralReport, candidates: Collection[str] | None) -> list[SpectralRow]:
+def _check_choice(label: str, value: str | None, allowed: Sequence[str | None]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{label}={value!r} is unknown: choose one of {', '.join(map(repr, allowed))}")
+
+
+def _candidates(
+    report: SpectralReport, candidates: Collection[str] | None
+) -> tuple[list[SpectralRow], list[ScreenedUnit]]:
+    """The rows to choose from, and what could have been one of them, had `keep_lowest` not ruled it out."""
+    known = units_of_roles(report, list(Role))
     if candidates is None:
-        rows = [row for row in report.rows if row.role in (Role.LAYER, Role.EXPERT)]
+        wanted = units_of_roles(report, CANDIDATE_ROLES)
     else:
         wanted = set(candidates)
-        missing = sorted(wanted.difference(row.name for row in report.rows))
+        missing = sorted(wanted - known)
         if missing:
             raise ValueError(
                 f"{len(missing)} of {len(wanted)} candidates have no row in the report, the first is {missing[0]!r}"
             )
-        rows = [row for row in report.rows if row.name in wanted]
-    if not rows:
-        raise ValueError(f"none of the report's {len(report.rows)} units is a candidate for training")
-    return rows
+    if not wanted:
+        raise ValueError(f"none of the report's {len(known)} units is a candidate for training")
+    rows = [row for row in report.rows if row.name in wanted]
+    return rows, [unit for unit in report.screened if unit.name in wanted]
 
 
 def _check_measured(rows: Sequence[SpectralRow], score: Score) -> None:
@@ -173,10 +204,19 @@ def _check_measured(rows: Sequence[SpectralRow], score: Score) -> None:
         )
 
 
-def _check_screened(report: SpectralReport, chosen: Sequence[SpectralRow]) -> None:
+def _check_enough_kept(report: SpectralReport, num_candidates: int, num_tensors: int) -> None:
+    if num_tensors > num_candidates:
+        others = len(report.rows) - num_candidates  # are kept by a larger keep_lowest, too
+        raise ValueError(
+            f"num_tensors={num_tensors}, but the report was made with keep_lowest and has exact figures of only "
+            f"{num_candidates} candidates: analyze with keep_lowest of at least {num_tensors + others}"
+        )
+
+
+def _check_ruled_out(ruled_out: Sequence[ScreenedUnit], chosen: Sequence[SpectralRow]) -> None:
     """The chosen units must lie under every bound by which others were ruled out."""
     worst = max(row.condition_number for row in chosen)
-    nearest = min(report.screened, key=lambda unit: (unit.condition_number_bound, unit.name), default=None)
+    nearest = min(ruled_out, key=lambda unit: (unit.condition_number_bound, unit.name), default=None)
     if nearest is not None and nearest.condition_number_bound < worst:
         bound = f"{nearest.condition_number_bound:.4g}"
         raise ValueError(
@@ -261,12 +301,22 @@ def _within_fraction(strata: dict[str, list[SpectralRow]], fraction: float) -> l
             chosen.append(row)
             left -= row.num_parameters
     if not chosen:
-        smallest = min(row.num_parameters for row in rows)
         raise ValueError(
-            f"budget of {budget:,} parameters trains nothing: the smallest of {len(rows)} candidate units has "
-            f"{smallest:,}. Raise trainable_fraction, or widen target_modules."
+            f"budget of {budget:,} parameters trains nothing: {_what_does_not_fit(strata, budget)}. "
+            "Raise trainable_fraction, or widen target_modules."
         )
     return chosen
+
+
+def _what_does_not_fit(strata: dict[str, list[SpectralRow]], budget: int) -> str:
+    sizes = [row.num_parameters for members in strata.values() for row in members]
+    if min(sizes) > budget:
+        return f"the smallest of {len(sizes)} candidate units has {min(sizes):,}"
+    # Units are taken in the order of their rank: what is smaller and comes later is none to take instead.
+    firsts = ((members[0].num_parameters, name, members[0].name) for name, members in strata.items())
+    size, stratum, first = min(firsts)
+    within = f" in {stratum}" if stratum else ""
+    return f"{first} ranks first{within} and has {size:,}"
 
 
 def _describe(

@@ -84,7 +84,7 @@ class StoredTensor:
         return self._read(shape, self.offset + index * prod(shape) * self.dtype.itemsize)
 
     def _read(self, shape: tuple[int, ...], offset: int) -> Tensor:
-        raw = torch.empty(prod(shape) * self.dtype.itemsize, dtype=torch.uint8)
+        raw = torch.empty(prod(shape) * self.dtype.itemsize, dtype=torch.uint8, device="cpu")
         rest = raw.numpy().data
         with self.file.open("rb", buffering=0) as file:
             file.seek(offset)

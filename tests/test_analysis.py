@@ -122,3 +122,33 @@ def test_a_screened_report_selects_what_it_vouches_for_and_nothing_else(tiny_lla
 def test_keeping_none_is_refused(tiny_llama):
     with pytest.raises(ValueError, match="keep_lowest=0"):
         analyze(tiny_llama(), keep_lowest=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"measures": "entropy"}, "measures='entropy' is unknown: choose one of 'basic', 'all'"),
+        ({"keep_lowest": 1, "stratify": "none"}, "stratify='none' is unknown: choose one of 'module_type', None"),
+        ({"granularity": "row"}, "granularity is one of tensor, head, not 'row'"),
+        ({"names": "0.weight"}, r"names='0.weight' is one string: give a collection such as \['0.weight'\]"),
+        ({"names": ["0.weight", "typo", "a"]}, "2 of 3 names are of no weight of Sequential, the first is 'a'"),
+    ],
+)
+def test_unknown_options_and_names_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        analyze(nn.Sequential(nn.Linear(8, 6)), progress=False, **options)
+
+
+def test_a_name_that_a_checkpoint_lacks_is_refused_from_the_cache_too(tiny_llama, tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "model")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"1 of 1 names are of no weight of .*/model, the first is 'typo'"):
+            analyze(tmp_path / "model", names=["typo"], cache=tmp_path / "cache", progress=False)
+        analyze(tmp_path / "model", cache=tmp_path / "cache", progress=False)
+
+
+def test_a_name_that_was_skipped_keeps_its_reason(tiny_llama):
+    asked = ["lm_head.weight", "model.layers.0.mlp.up_proj.weight"]
+    report = analyze(tiny_llama(), names=asked, progress=False)
+    assert [row.name for row in report.rows] == asked[1:]
+    assert {skip.reason for skip in report.skipped if skip.name == asked[0]} == {SkipReason.TIED}

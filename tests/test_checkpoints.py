@@ -14,6 +14,7 @@ from torch import nn
 from transformers import LlamaConfig, PreTrainedModel
 
 from condft import CondFTConfig, analyze
+from condft.checkpoints import open_checkpoint
 from condft.report import SkipReason
 from condft.shards import SINGLE_FILE
 from condft.units import load_ahead
@@ -187,3 +188,11 @@ def test_two_weights_in_memory_at_a_time(tmp_path: Path) -> None:
     for unit in load_ahead(units.values()):
         assert unit.tensor.sum() == 0
     assert peak_memory() - before < 2.5 * size
+
+
+def test_a_config_that_was_cut_off_is_named(tmp_path):
+    build("LlamaForCausalLM").save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text()[:40])
+    with pytest.raises(ValueError, match=r"/config\.json cannot be read: .*not a valid JSON"):
+        open_checkpoint(tmp_path)

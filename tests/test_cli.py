@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -10,11 +11,13 @@ import yaml
 from peft import get_peft_model
 from typer.testing import CliRunner
 
-from condft import CondFTConfig, SpectralReport, analyze
+from condft import CondFTConfig, SpectralReport, analyze, select_units
 from condft.cli import app
-from condft.cli.tables import print_report
+from condft.cli.tables import print_comparison, print_report, print_selection
+from condft.comparison import compare_reports
 
 from .test_report import make_row
+from .tiny_checkpoints import build
 
 
 def test_analyze_prints_the_lowest_and_warns_that_they_are_shapes(tiny_llama, tmp_path):
@@ -76,6 +79,44 @@ def test_analyze_takes_the_functions_options(tiny_llama, tmp_path):
     assert float(rows[0]["entropy_deficit"]) >= 0.0
 
 
+def test_select_takes_no_more_than_keep_lowest_kept(tiny_llama, tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    invoke("analyze", tmp_path, "--keep-lowest", 5, "--json", tmp_path / "r.json")
+    invoke("select", tmp_path / "r.json", "--stratify", "none", "--num-tensors", 2)
+    beyond = ("select", tmp_path / "r.json", "--stratify", "none", "--num-tensors", 6)
+    assert "only 4 candidates: analyze with keep_lowest of at least 7" in refused(*beyond)
+    assert "only 5 candidates: analyze with keep_lowest of at least 6" in refused(
+        *beyond, "--include-roles", "embedding"
+    )
+
+
+def test_rows_beside_a_non_finite_weight_are_printed_and_written(tiny_llama, tmp_path):
+    model = tiny_llama()
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = math.nan
+    model.save_pretrained(tmp_path)
+    paths = [tmp_path / name for name in ("r.json", "r.csv", "k.png")]
+    result = CliRunner().invoke(
+        app,
+        [
+            "analyze",
+            str(tmp_path),
+            "--fisher",
+            "--json",
+            str(paths[0]),
+            "--csv",
+            str(paths[1]),
+            "--plot",
+            str(paths[2]),
+        ],
+    )
+    assert result.exit_code == 1
+    assert "NaN or infinity in 1 of 29 weights: model.layers.1.mlp.up_proj.weight" in result.stderr
+    assert "`.report`" not in result.stderr
+    assert "the 10 of lowest κ" in result.stdout
+    assert len(SpectralReport.load(paths[0]).rows) == 28
+    assert all(path.stat().st_size for path in paths)
+
+
 def test_fisher_information_is_measured_and_chosen_by(tiny_llama, tmp_path):
     tiny_llama().save_pretrained(tmp_path)
     invoke("analyze", tmp_path, "--fisher", "--json", tmp_path / "r.json")
@@ -113,6 +154,65 @@ def test_a_selection_becomes_a_config(report_file, tmp_path, tiny_llama):
     assert (tmp_path / "p.png").stat().st_size > 0
 
 
+def test_experts_are_candidates_as_everywhere(tmp_path):
+    report = analyze(build("MixtralForCausalLM"), progress=False)
+    report.save(tmp_path / "r.json")
+    invoke("select", tmp_path / "r.json", "--num-tensors", 6, "--out", tmp_path / "s.json")
+    chosen = json.loads((tmp_path / "s.json").read_text())["target_units"]
+    assert chosen == list(select_units(report, num_tensors=6).names)
+    assert any("experts" in name for name in chosen)
+
+
+def test_folders_in_place_of_files_are_one_line(report_file, tiny_llama, tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "model")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert "folder" in refused("select", folder)
+    assert f"{folder} is a folder" in refused("select", report_file, "--out", folder)
+    assert f"{folder} is a folder" in refused("analyze", tmp_path / "model", "--json", folder)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x[/b]", "v[base]"])
+def test_paths_that_look_like_markup_are_printed_as_they_stand(name, tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_llama().save_pretrained(name)
+    assert f"{name}: κ by module type" in invoke("analyze", name, "--json", "r.json")
+    assert f"{name}: chosen by" in invoke("select", "r.json", "--num-tensors", 2)
+    assert f"{name} -> {name}: median" in invoke("compare", "r.json", "r.json")
+
+
+def test_names_that_look_like_markup_are_printed_as_they_stand(capsys):
+    rows = tuple(make_row(f"m[{part}].weight", module_type=f"m[{part}]") for part in ("b", "/b"))
+    found = SpectralReport(rows)
+    print_report(found, lowest=2)
+    print_selection(select_units(found), found)
+    print_comparison(compare_reports(found, found))
+    told = capsys.readouterr().out
+    for part in ("b", "/b"):
+        assert told.count(f" m[{part}] ") == 3
+        assert told.count(f" m[{part}].weight ") == 1
+
+
+def test_files_are_written_before_tables_are_printed(report_file, tmp_path, monkeypatch):
+    """A pipe that closes early, such as `| head`, must not cost the report."""
+
+    def closed(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("condft.cli.tables.console", closed)
+    for arguments in (
+        ["analyze", tmp_path / "model", "--json"],
+        ["select", report_file, "--out"],
+        ["compare", report_file, report_file, "--json"],
+    ):
+        written = tmp_path / f"{arguments[0]}.json"
+        if arguments[0] == "analyze":
+            build("LlamaForCausalLM").save_pretrained(arguments[1])
+        assert CliRunner().invoke(app, [str(argument) for argument in (*arguments, written)]).exit_code == 1
+        assert written.is_file()
+
+
 def test_unfrozen_parameters_name_the_chosen_parameters_only(report_file, tmp_path, tiny_llama):
     invoke("select", report_file, "--num-tensors", 7, "--yaml", tmp_path / "u.yaml", "--out", tmp_path / "n.json")
     patterns = yaml.safe_load((tmp_path / "u.yaml").read_text())["unfrozen_parameters"]
@@ -143,6 +243,19 @@ def test_compare(report_file, tiny_llama, tmp_path):
     assert found["overall"]["num_changed"] == found["overall"]["num_units"] == 29
     assert -1 < found["overall"]["spearman"] < 1
     assert (tmp_path / "c.png").stat().st_size > 0
+
+
+def test_a_picture_without_suffix_is_refused_before_the_work_begins(tiny_llama, report_file, tmp_path, monkeypatch):
+    tiny_llama().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("condft.analysis.analyze", lambda *_, **__: pytest.fail("the analysis began"))
+    (tmp_path / "old").write_text("precious")
+    for command in (["analyze", tmp_path / "model"], ["compare", report_file, tmp_path / "model"]):
+        assert "such as .png" in refused(*command, "--plot", tmp_path / "old")
+    assert "such as .png" in refused("plot", report_file, tmp_path / "old")
+    out = tmp_path / "names.json"
+    assert "such as .png" in refused("select", report_file, "--out", out, "--plot", tmp_path / "old")
+    assert not out.exists()
+    assert (tmp_path / "old").read_text() == "precious"
 
 
 def test_plot(report_file, tmp_path):

@@ -10,6 +10,7 @@ from scipy import stats
 
 from condft.comparison import compare_reports, kendall_tau, spearman_rho
 from condft.report import Role, ScreenedUnit, SpectralReport
+from condft.selection import select_units
 
 from .test_report import make_row
 
@@ -42,6 +43,13 @@ def test_a_report_beside_itself():
     assert (found.overall.condition_number, found.overall.num_changed) == (0.0, 0)
     assert found.overall.spearman == pytest.approx(1.0)
     assert [(k.count, k.across, k.within) for k in found.kept] == [(2, 2, 2)]
+
+
+def test_what_stays_is_told_of_the_candidates_of_a_selection():
+    roles = (Role.LAYER, Role.EXPERT, Role.EXPERT, Role.ROUTER, Role.EMBEDDING)
+    rows = tuple(make_row(f"l.{i}.weight", 2.0 + i, role=role) for i, role in enumerate(roles))
+    found = SpectralReport(rows)
+    assert compare_reports(found, found).num_candidates == select_units(found).num_candidates == 3
 
 
 def test_changes_are_medians_of_log_ratios_and_lost_ranks_are_counted():

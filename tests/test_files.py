@@ -36,6 +36,13 @@ def test_an_error_keeps_the_old_folder(tmp_path):
     assert os.listdir(tmp_path) == ["d"]
 
 
+def test_a_folder_is_no_place_for_a_file(tmp_path):
+    (tmp_path / "d").mkdir()
+    with pytest.raises(IsADirectoryError, match="/d is a folder"):
+        write_text(tmp_path / "d", "x")
+    assert os.listdir(tmp_path) == ["d"]
+
+
 def test_json_is_strict(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "x.json", {"a": math.nan})

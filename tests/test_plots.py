@@ -6,7 +6,7 @@ import pytest
 
 from condft import analyze, select_units
 from condft.plots import plot_comparison, plot_condition_numbers, plot_spectra, plot_training
-from condft.plots.figures import dashes
+from condft.plots.figures import check_picture_path, dashes
 from condft.report import SpectralReport
 
 from .test_report import make_row
@@ -67,6 +67,21 @@ def test_two_reports_against_each_other(kappa, tmp_path):
     a, b = (SpectralReport((make_row("u.weight", value),)) for value in (2.0, kappa))
     plot_comparison(a, b, tmp_path / "c.svg")
     assert "<svg" in (tmp_path / "c.svg").read_text()
+
+
+@pytest.mark.parametrize("name", ["old", "old.xyz", ".png"])
+def test_a_path_without_the_suffix_of_a_picture_is_refused_before_anything_is_written(name, tmp_path):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(ValueError, match=rf"/{name} .* such as \.png, \.svg or \.pdf"):
+        plot_condition_numbers(SpectralReport((make_row("u.weight", 2.0),)), tmp_path / name)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "precious")]
+
+
+@pytest.mark.parametrize("name", ["k.png", "k.PNG", "k.svg", "k.pdf"])
+def test_suffixes_of_pictures_are_taken_in_either_case(name, tmp_path):
+    check_picture_path(name)
+    plot_condition_numbers(SpectralReport((make_row("u.weight", 2.0),)), tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize(("index", "count"), [(0, 1), (0, 2), (1, 2), (2, 3)])

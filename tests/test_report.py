@@ -110,3 +110,9 @@ def test_a_cut_file_is_told(report, tmp_path):
     path.write_text(path.read_text()[:-30])
     with pytest.raises(ValueError, match="not JSON"):
         SpectralReport.load(path)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\xff")
+    with pytest.raises(ValueError, match=r"x\.png: not JSON: 'utf-8' codec"):
+        SpectralReport.load(tmp_path / "x.png")

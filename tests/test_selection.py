@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from condft.report import Role, SpectralReport
+from condft.report import Role, ScreenedUnit, SpectralReport
 from condft.scores import Score
 from condft.selection import DEFAULT_NUM_TENSORS, select_units, shape_warning
 
@@ -55,6 +55,19 @@ def test_what_shares_leave_unused_is_dealt_out():
     selection = select_units(grid(4), trainable_fraction=0.1)
     assert len(selection.names) == 1
     assert selection.num_parameters <= 0.1 * selection.candidate_parameters
+
+
+def test_a_first_unit_that_does_not_fit_is_named():
+    """The budget would hold a small unit, but units are taken in the order of their rank."""
+    sizes = {"a": 600, "b": 100, "c": 100, "d": 100, "e": 100}
+    rows = [make_row(name, 1.0 + i, num_parameters=sizes[name]) for i, name in enumerate(sizes)]
+    with pytest.raises(ValueError, match=r"budget of 200 parameters trains nothing: a ranks first in .* and has 600"):
+        select_units(SpectralReport(tuple(rows)), trainable_fraction=0.2)
+    with pytest.raises(ValueError, match="trains nothing: a ranks first and has 600"):
+        select_units(SpectralReport(tuple(rows)), trainable_fraction=0.2, stratify=None)
+    other = make_row("f", 1.0, module_type="layers.*.v", num_parameters=500)
+    with pytest.raises(ValueError, match=r"budget of 150 parameters .*: f ranks first in layers\.\*\.v and has 500"):
+        select_units(SpectralReport((*rows, other)), trainable_fraction=0.1)
 
 
 def test_default_budget_is_the_papers():
@@ -237,6 +250,31 @@ def test_ties_break_by_name():
     rows = tuple(make_row(name, 2.0) for name in ("d", "b", "a", "c"))
     assert select_units(SpectralReport(rows), num_tensors=2).names == ("a", "b")
     assert select_units(SpectralReport(rows), num_tensors=2, order="highest").names == ("a", "b")
+
+
+def screened_report(*roles: Role) -> SpectralReport:
+    """Two layers and an embedding as keep_lowest=3 keeps them, and units of these roles that it ruled out."""
+    rows = (make_row("a", 2.0), make_row("b", 3.0), make_row("embed", 4.0, role=Role.EMBEDDING))
+    ruled_out = (ScreenedUnit(f"u{i}", (4, 2), 8, "layers.*.q", role, 4.0) for i, role in enumerate(roles))
+    return SpectralReport(rows, screened=tuple(ruled_out))
+
+
+def test_more_units_than_keep_lowest_kept_are_refused():
+    """One of the three rows is no candidate, so that three candidates would take four rows at least."""
+    report = screened_report(Role.LAYER, Role.LAYER)
+    assert select_units(report, num_tensors=2, stratify=None).names == ("a", "b")
+    with pytest.raises(ValueError, match=r"exact figures of only 2 candidates: .* keep_lowest of at least 4"):
+        select_units(report, num_tensors=3, stratify=None)
+
+
+def test_what_was_ruled_out_counts_only_if_it_could_have_been_chosen():
+    report = screened_report(Role.EMBEDDING)
+    assert select_units(report, num_tensors=3, stratify=None).names == ("a", "b")
+    assert select_units(report, num_tensors=9, stratify=None, candidates=["b"]).names == ("b",)
+    with pytest.raises(ValueError, match="exact figures of only 2 candidates"):
+        select_units(report, num_tensors=3, stratify=None, candidates=["a", "b", "u0"])
+    with pytest.raises(ValueError, match="1 of 1 candidates have no row"):
+        select_units(report, num_tensors=1, stratify=None, candidates=["nobody"])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,15 @@ import typer
 __all__ = ["UserErrors"]
 
 # What a user can mend. Anything else is a bug and keeps its traceback.
-_USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ConnectionError)
+_USER_ERRORS = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    ConnectionError,
+)
 
 
 class UserErrors:

@@ -49,12 +49,12 @@ def evaluate(
 
     with UserErrors():
         figures = evaluate_run(run_dir, manifest=manifest, split=split, skip_bad=skip_bad)
+        if json is not None:
+            write_json(json, figures)
         table = Table(title=str(run_dir), title_justify="left", show_header=False)
         for name, value in figures.items():
             table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
         console().print(table)
-        if json is not None:
-            write_json(json, figures)
 
 
 def train_command() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from condft.cli.errors import UserErrors
+from condft.cli.pictures import checked_picture
 
 if TYPE_CHECKING:
     from condft.report import SpectralReport
@@ -22,7 +23,10 @@ def analyze(
     model: Annotated[str, typer.Argument(help="Checkpoint folder (config.json and safetensors) or hub id.")],
     json: Annotated[Path | None, typer.Option(help="Write the spectral report there.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write one line a unit there, all figures but the spectra.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw κ by depth and module type (.png, .svg, .pdf).")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw κ by depth and module type (.png, .svg, .pdf).", callback=checked_picture),
+    ] = None,
     measures: Annotated[
         Literal["basic", "all"], typer.Option(help="all: log-volume and entropy deficit too.")
     ] = "basic",
@@ -42,26 +46,31 @@ def analyze(
     trust_remote_code: Remote = False,
 ) -> None:
     """Spectral facts of every weight tensor of a checkpoint."""
+    from condft.analysis import NonFiniteWeightError
     from condft.analysis import analyze as analyze_model
+    from condft.cli.tables import print_report
 
     with UserErrors():
         if stratify != "none" and keep_lowest is None:
             raise ValueError("--stratify says what --keep-lowest counts within: give --keep-lowest too")
-        report = analyze_model(
-            model,
-            granularity=granularity,
-            measures=measures,
-            keep_lowest=keep_lowest,
-            stratify=None if stratify == "none" else stratify,
-            spectrum=spectrum,
-            cache=not no_cache,
-            trust_remote_code=trust_remote_code,
-        )
-        if fisher:
+        damage: NonFiniteWeightError | None = None
+        try:
+            report = analyze_model(
+                model,
+                granularity=granularity,
+                measures=measures,
+                keep_lowest=keep_lowest,
+                stratify=None if stratify == "none" else stratify,
+                spectrum=spectrum,
+                cache=not no_cache,
+                trust_remote_code=trust_remote_code,
+            )
+        except NonFiniteWeightError as error:
+            if not error.report.rows:
+                raise
+            report, damage = error.report, error  # told at the end: what was found is printed and written all the same
+        if fisher and damage is None:  # a damaged model writes no text to measure by
             report = _with_fisher_information(report, model, trust_remote_code=trust_remote_code)
-        from condft.cli.tables import print_report
-
-        print_report(report, lowest)
         if json is not None:
             report.save(json)
         if csv is not None:
@@ -72,6 +81,9 @@ def analyze(
             from condft.plots import plot_condition_numbers
 
             plot_condition_numbers(report, plot)
+        print_report(report, lowest)
+        if damage is not None:
+            raise damage
 
 
 def _with_fisher_information(report: "SpectralReport", model: str, *, trust_remote_code: bool) -> "SpectralReport":
@@ -87,7 +99,9 @@ def compare(
     a: Annotated[str, typer.Argument(help="A report (.json), or a checkpoint folder or hub id, which is analysed.")],
     b: Annotated[str, typer.Argument(help="What to compare with it.")],
     json: Annotated[Path | None, typer.Option(help="Write the comparison there.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw κ in B over κ in A (.png, .svg, .pdf).")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw κ in B over κ in A (.png, .svg, .pdf).", callback=checked_picture)
+    ] = None,
     no_cache: NoCache = False,
     trust_remote_code: Remote = False,
 ) -> None:
@@ -101,18 +115,18 @@ def compare(
             _report_of(source, cache=not no_cache, trust_remote_code=trust_remote_code) for source in (a, b)
         )
         comparison = compare_reports(before, after)
-        print_comparison(comparison)
         if json is not None:
             write_json(json, comparison.to_dict())
         if plot is not None:
             from condft.plots import plot_comparison
 
             plot_comparison(before, after, plot)
+        print_comparison(comparison)
 
 
 def plot(
     report: Annotated[Path, typer.Argument(help="Report of condft analyze --json.")],
-    picture: Annotated[Path, typer.Argument(help="File to draw into (.png, .svg, .pdf).")],
+    picture: Annotated[Path, typer.Argument(help="File to draw into (.png, .svg, .pdf).", callback=checked_picture)],
     spectra: Annotated[
         list[str] | None,
         typer.Option(help="Draw the singular values of these units instead (name or pattern such as '*.3.*')."),

@@ -84,7 +84,7 @@ def print_comparison(comparison: ReportComparison) -> None:
         (comparison.other_shape, "of another shape, not compared"),
     ):
         if names:
-            output.print(f"{told}: {len(names)} units, such as {names[0]}", markup=False, highlight=False)
+            output.print(f"{told}: {len(names)} units, such as {names[0]}", highlight=False)
 
 
 def _print_ranking(report: SpectralReport, lowest: int) -> None:
@@ -98,7 +98,7 @@ def _print_ranking(report: SpectralReport, lowest: int) -> None:
     for row in ranking:
         figures = (row.sigma_max, row.sigma_min, row.stable_rank, row.entropy_deficit)
         cells = ("not measured" if value is None else f"{value:.4g}" for value in figures)
-        table.add_row(row.name.replace("[", r"\["), _kappa(row), *cells)
+        table.add_row(row.name, _kappa(row), *cells)
     console().print(table)
     if not report.screened:  # how much of a ranking is shape is told by those left out, too
         names = [row.name for row in report.rows]
@@ -137,4 +137,4 @@ def _shift_cells(shift: SpectralShift) -> list[str]:
 
 def _print_warning(warning: str | None) -> None:
     if warning is not None:
-        console().print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+        console().print(f"warning: {warning}", style="yellow", highlight=False)

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 import typer
 
 from condft.cli.errors import UserErrors
+from condft.cli.pictures import checked_picture
 from condft.report import Role
 from condft.scores import Score
-from condft.selection import Order
+from condft.selection import CANDIDATE_ROLES, Order
 
 __all__ = ["select"]
 
@@ -27,23 +28,25 @@ def select(
     ] = "module_type",
     seed: Annotated[int, typer.Option(help="Of the random order.")] = 0,
     include_roles: Annotated[
-        list[Role] | None, typer.Option(help="Make units of this role candidates beside the layers. Repeatable.")
+        list[Role] | None, typer.Option(help="Candidates of this role beside layers and experts. Repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write names and provenance there, as JSON.")] = None,
     yaml: Annotated[
         Path | None, typer.Option(help="Write unfrozen_parameters there, as axolotl and Spectrum take it.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw κ with the selection ringed (.png, .svg, .pdf).")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw κ with the selection ringed (.png, .svg, .pdf).", callback=checked_picture),
+    ] = None,
 ) -> None:
     """Choose the units that may learn."""
     from condft.cli.exports import write_selection, write_unfrozen_parameters
     from condft.cli.tables import print_selection
     from condft.report import SpectralReport
-    from condft.selection import select_units
+    from condft.selection import select_units, units_of_roles
 
     with UserErrors():
         found = SpectralReport.load(report)
-        roles = {Role.LAYER, *(include_roles or [])}
         selection = select_units(
             found,
             num_tensors=num_tensors,
@@ -53,9 +56,8 @@ def select(
             order=order,
             stratify=None if stratify == "none" else stratify,
             seed=seed,
-            candidates=[row.name for row in found.rows if row.role in roles],
+            candidates=units_of_roles(found, CANDIDATE_ROLES.union(include_roles or ())),
         )
-        print_selection(selection, found)
         if yaml is not None:  # first: it may refuse
             write_unfrozen_parameters(selection, yaml)
         if out is not None:
@@ -64,3 +66,4 @@ def select(
             from condft.plots import plot_condition_numbers
 
             plot_condition_numbers(found, plot, selected=selection.names)
+        print_selection(selection, found)

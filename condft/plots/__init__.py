@@ -2,7 +2,8 @@
 
 from condft.plots.comparison import plot_comparison
 from condft.plots.condition_numbers import plot_condition_numbers
+from condft.plots.figures import check_picture_path
 from condft.plots.spectra import plot_spectra
 from condft.plots.training import plot_training
 
-__all__ = ["plot_comparison", "plot_condition_numbers", "plot_spectra", "plot_training"]
+__all__ = ["check_picture_path", "plot_comparison", "plot_condition_numbers", "plot_spectra", "plot_training"]

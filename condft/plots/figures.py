@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from condft.files import atomic_path
 
-__all__ = ["colours_of", "dashes", "save_figure", "short_labels"]
+__all__ = ["check_picture_path", "colours_of", "dashes", "save_figure", "short_labels"]
 
 
 def colours_of(module_types: Iterable[str]) -> dict[str, str]:
@@ -31,11 +32,25 @@ def dashes(index: int, count: int, length: float = 4.0) -> tuple[float, Sequence
     return (-length * index % (length * max(count, 2)), (length, length * max(count - 1, 1)))
 
 
+def check_picture_path(path: str | Path) -> None:
+    """Refuses a path that `save_figure` would refuse: so that a long analysis need not end with that.
+
+    Raises:
+        ValueError: A suffix that is no format of matplotlib's, or none.
+    """
+    # To a path without suffix matplotlib adds one, and would write beside what was asked for.
+    suffix = Path(path).suffix
+    if suffix.lower().removeprefix(".") not in FigureCanvasBase.get_supported_filetypes():
+        had = f"the suffix {suffix!r}" if suffix else "no suffix"
+        raise ValueError(f"{path} has {had}, and the suffix is a picture's format: use one such as .png, .svg or .pdf")
+
+
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Writes a figure atomically; the path's suffix is the format.
 
     Raises:
-        ValueError: A format that matplotlib does not know (names those it does).
+        ValueError: As `check_picture_path`, before anything is written.
     """
+    check_picture_path(path)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130)

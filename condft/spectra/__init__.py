@@ -11,6 +11,7 @@ from condft.spectra.facts import (
 )
 from condft.spectra.noise import code_rounding_error, rounding_noise
 from condft.spectra.reference import singular_values
+from condft.spectra.routes import check_measures
 
 __all__ = [
     "Measures",
@@ -18,6 +19,7 @@ __all__ = [
     "SpectralFacts",
     "batch_size",
     "batched_facts",
+    "check_measures",
     "code_rounding_error",
     "condition_number",
     "condition_number_bound",

@@ -37,6 +37,7 @@ from condft.spectra.routes import (
     Answer,
     Measures,
     answer_of_eigenvalues,
+    check_measures,
     rounding_constant,
     settled,
     single_precision_tells,
@@ -82,8 +83,9 @@ def batched_facts(
         Facts in the order of the matrices; None for one that holds NaN or infinity.
 
     Raises:
-        ValueError: No matrix, too many, or one of another shape.
+        ValueError: No matrix, too many, one of another shape, or unknown measures.
     """
+    check_measures(measures)
     size = batch_size(matrices[0].shape, matrices[0].dtype) if matrices else 0
     if not 0 < len(matrices) <= size:
         raise ValueError(f"{len(matrices)} matrices in a batch of {size}")

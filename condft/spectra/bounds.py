@@ -61,7 +61,7 @@ def _extremes(alphas: list[Tensor], betas: list[Tensor]) -> tuple[float, float, 
     eps = torch.finfo(alphas[0].dtype).eps
     scalars = torch.stack([*alphas, *betas]).double().cpu()
     diagonal, off = scalars[: len(alphas)], scalars[len(alphas) :]
-    negligible = torch.arange(1, len(alphas) + 1) * eps * diagonal.cummax(0).values
+    negligible = torch.arange(1, len(alphas) + 1, device="cpu") * eps * diagonal.cummax(0).values
     found = (off <= negligible).nonzero()
     count = int(found[0]) + 1 if len(found) else len(alphas)
     values = torch.linalg.svdvals(torch.diag(diagonal[:count]) + torch.diag(off[: count - 1], 1))

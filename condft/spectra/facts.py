@@ -12,7 +12,7 @@ from torch import Tensor
 from condft.spectra.bounds import iter_ritz_values
 from condft.spectra.operators import iter_row_blocks
 from condft.spectra.precision import fp32_products
-from condft.spectra.routes import EPS64, Answer, Measures, by_svd, find_ends, lanczos_dtype
+from condft.spectra.routes import EPS64, Answer, Measures, by_svd, check_measures, find_ends, lanczos_dtype
 
 __all__ = [
     "Measures",
@@ -93,12 +93,14 @@ def spectral_facts(
         spectrum: All singular values too, which takes the SVD.
 
     Returns:
-        The facts. `condition_number`, `stable_rank` and `entropy_deficit` do not change under `W -> 2^k W`, bit for
-        bit. The same matrix gives the same facts on the same device with the same number of threads.
+        The facts. `condition_number` and `stable_rank` do not change under `W -> 2^k W`, bit for bit, nor does
+        `entropy_deficit` but for the rounding of its logarithms. The same matrix gives the same facts on the same
+        device with the same number of threads.
 
     Raises:
-        ValueError: Not a non-empty real matrix, or it holds NaN or infinity.
+        ValueError: Not a non-empty real matrix, it holds NaN or infinity, or unknown measures.
     """
+    check_measures(measures)
     largest_entry = _checked(matrix)
     tall = tall_of(matrix)
     if largest_entry == 0.0:

@@ -162,7 +162,7 @@ def start_vectors(size: int, count: int, start: int) -> Tensor:
     rows = []
     for index in range(start * count, (start + 1) * count):
         generator = torch.Generator().manual_seed((_SEED + size + index * _NEXT_START) % 2**32)
-        rows.append(torch.randn(size, generator=generator, dtype=torch.float64))
+        rows.append(torch.randn(size, generator=generator, dtype=torch.float64, device="cpu"))
     return torch.linalg.qr(torch.stack(rows, dim=1)).Q.mT
 
 

@@ -53,9 +53,10 @@ def code_rounding_error(codes: Tensor, group: int) -> float:
 @lru_cache(maxsize=64)
 def _code_rounding_error(table: tuple[float, ...], group: int) -> float:
     """Once a code table: the layers of a model share theirs, and are looked at again and again."""
-    codes = torch.tensor(table, dtype=torch.float64)
+    codes = torch.tensor(table, dtype=torch.float64, device="cpu")
     count = max(8, _SAMPLE // group)
-    entries = torch.randn(count, group, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    entries = torch.randn(count, group, generator=generator, dtype=torch.float64, device="cpu")
     scale = entries.abs().amax(1, keepdim=True) / codes.abs().max()
     above = torch.searchsorted(codes, entries / scale).clamp(1, len(codes) - 1)
     lower, upper = codes[above - 1], codes[above]

@@ -1,7 +1,8 @@
 """Single-precision products as such, whatever the caller allowed for its own matrices.
 
 `torch.set_float32_matmul_precision("high")` and its likes let fp32 products run in TF32 or bf16, whose rounding is
-larger by orders of magnitude than what the routes count on: a figure would be wrong without any sign of it.
+larger by orders of magnitude than what the routes count on: a figure would be wrong without any sign of it. The same
+goes for `torch.autocast`.
 """
 
 import threading
@@ -24,7 +25,7 @@ def fp32_products() -> Iterator[None]:
     """Products of fp32 matrices in fp32, on the CPU and on CUDA, as long as anyone is inside.
 
     The setting is the process's: meanwhile other threads' products are in full precision too. It is not touched where
-    nothing but full precision is allowed, which is torch's default.
+    nothing but full precision is allowed, which is torch's default. Autocast is a thread's own, and off in this one.
     """
     global _inside
     with _LOCK:
@@ -34,7 +35,8 @@ def fp32_products() -> Iterator[None]:
                 _allow(backend, "ieee")
         _inside += 1
     try:
-        yield
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
     finally:
         with _LOCK:
             _inside -= 1

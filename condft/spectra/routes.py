@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ __all__ = [
     "Measures",
     "answer_of_eigenvalues",
     "by_svd",
+    "check_measures",
     "find_ends",
     "lanczos_dtype",
     "rounding_constant",
@@ -87,6 +88,16 @@ class Answer:
 
 def lanczos_dtype(tall: Tensor) -> torch.dtype:
     return torch.float64 if tall.dtype == torch.float64 else torch.float32
+
+
+def check_measures(measures: str) -> None:
+    """Refuses what is none of `Measures`.
+
+    Raises:
+        ValueError: It names the choices.
+    """
+    if measures not in get_args(Measures):
+        raise ValueError(f"measures={measures!r} is unknown: choose one of {', '.join(map(repr, get_args(Measures)))}")
 
 
 def find_ends(tall: Tensor, measures: Measures, rtol: float) -> Answer:

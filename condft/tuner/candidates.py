@@ -11,6 +11,7 @@ from torch import nn
 
 from condft.report import Role, SkippedWeight, SkipReason
 from condft.roles import special_modules
+from condft.selection import CANDIDATE_ROLES
 from condft.tuner.config import CondFTConfig
 from condft.tuner.functional import SLICEABLE_LAYERS, SUPPORTED_LAYERS
 from condft.tuner.targets import Target, Targets, parameter_of
@@ -70,7 +71,7 @@ def _is_asked_for(config: CondFTConfig, unit: str, role: Role, targets: Targets)
     if linear_only and not isinstance(targets.module(target.path), SLICEABLE_LAYERS):
         return False
     # A list that names an embedding or a head asks for it; a pattern or None that happens to match does not.
-    asked_roles = {Role.LAYER, Role.EXPERT, *map(Role, config.include_roles or ())}
+    asked_roles = CANDIDATE_ROLES.union(map(Role, config.include_roles or ()))
     if role not in asked_roles and not isinstance(config.target_modules, list | set | tuple):
         return False
     matched = [matches(config, name) for name in target.called]

@@ -25,6 +25,12 @@ def matrices(shape: tuple[int, int], dtype: torch.dtype, count: int = 3) -> list
     return [random_matrix(shape, seed).to(dtype) for seed in range(count)]
 
 
+@pytest.mark.parametrize("facts", [spectral_facts, lambda matrix, **options: batched_facts([matrix], **options)])
+def test_unknown_measures_are_refused(facts):
+    with pytest.raises(ValueError, match="measures='entropy' is unknown: choose one of 'basic', 'all'"):
+        facts(torch.ones(2, 2), measures="entropy")
+
+
 @pytest.mark.usefixtures("small_batches")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
