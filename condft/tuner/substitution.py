@@ -55,11 +55,6 @@ class SubstitutingLayer(CondFTLayer):
         """The module's result, with what acted in its graph."""
         return result
 
-    def _acting_tensor(self, parameter: str, adapter: str) -> Tensor:
-        base = self.base_parameter(parameter)
-        slices, copy = self.slices[parameter][adapter], self.copies_of(parameter)[adapter].to(base.dtype)
-        return copy if slices is None else slices.splice(base.detach(), copy)
-
     def __getattr__(self, name: str) -> Any:
         """What the wrapper lacks, it has from the module: callers read `num_experts` or `batch_first`."""
         try:
