@@ -25,7 +25,10 @@ SUPPORTED_LAYERS = (*SLICEABLE_LAYERS, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Co
 
 
 class FunctionalLayer(CondFTLayer):
-    """Wraps one of `SUPPORTED_LAYERS`: its weight (of a linear layer also rows or columns), and its bias if asked."""
+    """Wraps one of `SUPPORTED_LAYERS` that computes what its kind does: its weight, and its bias if asked.
+
+    Of a linear layer's weight also some rows or columns.
+    """
 
     takes_samples_first = True
 
@@ -39,7 +42,8 @@ class FunctionalLayer(CondFTLayer):
         base = self._base
         weight: Tensor = self.copies_of("weight")[adapter]
         if isinstance(base, nn.Embedding):
-            return self._embed(x, weight.to(base.weight.dtype))
+            options = (base.padding_idx, base.max_norm, base.norm_type, base.scale_grad_by_freq, base.sparse)
+            return F.embedding(x, weight.to(base.weight.dtype), *options)
         is_quantized = self.quantization_backend is not None
         if not is_quantized:  # else its dtype is that of codes: the copy follows the input
             x = self._cast_input_dtype(x, base.weight.dtype)
@@ -71,14 +75,6 @@ class FunctionalLayer(CondFTLayer):
             return bias
         slices, copy = self.slices["bias"][adapter], self.copies_of("bias")[adapter]
         return copy if slices is None else slices.splice(bias.to(copy.dtype), copy)
-
-    def _embed(self, ids: Tensor, weight: Tensor) -> Tensor:
-        base = self._base
-        embedded = F.embedding(
-            ids, weight, base.padding_idx, base.max_norm, base.norm_type, base.scale_grad_by_freq, base.sparse
-        )
-        scale = self._get_embed_scale()  # some embeddings multiply by a constant in their forward (Gemma 3)
-        return embedded if scale is None else embedded * scale.to(embedded.dtype)
 
 
 def _autocasts(x: Tensor) -> bool:

@@ -78,6 +78,19 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
             adapter_name, parts, init_weights=init_weights, inference_mode=inference_mode, offload_base=offload_base
         )
 
+    def __getattr__(self, name: str) -> Any:
+        """What the wrapper lacks, it has from the module: callers read `stride`, `num_experts` or `batch_first`.
+
+        Only what is public: accelerate keeps its hooks in attributes such as `_old_forward`, and would take the
+        module's for the wrapper's.
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer" or name.startswith("_"):
+                raise
+            return getattr(self.base_layer, name)
+
     @property
     def _base(self) -> Any:
         """The wrapped module; Any, since its kind is known at run time only."""
