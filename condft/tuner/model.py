@@ -35,7 +35,9 @@ __all__ = ["CondFTModel"]
 class CondFTModel(BaseTuner):
     """Trains full-rank copies of the weights of low condition number; everything else stays frozen.
 
-    Made by `peft.get_peft_model(model, CondFTConfig(...))`. See `CondFTConfig` for what is chosen.
+    Made by `peft.get_peft_model(model, CondFTConfig(...))`. See `CondFTConfig` for what is chosen. An adapter that is
+    added with the config object of another one, `model.add_adapter("ref", model.peft_config["default"])`, starts as
+    that one stands.
 
     Attributes:
         model: The base model, with the selected layers wrapped.
@@ -124,9 +126,18 @@ class CondFTModel(BaseTuner):
     # Says which modules share the copy that `modules_to_save` makes of the input embedding; nothing in it is LoRA's.
     _add_modules_to_save_to_tie = LoraModel._add_modules_to_save_to_tie
 
-    def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        """PEFT's own, which calls its hook for the first adapter only."""
-        super().inject_adapter(model, *args, **kwargs)
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """PEFT's own, which calls its hook for the first adapter only.
+
+        An adapter that is added with the very config object of another one starts as that one stands: so TRL makes the
+        reference of a policy that was trained before, and then copies the values, but by LoRA's names of parameters
+        only.
+        """
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        config = self.peft_config[adapter_name]
+        twins = [name for name, other in self.peft_config.items() if other is config and name != adapter_name]
+        if twins and config.init_weights:  # else each has its own perturbation
+            _copy_adapter(model, twins[0], adapter_name)
         keep_off_fast_path(model)
         give_addresses(model)
 
@@ -199,6 +210,20 @@ def _added_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
             yield from getattr(module, name).values()
     else:
         yield from module.parameters()
+
+
+def _copy_adapter(model: nn.Module, source: str, target: str) -> None:
+    """Gives an adapter the values and dtypes of another one of the same parameters."""
+    for module in model.modules():
+        if isinstance(module, CondFTLayer | AuxiliaryTrainingWrapper):
+            parameters = dict(module.named_parameters())
+            for name, parameter in parameters.items():
+                path = name.split(".")
+                if source in path:
+                    path[path.index(source)] = target
+                    twin = parameters.get(".".join(path))
+                    if twin is not None and not twin.is_meta:
+                        twin.data = parameter.detach().clone()
 
 
 def _check_targets_exist(config: CondFTConfig, model: nn.Module, targets: Targets) -> None:
