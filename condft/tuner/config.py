@@ -227,6 +227,15 @@ class CondFTConfig(PeftConfig):
     def plan(self, value: dict[str, Parts]) -> None:
         self.__dict__["_plan"] = value
 
+    @property
+    def is_filled_in(self) -> bool:
+        """Whether this object got its selection or its digests from a model, not from a file. Not saved."""
+        return self.__dict__.get("_is_filled_in", False)
+
+    @is_filled_in.setter
+    def is_filled_in(self, value: bool) -> None:
+        self.__dict__["_is_filled_in"] = value
+
     def is_target(self, module_name: str) -> bool:
         """Whether the module holds units of the resolved selection; exact names, never suffixes."""
         return module_name in self.plan

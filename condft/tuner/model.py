@@ -14,7 +14,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from condft.tuner.adapter_file import check_adapter_file
-from condft.tuner.base_digests import check_base, digests_of_base
+from condft.tuner.base_digests import check_base, digests_of_base, units_of_another_base
 from condft.tuner.candidates import matches
 from condft.tuner.choice import resolve_selection
 from condft.tuner.config import CondFTConfig
@@ -71,6 +71,7 @@ class CondFTModel(BaseTuner):
         targets = Targets(model)
         if peft_config.target_units is None:
             resolve_selection(peft_config, model, targets)
+            peft_config.is_filled_in = True
         else:
             peft_config.check_rule()
         units_to_train = peft_config.target_units or []
@@ -81,6 +82,9 @@ class CondFTModel(BaseTuner):
         self._refuse_ties(peft_config, model)
         if peft_config.base_digests is None:
             peft_config.base_digests = digests_of_base(targets, units_to_train)
+            peft_config.is_filled_in = True
+        elif peft_config.is_filled_in:
+            _refuse_another_model(peft_config, units_of_another_base(targets, peft_config.base_digests))
         else:
             check_base(targets, peft_config.base_digests, peft_config.base_model_name_or_path)
 
@@ -228,6 +232,8 @@ def _copy_adapter(model: nn.Module, source: str, target: str) -> None:
 
 def _check_targets_exist(config: CondFTConfig, model: nn.Module, targets: Targets) -> None:
     missing = [name for name in config.target_units or () if targets.find(name) is None]
+    if config.is_filled_in:
+        _refuse_another_model(config, missing)
     if missing:
         parameters = {canonical_name(name) for name, _ in model.named_parameters()}
         near = get_close_matches(parameter_of(missing[0]), parameters, n=1, cutoff=0.0)
@@ -235,4 +241,15 @@ def _check_targets_exist(config: CondFTConfig, model: nn.Module, targets: Target
             f"{len(missing)} of the adapter's {len(config.target_units or ())} weights do not exist in this base "
             f"model, the first is {missing[0]!r} (nearest: {near[0] if near else 'none'}). "
             f"The adapter was made for {config.base_model_name_or_path or 'another model'}."
+        )
+
+
+def _refuse_another_model(config: CondFTConfig, units: list[str]) -> None:
+    """A config that was filled in from a model is that model's: no adapter is being loaded, so none is at fault."""
+    if units:
+        raise ValueError(
+            f"this CondFTConfig was filled in on another model already: of its {len(config.target_units or ())} "
+            f"target_units {len(units)} have other values here or do not exist, the first is {units[0]!r}. A config "
+            "belongs to one model: make a new CondFTConfig for this one, or set target_units=None and "
+            "base_digests=None on it to select again."
         )
