@@ -3,6 +3,7 @@
 `torch.func.functional_call` would be silently wrong under FSDP1 with `use_orig_params`.
 """
 
+import warnings
 from contextlib import nullcontext
 from typing import Any
 
@@ -45,7 +46,9 @@ class FunctionalLayer(CondFTLayer):
             options = (base.padding_idx, base.max_norm, base.norm_type, base.scale_grad_by_freq, base.sparse)
             return F.embedding(x, weight.to(base.weight.dtype), *options)
         is_quantized = self.quantization_backend is not None
-        if not is_quantized:  # else its dtype is that of codes: the copy follows the input
+        if is_quantized:  # its dtype is that of codes: the copy follows the input
+            self._warn_of_lost_updates(weight)
+        else:
             x = self._cast_input_dtype(x, base.weight.dtype)
         bias = self._bias(adapter)
         slices = self.slices["weight"][adapter]
@@ -68,6 +71,17 @@ class FunctionalLayer(CondFTLayer):
             return flat.reshape(*x.shape[:-1], base.nf)
         convolved: Tensor = base._conv_forward(x, weight, bias)
         return convolved
+
+    def _warn_of_lost_updates(self, copy: Tensor) -> None:
+        if self.training and copy.requires_grad and copy.dtype.itemsize < 4:
+            # Of one place and one text, so Python shows it once.
+            warnings.warn(
+                f"weights are trained in {str(copy.dtype).removeprefix('torch.')} over a quantised base, where most "
+                "updates of full-rank training vanish in rounding. TRL's trainers cast them so, as suits LoRA: after "
+                "the trainer is made, set parameter.data = parameter.data.float() for every parameter that requires a "
+                "gradient.",
+                stacklevel=2,
+            )
 
     def _bias(self, adapter: str) -> Tensor | None:
         bias: Tensor | None = self._base.bias
