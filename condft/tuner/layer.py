@@ -234,7 +234,20 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
                 f"the adapters {active} are active together and each has its own copy of this weight: "
                 "activate one of them, or merge one first"
             )
+        if active:
+            self._refuse_offloaded(active[0])
         return active[0] if active else None
+
+    def _refuse_offloaded(self, adapter_name: str) -> None:
+        """Accelerate brings a module's tensors back for its forward, and the dictionary of copies has none."""
+        for parameter, _, copy in self.parts_of(adapter_name):
+            if copy.is_meta and hasattr(self.copies_of(parameter), "_hf_hook"):
+                kind = type(self).__name__
+                raise ValueError(
+                    f"accelerate has offloaded the copies of a {type(self._base).__name__} where its hooks do not "
+                    "bring them back: hand preload_module_classes to cpu_offload, disk_offload or dispatch_model, "
+                    f"with the class of every wrapper in the model ({kind!r} here), so that it brings each back whole"
+                )
 
     @on_whole_tensors
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
