@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, get_args
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
 
 from condft.report import Role, ScreenedUnit, SpectralReport, SpectralRow
 from condft.scores import Score, how_to_measure, score_of, shape_share
@@ -22,6 +23,7 @@ __all__ = [
     "Score",
     "Selection",
     "Stratify",
+    "check_budget_and_rule",
     "check_stratify",
     "select_units",
     "shape_warning",
@@ -94,23 +96,20 @@ def select_units(
         The selection. Ties are broken by name, so neither module order nor hash seed matters.
 
     Raises:
-        ValueError: Several budgets, one out of range, an unknown score, order or stratum, no candidates, a score
-            that was not measured, figures that `keep_lowest` left out, or a budget that selects nothing.
+        ValueError: What `check_budget_and_rule` refuses, no candidates, a score that was not measured, figures
+            that `keep_lowest` left out, or a budget that selects nothing.
     """
-    _check_choice("score", score, get_args(Score))
-    _check_choice("order", order, get_args(Order))
-    check_stratify(stratify)
+    check_budget_and_rule(
+        num_tensors=num_tensors,
+        trainable_fraction=trainable_fraction,
+        max_condition_number=max_condition_number,
+        score=score,
+        order=order,
+        stratify=stratify,
+    )
     rows, ruled_out = _candidates(report, candidates)
     if order != "random":
         _check_measured(rows, score)
-    budgets = {
-        "num_tensors": num_tensors,
-        "trainable_fraction": trainable_fraction,
-        "max_condition_number": max_condition_number,
-    }
-    given = [name for name, value in budgets.items() if value is not None]
-    if len(given) > 1:
-        raise ValueError(f"at most one budget, got {' and '.join(given)}: keep one of them")
     if max_condition_number is not None:
         stratify = None  # the threshold is the same in every stratum
     ranked = sorted(rows, key=_ranking_key(score, order, seed))
@@ -123,7 +122,7 @@ def select_units(
     if ruled_out and num_tensors is not None:
         _check_enough_kept(report, len(rows), num_tensors)
     if max_condition_number is not None:
-        chosen = _below(ranked, max_condition_number, score, order)
+        chosen = _below(ranked, max_condition_number)
     elif trainable_fraction is not None:
         chosen = _within_fraction(strata, trainable_fraction)
     else:
@@ -157,6 +156,50 @@ def shape_warning(selection: Selection) -> str | None:
         f"{selection.num_candidates} weights and the average candidate. The alternative is num_tensors or "
         f'trainable_fraction with {within}score="relative_condition_number".'
     )
+
+
+def check_budget_and_rule(
+    *,
+    num_tensors: Any,
+    trainable_fraction: Any,
+    max_condition_number: Any,
+    score: str,
+    order: str,
+    stratify: str | None,
+) -> None:
+    """Checks what `select_units` is told, as far as that needs no report.
+
+    Raises:
+        ValueError: Several budgets, one that is no number or out of range, or an unknown score, order or stratum.
+    """
+    _check_choice("score", score, get_args(Score))
+    _check_choice("order", order, get_args(Order))
+    check_stratify(stratify)
+    budgets = {
+        "num_tensors": num_tensors,
+        "trainable_fraction": trainable_fraction,
+        "max_condition_number": max_condition_number,
+    }
+    given = [name for name, value in budgets.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"at most one budget, got {' and '.join(given)}: keep one of them")
+    for name in given:
+        value, kind = budgets[name], Integral if name == "num_tensors" else Real
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{name}={value!r} is no {'whole ' if kind is Integral else ''}number")
+    if num_tensors is not None and num_tensors < 1:
+        raise ValueError(f"num_tensors={num_tensors} selects nothing: it must be at least 1")
+    if trainable_fraction is not None and not 0.0 < trainable_fraction <= 1.0:
+        raise ValueError(f"trainable_fraction={trainable_fraction} is outside (0, 1]")
+    if max_condition_number is not None and (score != "condition_number" or order != "lowest"):
+        raise ValueError(
+            f"max_condition_number is a threshold on low condition numbers and cannot go with score={score!r}, "
+            f"order={order!r}: use num_tensors or trainable_fraction there"
+        )
+    if max_condition_number is not None and not max_condition_number >= 1.0:
+        raise ValueError(
+            f"max_condition_number={max_condition_number} selects nothing: a condition number is at least 1"
+        )
 
 
 def check_stratify(stratify: str | None) -> None:
@@ -241,14 +284,7 @@ def _strata(ranked: Sequence[SpectralRow], stratify: str | None) -> dict[str, li
     return dict(sorted(strata.items()))
 
 
-def _below(ranked: Iterable[SpectralRow], limit: float, score: str, order: str) -> list[SpectralRow]:
-    if score != "condition_number" or order != "lowest":
-        raise ValueError(
-            f"max_condition_number is a threshold on low condition numbers and cannot go with score={score!r}, "
-            f"order={order!r}: use num_tensors or trainable_fraction there"
-        )
-    if not limit >= 1.0:
-        raise ValueError(f"max_condition_number={limit} selects nothing: a condition number is at least 1")
+def _below(ranked: Iterable[SpectralRow], limit: float) -> list[SpectralRow]:
     ranked = list(ranked)
     chosen = [row for row in ranked if row.condition_number <= limit]
     if not chosen:
@@ -262,8 +298,6 @@ def _below(ranked: Iterable[SpectralRow], limit: float, score: str, order: str) 
 
 def _by_count(strata: dict[str, list[SpectralRow]], count: int) -> list[SpectralRow]:
     """Shares `count` units between strata in proportion to their sizes, by largest remainders (Hamilton)."""
-    if count < 1:
-        raise ValueError(f"num_tensors={count} selects nothing: it must be at least 1")
     total = sum(map(len, strata.values()))
     count = min(count, total)
     # In integers, so that equal shares tie exactly and the tie falls to the name.
@@ -279,8 +313,6 @@ def _within_fraction(strata: dict[str, list[SpectralRow]], fraction: float) -> l
     A stratum takes its ranked units while they fit into its share. What the shares leave unused goes, one unit
     each, to the strata with the largest unused part of a next unit, as long as the whole budget holds it.
     """
-    if not 0.0 < fraction <= 1.0:
-        raise ValueError(f"trainable_fraction={fraction} is outside (0, 1]")
     rows = [row for members in strata.values() for row in members]
     exact = Fraction(str(fraction))  # 0.7 means seven tenths, so that a share of exactly 21 units is not 20
     budget = int(exact * sum(row.num_parameters for row in rows))

@@ -16,7 +16,7 @@ from condft.quantized import quantized_weight
 from condft.tuner.layer import CondFTLayer
 from condft.tuner.targets import Target, Targets
 
-__all__ = ["check_base", "digests_of_base", "labelled"]
+__all__ = ["check_base", "digests_of_base", "labelled", "units_of_another_base"]
 
 
 def labelled(dtype: str, digest: str) -> str:
@@ -34,12 +34,22 @@ def digests_of_base(targets: Targets, units: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def check_base(targets: Targets, recorded: Mapping[str, str], base: str | None) -> None:
-    """Compares the base that is here with the digests of the one that the adapter was made on.
+def units_of_another_base(targets: Targets, recorded: Mapping[str, str]) -> list[str]:
+    """The units that certainly have other values here than in the base that the adapter was made on.
 
     A weight that is here in another dtype is cast to the recorded one first. If that dtype holds less than this one
     (a bf16 base, loaded in fp32), the digests must agree still; if it holds more, the bits are lost and a difference
     says nothing. The same goes for weights that are quantised, sharded or on the meta device: they are not compared.
+
+    Args:
+        targets: The model.
+        recorded: Unit -> `labelled` digest.
+    """
+    return [unit for unit, label in recorded.items() if _differs(_base_values(targets, unit), label)]
+
+
+def check_base(targets: Targets, recorded: Mapping[str, str], base: str | None) -> None:
+    """Compares the base that is here with the one that the adapter was made on, see `units_of_another_base`.
 
     Args:
         targets: The model.
@@ -49,7 +59,7 @@ def check_base(targets: Targets, recorded: Mapping[str, str], base: str | None) 
     Raises:
         ValueError: Weights that certainly have other values: names the first and says how many.
     """
-    other = [unit for unit, label in recorded.items() if _differs(_base_values(targets, unit), label)]
+    other = units_of_another_base(targets, recorded)
     if other:
         raise ValueError(
             f"the adapter was made on another base model ({base or 'unnamed'}): {len(other)} of the {len(recorded)} "

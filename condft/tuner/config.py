@@ -9,6 +9,7 @@ from peft.config import PeftConfig
 from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
 
 from condft.report import Role, SpectralReport
+from condft.selection import check_budget_and_rule
 from condft.tuner.layer import Parts
 from condft.tuner.model_card import NOTE, add_note
 from condft.tuner.registration import add_peft_type
@@ -74,6 +75,9 @@ class CondFTConfig(PeftConfig):
             they act: for `disable_adapter`, another active adapter, `unload`. Each time costs a transfer. Originals of
             weights that train in part (experts, heads) act, and quantised ones are small: both stay. On a model that
             is on the CPU it changes nothing. `model.device` says "cpu" if the model's first parameter is parked.
+
+    Raises:
+        ValueError: An unknown choice, a budget that is no number or out of range, or options that exclude each other.
     """
 
     target_modules: list[str] | str | None = field(
@@ -158,9 +162,9 @@ class CondFTConfig(PeftConfig):
         self.peft_type = add_peft_type()
         if isinstance(self.target_modules, list):
             self.target_modules = sorted(set(self.target_modules))
+        if self.selected_by is None:  # else it has chosen already, maybe by a score of a later version
+            check_budget_and_rule(**{name: value for name, value in self.rule.items() if name != "seed"})
         given = [name for name in _BUDGETS if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"at most one budget, got {' and '.join(given)}: keep one of them")
         if given and self.target_units is not None and self.selected_by is None:
             raise ValueError(
                 f"target_units names what trains, so {given[0]}={getattr(self, given[0])} could not act: give one of "
@@ -226,6 +230,15 @@ class CondFTConfig(PeftConfig):
     @plan.setter
     def plan(self, value: dict[str, Parts]) -> None:
         self.__dict__["_plan"] = value
+
+    @property
+    def is_filled_in(self) -> bool:
+        """Whether this object got its selection or its digests from a model, not from a file. Not saved."""
+        return self.__dict__.get("_is_filled_in", False)
+
+    @is_filled_in.setter
+    def is_filled_in(self, value: bool) -> None:
+        self.__dict__["_is_filled_in"] = value
 
     def is_target(self, module_name: str) -> bool:
         """Whether the module holds units of the resolved selection; exact names, never suffixes."""

@@ -3,6 +3,7 @@
 `torch.func.functional_call` would be silently wrong under FSDP1 with `use_orig_params`.
 """
 
+import warnings
 from contextlib import nullcontext
 from typing import Any
 
@@ -25,7 +26,10 @@ SUPPORTED_LAYERS = (*SLICEABLE_LAYERS, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Co
 
 
 class FunctionalLayer(CondFTLayer):
-    """Wraps one of `SUPPORTED_LAYERS`: its weight (of a linear layer also rows or columns), and its bias if asked."""
+    """Wraps one of `SUPPORTED_LAYERS` that computes what its kind does: its weight, and its bias if asked.
+
+    Of a linear layer's weight also some rows or columns.
+    """
 
     takes_samples_first = True
 
@@ -39,9 +43,12 @@ class FunctionalLayer(CondFTLayer):
         base = self._base
         weight: Tensor = self.copies_of("weight")[adapter]
         if isinstance(base, nn.Embedding):
-            return self._embed(x, weight.to(base.weight.dtype))
+            options = (base.padding_idx, base.max_norm, base.norm_type, base.scale_grad_by_freq, base.sparse)
+            return F.embedding(x, weight.to(base.weight.dtype), *options)
         is_quantized = self.quantization_backend is not None
-        if not is_quantized:  # else its dtype is that of codes: the copy follows the input
+        if is_quantized:  # its dtype is that of codes: the copy follows the input
+            self._warn_of_lost_updates(weight)
+        else:
             x = self._cast_input_dtype(x, base.weight.dtype)
         bias = self._bias(adapter)
         slices = self.slices["weight"][adapter]
@@ -65,20 +72,23 @@ class FunctionalLayer(CondFTLayer):
         convolved: Tensor = base._conv_forward(x, weight, bias)
         return convolved
 
+    def _warn_of_lost_updates(self, copy: Tensor) -> None:
+        if self.training and copy.requires_grad and copy.dtype.itemsize < 4:
+            # Of one place and one text, so Python shows it once.
+            warnings.warn(
+                f"weights are trained in {str(copy.dtype).removeprefix('torch.')} over a quantised base, where most "
+                "updates of full-rank training vanish in rounding. TRL's trainers cast them so, as suits LoRA: after "
+                "the trainer is made, set parameter.data = parameter.data.float() for every parameter that requires a "
+                "gradient.",
+                stacklevel=2,
+            )
+
     def _bias(self, adapter: str) -> Tensor | None:
         bias: Tensor | None = self._base.bias
         if bias is None or adapter not in self.slices.get("bias", ()):
             return bias
         slices, copy = self.slices["bias"][adapter], self.copies_of("bias")[adapter]
         return copy if slices is None else slices.splice(bias.to(copy.dtype), copy)
-
-    def _embed(self, ids: Tensor, weight: Tensor) -> Tensor:
-        base = self._base
-        embedded = F.embedding(
-            ids, weight, base.padding_idx, base.max_norm, base.norm_type, base.scale_grad_by_freq, base.sparse
-        )
-        scale = self._get_embed_scale()  # some embeddings multiply by a constant in their forward (Gemma 3)
-        return embedded if scale is None else embedded * scale.to(embedded.dtype)
 
 
 def _autocasts(x: Tensor) -> bool:

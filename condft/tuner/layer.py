@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from condft.tuner.dequantizing import DequantizingBackend
 from condft.tuner.merging import Merging
+from condft.tuner.mixed_batch import unreadable
 from condft.tuner.offload import Parking
 from condft.tuner.registration import PREFIX
 from condft.tuner.sharded import is_sharded, on_whole_tensors
@@ -65,6 +66,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         self.adapter_layer_names: tuple[str, ...] = ()
         self.slices: dict[str, dict[str, Slices | None]] = {}  # parameter -> adapter -> slices
         self.merged_adapters: list[str] = []
+        self.batch_adapters: frozenset[str] = frozenset()  # while a forward has one for each sample
         self._disable_adapters = False
         self._active_adapter = adapter_name
         self.quantization_backend = DequantizingBackend.of(self._base)
@@ -76,10 +78,53 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
             adapter_name, parts, init_weights=init_weights, inference_mode=inference_mode, offload_base=offload_base
         )
 
+    def __getattr__(self, name: str) -> Any:
+        """What the wrapper lacks, it has from the module: callers read `stride`, `num_experts` or `batch_first`.
+
+        Only what is public: accelerate keeps its hooks in attributes such as `_old_forward`, and would take the
+        module's for the wrapper's.
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer" or name.startswith("_"):
+                raise
+            return getattr(self.base_layer, name)
+
     @property
     def _base(self) -> Any:
         """The wrapped module; Any, since its kind is known at run time only."""
         return self.get_base_layer()
+
+    @property
+    def weight(self) -> Tensor:
+        """What acts as the module's `weight`, for those who read it past the forward, as Mamba's mixer does."""
+        acting = self._acting_attribute("weight")
+        return super().weight if acting is None else acting
+
+    @property
+    def bias(self) -> Tensor:
+        """What acts as the module's `bias`, as `weight`."""
+        acting = self._acting_attribute("bias")
+        return super().bias if acting is None else acting
+
+    def _acting_attribute(self, parameter: str) -> Tensor | None:
+        """None if it is the base layer's own."""
+        if parameter == "weight" and self.quantization_backend is not None:
+            return None  # who reads that reads codes, and what goes with them
+        trained_by = self.slices.get(parameter, {})
+        if self.batch_adapters:
+            name = f"{parameter} of a {type(self._base).__name__}"
+            idle = self.batch_adapters.isdisjoint(trained_by)
+            return None if idle else unreadable(self.base_parameter(parameter), name)
+        adapter = self._acting()
+        return self._acting_tensor(parameter, adapter) if adapter in trained_by else None
+
+    def _acting_tensor(self, parameter: str, adapter: str) -> Tensor:
+        """What an adapter puts in the place of a parameter, in that one's dtype."""
+        base = self.base_parameter(parameter)
+        slices, copy = self.slices[parameter][adapter], self.copies_of(parameter)[adapter].to(base.dtype)
+        return copy if slices is None else slices.splice(base.detach(), copy)
 
     @property
     def in_features(self) -> int | None:
@@ -189,7 +234,20 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
                 f"the adapters {active} are active together and each has its own copy of this weight: "
                 "activate one of them, or merge one first"
             )
+        if active:
+            self._refuse_offloaded(active[0])
         return active[0] if active else None
+
+    def _refuse_offloaded(self, adapter_name: str) -> None:
+        """Accelerate brings a module's tensors back for its forward, and the dictionary of copies has none."""
+        for parameter, _, copy in self.parts_of(adapter_name):
+            if copy.is_meta and hasattr(self.copies_of(parameter), "_hf_hook"):
+                kind = type(self).__name__
+                raise ValueError(
+                    f"accelerate has offloaded the copies of a {type(self._base).__name__} where its hooks do not "
+                    "bring them back: hand preload_module_classes to cpu_offload, disk_offload or dispatch_model, "
+                    f"with the class of every wrapper in the model ({kind!r} here), so that it brings each back whole"
+                )
 
     @on_whole_tensors
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

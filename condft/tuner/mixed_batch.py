@@ -7,14 +7,14 @@ of layer is served by its own forward.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-__all__ = ["BASE", "adapter_names_handed_down", "mixed_forward"]
+__all__ = ["BASE", "adapter_names_handed_down", "mixed_forward", "unreadable"]
 
 BASE = "__base__"  # PEFT's name for "no adapter"
 
@@ -38,7 +38,8 @@ def adapter_names_handed_down(
         num_beams: Under beam search samples are repeated so often, except in an encoder, which runs before that.
 
     Raises:
-        TypeError: `adapter_names` is no list, or a layer cannot part its batch.
+        TypeError: `adapter_names` is no list, or a layer cannot part its batch: it says so, or its weight is computed
+            with past its forward.
         ValueError: A name that no adapter has, or a model in training mode.
     """
     _check_names(model, adapter_names, known)
@@ -51,12 +52,17 @@ def adapter_names_handed_down(
             names = list(adapter_names) if module in in_encoder else repeated
             if isinstance(module, AuxiliaryTrainingWrapper):  # it fails on adapters that it has nothing for
                 names = [name if name in module._adapters else BASE for name in names]
+            else:
+                cast(Any, module).batch_adapters = frozenset(names)
             handles.append(module.register_forward_pre_hook(partial(_hand_down, names), with_kwargs=True))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for module in model.modules():
+            if isinstance(module, layer_type):
+                cast(Any, module).batch_adapters = frozenset()
 
 
 def _encoder_modules(model: Any) -> set[nn.Module]:
@@ -135,3 +141,30 @@ def mixed_forward(layer: Any, x: Tensor, *args: Any, adapter_names: Sequence[str
         layer._active_adapter = active
         layer.settle()
     return torch.cat(outputs)[torch.tensor(order, device=x.device).argsort()]
+
+
+def unreadable(parameter: Tensor, name: str) -> Tensor:
+    """A parameter that each sample has its own of: it tells its dtype, device and shape, and computes nothing.
+
+    Args:
+        parameter: The base layer's.
+        name: What the error calls it.
+    """
+    tensor = parameter.detach().as_subclass(_Unreadable)
+    tensor.name_of_parameter = name
+    return tensor
+
+
+class _Unreadable(Tensor):
+    name_of_parameter: str
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ in ("__get__", "size", "dim", "numel"):
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        name = next(arg.name_of_parameter for arg in args if isinstance(arg, cls))
+        raise TypeError(
+            f"the {name} is computed with past the layer's forward, which cannot be done for each sample with its own "
+            "adapter. Run the samples of each adapter as a batch of their own, with set_adapter()."
+        )

@@ -14,7 +14,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from condft.tuner.adapter_file import check_adapter_file
-from condft.tuner.base_digests import check_base, digests_of_base
+from condft.tuner.base_digests import check_base, digests_of_base, units_of_another_base
 from condft.tuner.candidates import matches
 from condft.tuner.choice import resolve_selection
 from condft.tuner.config import CondFTConfig
@@ -35,7 +35,9 @@ __all__ = ["CondFTModel"]
 class CondFTModel(BaseTuner):
     """Trains full-rank copies of the weights of low condition number; everything else stays frozen.
 
-    Made by `peft.get_peft_model(model, CondFTConfig(...))`. See `CondFTConfig` for what is chosen.
+    Made by `peft.get_peft_model(model, CondFTConfig(...))`. See `CondFTConfig` for what is chosen. An adapter that is
+    added with the config object of another one, `model.add_adapter("ref", model.peft_config["default"])`, starts as
+    that one stands.
 
     Attributes:
         model: The base model, with the selected layers wrapped.
@@ -69,6 +71,7 @@ class CondFTModel(BaseTuner):
         targets = Targets(model)
         if peft_config.target_units is None:
             resolve_selection(peft_config, model, targets)
+            peft_config.is_filled_in = True
         else:
             peft_config.check_rule()
         units_to_train = peft_config.target_units or []
@@ -79,6 +82,9 @@ class CondFTModel(BaseTuner):
         self._refuse_ties(peft_config, model)
         if peft_config.base_digests is None:
             peft_config.base_digests = digests_of_base(targets, units_to_train)
+            peft_config.is_filled_in = True
+        elif peft_config.is_filled_in:
+            _refuse_another_model(peft_config, units_of_another_base(targets, peft_config.base_digests))
         else:
             check_base(targets, peft_config.base_digests, peft_config.base_model_name_or_path)
 
@@ -124,9 +130,18 @@ class CondFTModel(BaseTuner):
     # Says which modules share the copy that `modules_to_save` makes of the input embedding; nothing in it is LoRA's.
     _add_modules_to_save_to_tie = LoraModel._add_modules_to_save_to_tie
 
-    def inject_adapter(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        """PEFT's own, which calls its hook for the first adapter only."""
-        super().inject_adapter(model, *args, **kwargs)
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """PEFT's own, which calls its hook for the first adapter only.
+
+        An adapter that is added with the very config object of another one starts as that one stands: so TRL makes the
+        reference of a policy that was trained before, and then copies the values, but by LoRA's names of parameters
+        only.
+        """
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        config = self.peft_config[adapter_name]
+        twins = [name for name, other in self.peft_config.items() if other is config and name != adapter_name]
+        if twins and config.init_weights:  # else each has its own perturbation
+            _copy_adapter(model, twins[0], adapter_name)
         keep_off_fast_path(model)
         give_addresses(model)
 
@@ -201,8 +216,24 @@ def _added_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
         yield from module.parameters()
 
 
+def _copy_adapter(model: nn.Module, source: str, target: str) -> None:
+    """Gives an adapter the values and dtypes of another one of the same parameters."""
+    for module in model.modules():
+        if isinstance(module, CondFTLayer | AuxiliaryTrainingWrapper):
+            parameters = dict(module.named_parameters())
+            for name, parameter in parameters.items():
+                path = name.split(".")
+                if source in path:
+                    path[path.index(source)] = target
+                    twin = parameters.get(".".join(path))
+                    if twin is not None and not twin.is_meta:
+                        twin.data = parameter.detach().clone()
+
+
 def _check_targets_exist(config: CondFTConfig, model: nn.Module, targets: Targets) -> None:
     missing = [name for name in config.target_units or () if targets.find(name) is None]
+    if config.is_filled_in:
+        _refuse_another_model(config, missing)
     if missing:
         parameters = {canonical_name(name) for name, _ in model.named_parameters()}
         near = get_close_matches(parameter_of(missing[0]), parameters, n=1, cutoff=0.0)
@@ -210,4 +241,15 @@ def _check_targets_exist(config: CondFTConfig, model: nn.Module, targets: Target
             f"{len(missing)} of the adapter's {len(config.target_units or ())} weights do not exist in this base "
             f"model, the first is {missing[0]!r} (nearest: {near[0] if near else 'none'}). "
             f"The adapter was made for {config.base_model_name_or_path or 'another model'}."
+        )
+
+
+def _refuse_another_model(config: CondFTConfig, units: list[str]) -> None:
+    """A config that was filled in from a model is that model's: no adapter is being loaded, so none is at fault."""
+    if units:
+        raise ValueError(
+            f"this CondFTConfig was filled in on another model already: of its {len(config.target_units or ())} "
+            f"target_units {len(units)} have other values here or do not exist, the first is {units[0]!r}. A config "
+            "belongs to one model: make a new CondFTConfig for this one, or set target_units=None and "
+            "base_digests=None on it to select again."
         )

@@ -13,8 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from condft.tuner.layer import CondFTLayer
+from condft.tuner.mixed_batch import mixed_forward
 
-__all__ = ["SubstitutingLayer", "substituted"]
+__all__ = ["OwnForwardLayer", "SubstitutingLayer", "substituted"]
 
 _ABSENT = object()
 
@@ -55,16 +56,23 @@ class SubstitutingLayer(CondFTLayer):
         """The module's result, with what acted in its graph."""
         return result
 
-    def _acting_tensor(self, parameter: str, adapter: str) -> Tensor:
-        base = self.base_parameter(parameter)
-        slices, copy = self.slices[parameter][adapter], self.copies_of(parameter)[adapter].to(base.dtype)
-        return copy if slices is None else slices.splice(base.detach(), copy)
 
-    def __getattr__(self, name: str) -> Any:
-        """What the wrapper lacks, it has from the module: callers read `num_experts` or `batch_first`."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(self.base_layer, name)
+class OwnForwardLayer(SubstitutingLayer):
+    """Wraps a linear layer, convolution or embedding by class that computes something of its own in its forward.
+
+    Such as a convolution that standardises its weight first, or an embedding that scales what it looks up.
+    """
+
+    takes_samples_first = True
+
+    def forward(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
+        if adapter_names is None:
+            return super().forward(*args, **kwargs)
+        others = (*args[1:], *kwargs.values())
+        if not args or not all(value is None or isinstance(value, int | float) for value in others):
+            raise TypeError(
+                f"a {type(self._base).__name__} supports mixed adapter batches only where its input is all that tells "
+                "the samples apart, and it was called with other arguments too. Run the samples of each adapter as a "
+                "batch of their own, with set_adapter()."
+            )
+        return mixed_forward(self, *args, adapter_names=adapter_names, **kwargs)

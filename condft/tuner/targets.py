@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from condft.heads import HeadSlice, heads_of
-from condft.tuner.dequantizing import shape_of, why_not_trainable
+from condft.tuner.dequantizing import is_quantized, shape_of, why_not_trainable
 from condft.tuner.experts import ExpertsLayer
 from condft.tuner.functional import SLICEABLE_LAYERS, SUPPORTED_LAYERS, FunctionalLayer
 from condft.tuner.layer import CondFTLayer, Parts
 from condft.tuner.slices import Slices
-from condft.tuner.substitution import SubstitutingLayer
+from condft.tuner.substitution import OwnForwardLayer, SubstitutingLayer
 from condft.weights import canonical_name
 
 __all__ = ["Target", "Targets", "layer_class", "parameter_of"]
 
+_FORWARDS = {kind.forward for kind in SUPPORTED_LAYERS}
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight")
 
 
@@ -49,7 +50,8 @@ def parameter_of(unit: str) -> str:
 def layer_class(module: nn.Module) -> type[CondFTLayer]:
     """The wrapper for a module."""
     if isinstance(module, SUPPORTED_LAYERS):
-        return FunctionalLayer
+        runs_as_its_kind = type(module).forward in _FORWARDS or is_quantized(module)
+        return FunctionalLayer if runs_as_its_kind else OwnForwardLayer
     return SubstitutingLayer if isinstance(module, nn.MultiheadAttention) else ExpertsLayer
 
 

@@ -8,7 +8,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from condft import CondFTConfig
-from tests.tuner.conftest import logits
+from condft.tuner import CondFTLayer
+from tests.tuner.conftest import logits, train
 
 
 @pytest.mark.parametrize(
@@ -176,3 +177,35 @@ def test_status_of_layers_and_model(adapter):
 def test_inference_mode_leaves_nothing_to_train(tiny_llama):
     model = get_peft_model(tiny_llama(), CondFTConfig(num_tensors=4, inference_mode=True))
     assert model.get_nb_trainable_parameters()[0] == 0
+
+
+def test_an_adapter_added_by_the_config_of_another_starts_as_that_one_stands(tiny_llama, token_ids):
+    """TRL's way to the reference of a policy that was trained before."""
+    base = tiny_llama(tied=False)
+    rows = {"trainable_token_indices": {"embed_tokens": [3, 5]}, "modules_to_save": ["lm_head"]}
+    model = get_peft_model(base, CondFTConfig(num_tensors=5, bias="selected", **rows))
+    model.add_adapter("fresh", CondFTConfig(num_tensors=5))
+    train(model, token_ids)
+    policy = logits(model, token_ids)
+    model.add_adapter("ref", model.peft_config["default"])
+    trained = {name: p for name, p in model.named_parameters() if "default" in name.split(".")}
+    assert {name.split(".")[-1] for name in trained} == {"default", "weight"}
+    for name, parameter in trained.items():
+        other = model.get_parameter(".".join("ref" if part == "default" else part for part in name.split(".")))
+        assert torch.equal(other, parameter)
+        assert other.dtype == parameter.dtype
+        assert other.data_ptr() != parameter.data_ptr()
+        assert not other.requires_grad
+    train(model, token_ids)
+    assert not torch.equal(logits(model, token_ids), policy)
+    model.set_adapter("ref")
+    assert torch.equal(logits(model, token_ids), policy)
+    model.set_adapter("fresh")
+    assert torch.equal(logits(model, token_ids), logits(tiny_llama(tied=False), token_ids))
+
+
+def test_copies_that_are_to_be_perturbed_are_so_for_each_adapter(tiny_llama):
+    model = get_peft_model(tiny_llama(), CondFTConfig(num_tensors=1, init_weights=False))
+    model.add_adapter("other", model.peft_config["default"])
+    (layer,) = (module for module in model.modules() if isinstance(module, CondFTLayer))
+    assert not torch.equal(layer.condft_weight["default"], layer.condft_weight["other"])

@@ -56,6 +56,21 @@ def test_the_way_out_and_then_it_belongs_to_the_new_base(saved_adapter: Path, tm
     assert isinstance(load(saved_adapter, build_tiny_llama(seed=3), check_base=False), PeftModel)
 
 
+@pytest.mark.parametrize("options", [{"num_tensors": 3}, {"target_units": ["model.layers.3.mlp.up_proj.weight"]}])
+@pytest.mark.parametrize("other", [{"seed": 3}, {"layers": 1}])
+def test_a_config_that_was_used_on_another_model_is_told_from_an_adapter_of_another_base(
+    options: dict[str, Any], other: dict[str, int]
+) -> None:
+    config = CondFTConfig(**options)
+    get_peft_model(build_tiny_llama(), config)
+    get_peft_model(build_tiny_llama(), config)  # the same weights
+    with pytest.raises(ValueError, match=r"this CondFTConfig was .* on another model .*: make a new"):
+        get_peft_model(build_tiny_llama(**other), config)
+    if "num_tensors" in options:
+        config.target_units = config.base_digests = None
+        get_peft_model(build_tiny_llama(**other), config)
+
+
 @pytest.mark.parametrize(
     ("made_on", "loaded_on", "is_compared"),
     [

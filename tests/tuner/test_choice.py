@@ -76,7 +76,6 @@ def test_a_report_of_other_weights_is_an_error(tiny_llama):
         ({"target_modules": ""}, "target_modules='' .* matches none of the 29 modules"),
         ({"target_units": []}, r"target_units=\[\] trains nothing: name units, or leave it None"),
         ({"target_units": ["model.layers.9.mlp.up_proj.weight"]}, "do not exist in this base model"),
-        ({"order": "lowset"}, "order='lowset' is unknown"),
     ],
 )
 def test_bad_configs_name_the_way_out(tiny_llama, options, message):
@@ -89,6 +88,18 @@ def test_bad_configs_name_the_way_out(tiny_llama, options, message):
     [
         ({"num_tensors": 3, "target_units": ["lm_head.weight"]}, "so num_tensors=3 could not act: give one of them"),
         ({"num_tensors": 3, "max_condition_number": 5.0}, "at most one budget"),
+        ({"order": "lowset"}, "order='lowset' is unknown"),
+        ({"score": "kappa"}, "score='kappa' is unknown"),
+        ({"stratify": "layer"}, "stratify='layer' is unknown"),
+        ({"num_tensors": 0}, "num_tensors=0 selects nothing"),
+        ({"num_tensors": 2.5}, "num_tensors=2.5 is no whole number"),
+        ({"num_tensors": "3"}, "num_tensors='3' is no whole number"),
+        ({"num_tensors": True}, "num_tensors=True is no whole number"),
+        ({"trainable_fraction": 1.5}, r"trainable_fraction=1.5 is outside \(0, 1\]"),
+        ({"trainable_fraction": "0.1"}, "trainable_fraction='0.1' is no number"),
+        ({"max_condition_number": 0.5}, "max_condition_number=0.5 selects nothing"),
+        ({"max_condition_number": "1e3"}, "max_condition_number='1e3' is no number"),
+        ({"max_condition_number": 5, "order": "highest"}, "cannot go with score='condition_number', order='highest'"),
         ({"include_roles": ["heads"]}, r"include_roles=\['heads'\] is unknown"),
         ({"target_modules": ".*", "layers_to_transform": [0]}, "cannot narrow the pattern"),
     ],
@@ -171,6 +182,20 @@ def test_a_budget_changed_on_an_existing_adapter_is_refused(tiny_llama, tmp_path
     file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
     with pytest.raises(ValueError, match=message):
         PeftModel.from_pretrained(tiny_llama(), tmp_path)
+
+
+def test_a_saved_selection_is_read_though_its_rule_is_unknown_here(tiny_llama, tmp_path):
+    """The score of a later version has chosen already; only a choice to be made anew needs it."""
+    get_peft_model(tiny_llama(), CondFTConfig(num_tensors=5)).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    saved = json.loads(file.read_text())
+    saved["score"] = saved["selected_by"]["score"] = "of_tomorrow"
+    file.write_text(json.dumps(saved))
+    PeftModel.from_pretrained(tiny_llama(), tmp_path)
+    config = CondFTConfig.from_pretrained(tmp_path)
+    config.target_units = None
+    with pytest.raises(ValueError, match="score='of_tomorrow' is unknown"):
+        get_peft_model(tiny_llama(), config)
 
 
 def test_the_ways_out_of_a_changed_budget(tiny_llama):

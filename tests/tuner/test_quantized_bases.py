@@ -5,6 +5,7 @@ them after that: so what is trained here has had no such forward, and references
 """
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,21 @@ def test_the_selection_is_that_of_the_dequantised_values(kind: str, load: Load) 
 )
 def test_life_cycle(kind: str, dtype: torch.dtype, load: Load, token_ids: Tensor) -> None:
     check_life_cycle(kind, dtype, load, token_ids, "cpu")
+
+
+def test_copies_that_were_cast_to_half_precision_are_told_of(kind: str, load: Load, token_ids: Tensor) -> None:
+    """As TRL's trainers do for LoRA: of a copy's own size, updates vanish in the rounding."""
+    model = get_peft_model(load(kind), CondFTConfig(target_units=UNITS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model(token_ids)
+    for parameter in trainable(model).values():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    with pytest.warns(UserWarning, match=r"trained in bfloat16 over a quantised base, .* parameter.data.float\(\)"):
+        model(token_ids)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.eval()(token_ids)
 
 
 @pytest.mark.gpu

@@ -1,18 +1,19 @@
-"""TRL's `SFTTrainer` takes a `CondFTConfig` where it takes a `LoraConfig`."""
+"""TRL's trainers take a `CondFTConfig`, and a model with a CondFT adapter, where they take LoRA's."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from condft import CondFTConfig
-from tests.tuner.conftest import logits
+from tests.tuner.conftest import logits, train
 
 trl = pytest.importorskip("trl", reason="trl is not installed: pip install -c constraints.txt -e '.[dev]'")
 
@@ -59,3 +60,31 @@ def test_trains_saves_and_resumes(tiny_llama: Any, token_ids: Tensor, tmp_path: 
     resumed = sft(tiny_llama(), tmp_path / "run", peft_config=CondFTConfig(num_tensors=4, task_type="CAUSAL_LM"))
     resumed.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
     assert torch.equal(logits(resumed.model.eval(), token_ids), trained)
+
+
+def test_the_reference_of_preference_training_is_the_policy_as_it_was_handed_over(
+    tiny_llama: Any, token_ids: Tensor, tmp_path: Path
+) -> None:
+    model = get_peft_model(tiny_llama(), CondFTConfig(num_tensors=4, task_type="CAUSAL_LM"))
+    train(model, token_ids)
+    arguments = trl.DPOConfig(
+        output_dir=str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=2,
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+        disable_tqdm=True,
+        logging_steps=1,
+    )
+    rows = {"prompt": ["the quick brown"] * 2, "chosen": ["fox jumps"] * 2, "rejected": ["lazy dog"] * 2}
+    trainer = trl.DPOTrainer(
+        model=model, args=arguments, train_dataset=Dataset.from_dict(rows), processing_class=words()
+    )
+    policy = logits(trainer.model.eval(), token_ids)
+    trainer.model.set_adapter("ref")
+    assert torch.equal(logits(trainer.model, token_ids), policy)
+    trainer.model.set_adapter("default")
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses == [pytest.approx(math.log(2), abs=1e-4)]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
@@ -106,3 +107,22 @@ def test_steps_of_whole_weights_compile_without_graph_breaks(
     assert losses[1] == pytest.approx(losses[0], rel=1e-5 if dtype == torch.float32 else 1e-2)
     assert losses[1][2] < losses[1][0]
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "head"])
+def test_accelerates_offloading_is_told_to_bring_wrappers_back_whole(
+    tiny_llama: Any, token_ids: Tensor, granularity: str
+) -> None:
+    def adapted() -> PeftModel:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            config = CondFTConfig(num_tensors=6, granularity=granularity, init_weights=False)
+            return get_peft_model(tiny_llama(), config).eval()
+
+    expected, cpu = logits(adapted(), token_ids), torch.device("cpu")
+    with pytest.raises(ValueError, match=r"offloaded .* preload_module_classes .*'FunctionalLayer'"):
+        logits(accelerate.cpu_offload(adapted(), cpu), token_ids)
+    offloaded = accelerate.cpu_offload(adapted(), cpu, preload_module_classes=["FunctionalLayer"])
+    assert torch.equal(logits(offloaded, token_ids), expected)
+    with offloaded.disable_adapter():
+        assert torch.equal(logits(offloaded, token_ids), logits(tiny_llama(), token_ids))
