@@ -29,6 +29,8 @@ __all__ = ["CondFTLayer", "Parts"]
 Parts = Mapping[str, Slices | None]
 """Name of a parameter in the wrapped module -> which slices of it train; None for all of it."""
 
+_NOT_LENT = ("base_layer", "_hf_hook", "_old_forward")
+
 _PERTURBATION = 0.1  # of the weight's own standard deviation, for init_weights=False
 
 
@@ -81,13 +83,12 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
     def __getattr__(self, name: str) -> Any:
         """What the wrapper lacks, it has from the module: callers read `stride`, `num_experts` or `batch_first`.
 
-        Only what is public: accelerate keeps its hooks in attributes such as `_old_forward`, and would take the
-        module's for the wrapper's.
+        But not what accelerate has put there: it would take the module's hooks for the wrapper's.
         """
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "base_layer" or name.startswith("_"):
+            if name in _NOT_LENT:
                 raise
             return getattr(self.base_layer, name)
 

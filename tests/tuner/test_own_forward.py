@@ -134,8 +134,8 @@ def test_whisper_asks_its_convolutions_for_their_strides() -> None:
     assert torch.equal(merged.generate(input_features=heard, max_new_tokens=4, do_sample=False), generated)
 
 
-def test_a_wrapper_lends_what_is_public_only() -> None:
-    """Accelerate keeps its hooks in private attributes: the layer's must not be taken for the wrapper's."""
+def test_a_wrapper_does_not_lend_the_hooks_of_accelerate() -> None:
+    """The layer's would be taken for the wrapper's, whose forward would then be passed by."""
     layer: Any = get_peft_model(
         Around(nn.Conv1d(2, 2, 3)), CondFTConfig(target_modules=["layer"])
     ).base_model.model.layer
