@@ -77,6 +77,8 @@ def run(config: RunConfig, *, resume: bool = False, overwrite: bool = False, cpu
     tuning_config(config.tuning, seed=config.seed)  # a slip in the YAML is told before anything is loaded
     accelerator = make_accelerator(config, cpu=cpu)
     output_dir = prepare_output_dir(config.output_dir, resume=resume, overwrite=overwrite)
+    if resume:  # one of another run is refused before anything is written over that run's own
+        find_checkpoint(config, num_processes=accelerator.num_processes)
     parts = _prepare(config, accelerator)
     _tune(parts, config, accelerator, output_dir)
     measured = _adapt(parts, config, accelerator, resume)

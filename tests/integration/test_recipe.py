@@ -1,5 +1,6 @@
 """The whole recipe on tiny real parts: a Whisper and a Llama of some thousand parameters, synthetic clips."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -90,6 +91,10 @@ def configure(
 
 def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def answer_logits(model: Any, processor: Any, config: RunConfig) -> torch.Tensor:
@@ -235,12 +240,18 @@ def test_resume_is_the_uninterrupted_run(
     assert resumed["wer_after"] == whole["wer_after"]
 
 
-def test_a_checkpoint_of_another_config_is_refused(configure: Callable[..., Any]) -> None:
+def test_a_checkpoint_of_another_config_is_refused_before_anything_is_done(
+    configure: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, config = configure()
     run(config, cpu=True)
+    before = contents(tmp_path / "run")
     _, other = configure("tuning.trainable_fraction=0.5")
+    module = importlib.import_module("condft.recipe.run")  # the package's own `run` is the function
+    monkeypatch.setattr(module, "analyze", lambda *args, **kwargs: pytest.fail("analysed"))
     with pytest.raises(ValueError, match=r"tuning.trainable_fraction: 0.3 there, 0.5 now"):
         run(other, resume=True, cpu=True)
+    assert contents(tmp_path / "run") == before
 
 
 @pytest.mark.parametrize(
