@@ -16,13 +16,22 @@ from condft.evaluation import (
     transcribe,
     word_error_rate,
 )
+from condft.evaluation.retention import text_windows
 from condft.multimodal import SpeechCollator, SpeechExample
 from condft.report import SpectralReport
 from condft.training import RunConfig, SelfDistillation
 from condft.training.config import EvaluationConfig
 from condft.tuner import add_fisher_information
 
-__all__ = ["Hearing", "kl_on_own_text", "measure_fisher", "measure_hearing", "measure_text", "rehearsal_of"]
+__all__ = [
+    "Hearing",
+    "check_text",
+    "kl_on_own_text",
+    "measure_fisher",
+    "measure_hearing",
+    "measure_text",
+    "rehearsal_of",
+]
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,18 @@ def measure_text(model: Any, tokenizer: Any, settings: EvaluationConfig) -> Cros
         max_tokens=settings.text_tokens,
         context_length=settings.context_length,
     )
+
+
+def check_text(tokenizer: Any, settings: EvaluationConfig) -> None:
+    """Tells before a run begins what `measure_text` would tell in it.
+
+    Raises:
+        FileNotFoundError: `evaluation.text` is neither a known name nor a file.
+        ConnectionError: WikiText is not cached and the hub does not answer.
+        ValueError: The text is empty, or of fewer than 2 tokens.
+    """
+    text = held_out_text(settings.text)
+    text_windows(tokenizer, text, max_tokens=settings.text_tokens, context_length=settings.context_length)
 
 
 def measure_fisher(

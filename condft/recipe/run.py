@@ -18,8 +18,16 @@ from condft.memory import peak_rss_bytes
 from condft.multimodal import SpeechCollator, SpeechExample, precomputed_features
 from condft.plots import plot_condition_numbers, plot_training
 from condft.recipe.build import Speech, compose, load_speech, speech_examples, tuning_config
-from condft.recipe.measure import kl_on_own_text, measure_fisher, measure_hearing, measure_text, rehearsal_of
+from condft.recipe.measure import (
+    check_text,
+    kl_on_own_text,
+    measure_fisher,
+    measure_hearing,
+    measure_text,
+    rehearsal_of,
+)
 from condft.recipe.summary import code_commit, machine, print_summary, versions
+from condft.report import SpectralReport
 from condft.training import (
     FreezeReport,
     RunConfig,
@@ -30,6 +38,7 @@ from condft.training import (
     make_accelerator,
     prepare_output_dir,
     read_metrics,
+    remove_run,
     train,
 )
 from condft.training.checkpoint import load_trained
@@ -62,7 +71,7 @@ def run(config: RunConfig, *, resume: bool = False, overwrite: bool = False, cpu
     Args:
         config: The run.
         resume: Continue the run in the output folder from its newest checkpoint.
-        overwrite: Delete the run in the output folder first.
+        overwrite: Delete the run in the output folder, as soon as this one is ready to write its first file.
         cpu: Stay on the CPU even where there is a GPU.
 
     Returns:
@@ -80,7 +89,11 @@ def run(config: RunConfig, *, resume: bool = False, overwrite: bool = False, cpu
     if resume:  # one of another run is refused before anything is written over that run's own
         find_checkpoint(config, num_processes=accelerator.num_processes)
     parts = _prepare(config, accelerator)
-    _tune(parts, config, accelerator, output_dir)
+    report = _tune(parts, config, accelerator)
+    if accelerator.is_main_process:
+        if overwrite:  # not earlier: all that a new run may fail on at once has succeeded by now
+            remove_run(output_dir)
+        _leave_report(parts, config, output_dir, report)
     measured = _adapt(parts, config, accelerator, resume)
     freeze = parts.freeze
     assert freeze is not None  # _adapt sets it
@@ -102,6 +115,7 @@ def run(config: RunConfig, *, resume: bool = False, overwrite: bool = False, cpu
 def _prepare(config: RunConfig, accelerator: Accelerator) -> _Parts:
     speech = load_speech(config.data, num_test_clips=config.evaluation.num_clips)
     model, processor = compose(config, max_seconds=speech.longest_seconds)
+    check_text(processor.tokenizer, config.evaluation)
     model.to(accelerator.device)
     return _Parts(
         model=model,
@@ -117,19 +131,16 @@ def _prepare(config: RunConfig, accelerator: Accelerator) -> _Parts:
     )
 
 
-def _tune(parts: _Parts, config: RunConfig, accelerator: Accelerator, output_dir: Path) -> None:
-    """Analyses the composed model, wraps it by the selection, and leaves report and picture."""
+def _tune(parts: _Parts, config: RunConfig, accelerator: Accelerator) -> SpectralReport:
+    """Analyses the composed model and wraps it by the selection."""
     began = time.perf_counter()
     report = analyze(parts.model, measures="all", progress=accelerator.is_main_process)
     if tuning_config(config.tuning, seed=config.seed).ranks_by_fisher_information:
         report = measure_fisher(parts.model, parts.processor.tokenizer, report, config.evaluation, seed=config.seed)
     parts.seconds["seconds_analyze"] = time.perf_counter() - began
     parts.model = get_peft_model(parts.model, tuning_config(config.tuning, seed=config.seed, report=report))
-    if accelerator.is_main_process:
-        write_text(output_dir / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
-        report.save(output_dir / "spectral_report.json")
-        selected = parts.model.active_peft_config.target_units
-        plot_condition_numbers(report, output_dir / "condition_numbers.png", selected=selected)
+    make_engine(accelerator).check(parts.model)
+    return report
 
 
 def _adapt(parts: _Parts, config: RunConfig, accelerator: Accelerator, resume: bool) -> dict[str, Any]:
@@ -211,6 +222,14 @@ def _facts(parts: _Parts, config: RunConfig, accelerator: Accelerator, freeze: F
         "commit": code_commit(),
         "versions": versions(),
     }
+
+
+def _leave_report(parts: _Parts, config: RunConfig, output_dir: Path, report: SpectralReport) -> None:
+    """Writes what is known before training: the run's first files."""
+    write_text(output_dir / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+    report.save(output_dir / "spectral_report.json")
+    selected = parts.model.active_peft_config.target_units
+    plot_condition_numbers(report, output_dir / "condition_numbers.png", selected=selected)
 
 
 def _leave(parts: _Parts, config: RunConfig, output_dir: Path, summary: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Training: typed configuration, an accelerate loop over stages, checkpoints, and the proof of freeze."""
 
-from condft.training.checkpoint import Checkpoint, find_checkpoint, prepare_output_dir
+from condft.training.checkpoint import Checkpoint, find_checkpoint, prepare_output_dir, remove_run
 from condft.training.config import RunConfig, SelfDistillationConfig, TrainingConfig, load_config
 from condft.training.distillation import SelfDistillation
 from condft.training.guard import FreezeReport, checksum_tensors, compare, frozen_tensors
@@ -26,6 +26,7 @@ __all__ = [
     "make_accelerator",
     "prepare_output_dir",
     "read_metrics",
+    "remove_run",
     "stages_of",
     "train",
     "train_stage",

@@ -49,7 +49,7 @@ RUN_CONTENT = (
     "condition_numbers.png",
     "training.png",
 )
-"""What a run leaves in its output folder: the marks of a run, and all that `overwrite` removes."""
+"""What a run leaves in its output folder: the marks of a run, and all that `remove_run` deletes."""
 
 _FOLDER = re.compile(r"\d{8,}-\w+")
 _WEIGHTS, _OPTIMIZER = "trainable.safetensors", "optimizer.safetensors"
@@ -79,7 +79,8 @@ def prepare_output_dir(output_dir: str | Path, *, resume: bool = False, overwrit
     Args:
         output_dir: The folder.
         resume: A run in there is to be continued: kept, but for the litter of a write that was killed.
-        overwrite: A run in there is to go: `RUN_CONTENT` is removed, anything else in the folder stays.
+        overwrite: A run in there is to go. It stays until `remove_run`: a new one that fails before its first write
+            costs nothing.
 
     Raises:
         FileExistsError: The folder holds a run and neither is asked for, or the path is no folder.
@@ -105,15 +106,21 @@ def _prepare(output_dir: Path, resume: bool, overwrite: bool) -> Any:
             f"{output_dir} already holds a run ({', '.join(found)}); continue it with --resume, "
             "choose another output_dir, or delete it with --overwrite"
         )
-    if overwrite:
-        for name in found:
-            path = output_dir / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
     if resume:
         for litter in (output_dir / CHECKPOINTS).glob(".*"):
             shutil.rmtree(litter)
     output_dir.mkdir(parents=True, exist_ok=True)
     return None
+
+
+def remove_run(output_dir: str | Path) -> None:
+    """Deletes the run in a folder, if there is one: `RUN_CONTENT`, and nothing else. Call it on one rank."""
+    for name in RUN_CONTENT:
+        path = Path(output_dir) / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def save_checkpoint(

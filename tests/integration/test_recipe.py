@@ -254,6 +254,26 @@ def test_a_checkpoint_of_another_config_is_refused_before_anything_is_done(
     assert contents(tmp_path / "run") == before
 
 
+def test_overwrite_deletes_only_for_a_run_that_can_begin(configure: Callable[..., Any], tmp_path: Path) -> None:
+    """Also where the YAML given is the run's own."""
+    _, config = configure("training.steps=1", "training.projector_steps=0")
+    run(config, cpu=True)
+    folder = tmp_path / "run"
+    before = contents(folder)
+    for override in (
+        "data.manifest=nowhere.jsonl",
+        "model.language_model=nowhere/llm",
+        "tuning.trainable_fraction=1e-6",
+        "evaluation.text=nowhere.txt",
+    ):
+        with pytest.raises((ValueError, OSError)):
+            run(load_config(folder / "config.yaml", [override]), overwrite=True, cpu=True)
+        assert contents(folder) == before, override
+    run(load_config(folder / "config.yaml", ["training.steps=2"]), overwrite=True, cpu=True)
+    assert len(losses(folder)) == 2
+    assert load_config(folder / "config.yaml").training.steps == 2
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from condft.training import RunConfig, find_checkpoint, prepare_output_dir, stages_of
+from condft.training import RunConfig, find_checkpoint, prepare_output_dir, remove_run, stages_of
 from condft.training.checkpoint import load_parameters, load_training_state, save_checkpoint
 from condft.training.engine import make_engine
 from condft.training.stage import build_optimizer, build_schedule, trainable_parameters
@@ -142,6 +142,8 @@ def test_an_output_folder_with_a_run_is_refused(tmp_path: Path) -> None:
     prepare_output_dir(output, resume=True)
     assert (output / "adapter").exists()
     prepare_output_dir(output, overwrite=True)
+    assert (output / "adapter").exists()  # until the new run can begin
+    remove_run(output)
     assert [path.name for path in output.iterdir()] == ["notes.txt"]
     with pytest.raises(FileExistsError, match="is a file"):
         prepare_output_dir(output / "notes.txt")
