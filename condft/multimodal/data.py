@@ -6,10 +6,12 @@ One such object a line; `audio` is relative to the manifest's folder. Every clip
 one is reported with its file and line now, not in the third hour of training.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +55,14 @@ class Clip:
     language: str = UNDETERMINED
     speaker: str | None = None
     split: str | None = None
+
+    @cached_property
+    def audio_sha256(self) -> str:
+        """Of the encoded recording; read once."""
+        if isinstance(self.audio, bytes):
+            return hashlib.sha256(self.audio).hexdigest()
+        with self.audio.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -148,6 +158,14 @@ def load_speech_dataset(
 def longest_seconds(clips: Iterable[Clip]) -> float:
     """Length of the longest clip in seconds (what the tower's window must cover); clips must not be empty."""
     return max(clip.seconds for clip in clips)
+
+
+def clips_digest(clips: Iterable[Clip]) -> str:
+    """SHA-256 over what training sees of clips, in their order: recordings, texts and languages."""
+    digest = hashlib.sha256()
+    for clip in clips:
+        digest.update(json.dumps([clip.audio_sha256, clip.text, clip.language]).encode())
+    return digest.hexdigest()
 
 
 def describe_skipped(skipped: Sequence[SkippedClip]) -> str:

@@ -15,7 +15,7 @@ from peft import PeftModel, get_peft_model
 from condft.analysis import analyze
 from condft.files import atomic_directory, write_json, write_text
 from condft.memory import peak_rss_bytes
-from condft.multimodal import SpeechCollator, SpeechExample, precomputed_features
+from condft.multimodal import SpeechCollator, SpeechExample, clips_digest, precomputed_features
 from condft.plots import plot_condition_numbers, plot_training
 from condft.recipe.build import Speech, compose, load_speech, speech_examples, tuning_config
 from condft.recipe.measure import (
@@ -51,7 +51,10 @@ ADAPTER, CONFIG = "adapter", "config.yaml"
 
 @dataclass
 class _Parts:
-    """What a run works on. `model` is the composed audio LLM until `_tune` wraps it."""
+    """What a run works on. `model` is the composed audio LLM until `_tune` wraps it.
+
+    `inputs` are digests that a checkpoint must share to be resumed; `_tune` adds the base model's.
+    """
 
     model: Any
     processor: Any
@@ -61,6 +64,7 @@ class _Parts:
     test: list[SpeechExample]
     checksums: dict[str, str]
     total_parameters: int
+    inputs: dict[str, str]
     freeze: FreezeReport | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -90,6 +94,8 @@ def run(config: RunConfig, *, resume: bool = False, overwrite: bool = False, cpu
         find_checkpoint(config, num_processes=accelerator.num_processes)
     parts = _prepare(config, accelerator)
     report = _tune(parts, config, accelerator)
+    if resume:  # and one of other inputs, now that they are known
+        find_checkpoint(config, num_processes=accelerator.num_processes, inputs=parts.inputs)
     if accelerator.is_main_process:
         if overwrite:  # not earlier: all that a new run may fail on at once has succeeded by now
             remove_run(output_dir)
@@ -128,6 +134,7 @@ def _prepare(config: RunConfig, accelerator: Accelerator) -> _Parts:
         test=speech_examples(model, processor, speech.test, config),
         checksums=checksum_tensors(frozen_tensors(model)),
         total_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        inputs={"training data": clips_digest(speech.train)},
     )
 
 
@@ -137,6 +144,7 @@ def _tune(parts: _Parts, config: RunConfig, accelerator: Accelerator) -> Spectra
     report = analyze(parts.model, measures="all", progress=accelerator.is_main_process)
     if tuning_config(config.tuning, seed=config.seed).ranks_by_fisher_information:
         report = measure_fisher(parts.model, parts.processor.tokenizer, report, config.evaluation, seed=config.seed)
+    parts.inputs["base model"] = report.fingerprint
     parts.seconds["seconds_analyze"] = time.perf_counter() - began
     parts.model = get_peft_model(parts.model, tuning_config(config.tuning, seed=config.seed, report=report))
     make_engine(accelerator).check(parts.model)
@@ -151,7 +159,16 @@ def _adapt(parts: _Parts, config: RunConfig, accelerator: Accelerator, resume: b
         text_before = measure_text(model, tokenizer, settings)
         rehearsal = rehearsal_of(model, tokenizer, config)
         began = time.perf_counter()
-        results = train(accelerator, model, parts.train, parts.collator, config, resume=resume, distillation=rehearsal)
+        results = train(
+            accelerator,
+            model,
+            parts.train,
+            parts.collator,
+            config,
+            resume=resume,
+            distillation=rehearsal,
+            inputs=parts.inputs,
+        )
         parts.seconds["seconds_train"] = time.perf_counter() - began
     # with the tower back in its place, and of the very model that was trained
     parts.freeze = compare(parts.checksums, checksum_tensors(frozen_tensors(model)))

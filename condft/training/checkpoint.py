@@ -4,7 +4,7 @@
         trainable.safetensors              the trained parameters by name; nothing frozen is ever written
         optimizer.safetensors              the optimizer's state, `<parameter>/<key>`
         training.pt                        learning rates, schedule, loss scaler and random states
-        state.json                         stage, step, config, fingerprint, versions
+        state.json                         stage, step, config, fingerprint, inputs, versions
 
 Tensors are whole, whatever engine sharded them: ranks gather them one at a time, and rank 0 keeps and writes them.
 The `.pt` file holds tensors and plain values only and is read with `weights_only=True`: loading runs no code.
@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,7 @@ def save_checkpoint(
     stage: str,
     step: int,
     global_step: int,
+    inputs: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Writes a checkpoint below `config.output_dir` and prunes old ones. Call it on every rank: all wait.
 
@@ -145,6 +147,7 @@ def save_checkpoint(
         stage: Name of the stage.
         step: Optimizer steps done in the stage.
         global_step: Optimizer steps done in the run.
+        inputs: Kept inside, and compared on resume: see `find_checkpoint`.
 
     Returns:
         The checkpoint's folder.
@@ -172,6 +175,7 @@ def save_checkpoint(
                 "num_processes": accelerator.num_processes,
                 "fingerprint": config.fingerprint(),
                 "config": config.to_dict(),
+                "inputs": dict(inputs),
                 "versions": {
                     name: version(name) for name in ("condft", "torch", "transformers", "peft", "accelerate")
                 },
@@ -204,12 +208,20 @@ def _on_cpu(tensor: Tensor) -> Tensor:
     return tensor.to("cpu", copy=True).contiguous()
 
 
-def find_checkpoint(config: RunConfig, *, num_processes: int) -> Checkpoint | None:
+def find_checkpoint(
+    config: RunConfig, *, num_processes: int, inputs: Mapping[str, str] = MappingProxyType({})
+) -> Checkpoint | None:
     """The newest complete checkpoint below `config.output_dir`; None where there is none yet.
 
+    Args:
+        config: The run.
+        num_processes: It runs on.
+        inputs: Digests of what the configuration only names, such as the training data, by what they are of. Those
+            given here are compared with the checkpoint's.
+
     Raises:
-        ValueError: It was taken with another configuration (each differing key is named with both values) or on
-            another number of processes.
+        ValueError: It was taken with another configuration (each differing key is named with both values), on another
+            number of processes, or with other inputs.
     """
     folders = _complete_folders(Path(config.output_dir) / CHECKPOINTS)
     if not folders:
@@ -230,6 +242,11 @@ def find_checkpoint(config: RunConfig, *, num_processes: int) -> Checkpoint | No
         raise ValueError(
             f"{path} was taken on {state['num_processes']} processes, this is {num_processes}: the global batch would "
             f"differ. Launch with --num_processes {state['num_processes']}, or start anew with --overwrite."
+        )
+    if changed := [name for name, digest in inputs.items() if state["inputs"].get(name) != digest]:
+        raise ValueError(
+            f"{path} was taken with another {' and another '.join(changed)} under the same name. Restore what it was "
+            "taken with, choose another output_dir, or start anew with --overwrite."
         )
     return Checkpoint(path, state["stage"], state["step"], state["global_step"])
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from condft.cli import app
@@ -23,7 +24,7 @@ from condft.report import SpectralReport
 from condft.training import RunConfig, load_config
 from tests.accelerate_state import forget_accelerate
 from tests.marks import needs_deepspeed
-from tests.tiny_speech import save_language_model, save_whisper, write_manifest
+from tests.tiny_speech import save_language_model, save_whisper, write_clip, write_manifest
 
 ROOT = Path(__file__).parents[2]
 SUMMARY_KEYS = {
@@ -251,6 +252,29 @@ def test_a_checkpoint_of_another_config_is_refused_before_anything_is_done(
     monkeypatch.setattr(module, "analyze", lambda *args, **kwargs: pytest.fail("analysed"))
     with pytest.raises(ValueError, match=r"tuning.trainable_fraction: 0.3 there, 0.5 now"):
         run(other, resume=True, cpu=True)
+    assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("changed", ["training data", "base model"])
+def test_a_checkpoint_of_other_inputs_is_refused(
+    configure: Callable[..., Any], parts: dict[str, str], tmp_path: Path, changed: str
+) -> None:
+    """Under the same names: what the YAML says is the same."""
+    speech, llama = (
+        shutil.copytree(Path(parts[key]).parent if key == "manifest" else parts[key], tmp_path / key)
+        for key in ("manifest", "language_model")
+    )
+    _, config = configure(f"data.manifest={speech / 'manifest.jsonl'}", f"model.language_model={llama}")
+    run(config, cpu=True)
+    before = contents(tmp_path / "run")
+    if changed == "training data":
+        write_clip(speech / "audio" / "1.flac", 0.35, seed=99)
+    else:
+        weights = load_file(llama / "model.safetensors")
+        weights["model.layers.0.mlp.up_proj.weight"] += 1
+        save_file(weights, llama / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"00000006-adapt was taken with another {changed}"):
+        run(config, resume=True, cpu=True)
     assert contents(tmp_path / "run") == before
 
 

@@ -1,5 +1,6 @@
 """Manifests and datasets: good ones are read whole, every kind of bad clip is named with its place."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from condft.multimodal import (
     Clip,
     SpeechDataError,
+    clips_digest,
     describe_skipped,
     load_manifest,
     load_speech_dataset,
@@ -182,3 +184,18 @@ def test_whatever_a_line_holds_the_error_is_ours(tmp_path_factory: pytest.TempPa
     path.write_bytes((line if isinstance(line, str) else json.dumps(line)).encode("utf-8", "surrogatepass"))
     with pytest.raises(SpeechDataError):
         load_manifest(path)
+
+
+def test_a_digest_of_clips_tells_what_is_said_and_heard_in_which_order(clips: list[Clip], manifest: Path) -> None:
+    digest = clips_digest(clips)
+    assert digest == clips_digest(load_manifest(manifest).clips)
+    as_bytes = [dataclasses.replace(clip, audio=Path(str(clip.audio)).read_bytes(), source="row") for clip in clips]
+    assert clips_digest(as_bytes) == digest
+    for other in (
+        clips[::-1],
+        clips[1:],
+        [dataclasses.replace(clips[0], text="else"), *clips[1:]],
+        [dataclasses.replace(clips[0], language="nl"), *clips[1:]],
+        [dataclasses.replace(clips[0], audio=b"else"), *clips[1:]],
+    ):
+        assert clips_digest(other) != digest
