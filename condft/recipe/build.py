@@ -52,6 +52,12 @@ class Speech:
         """Length of the longest clip; the tower's window must cover it."""
         return longest_seconds([*self.train, *self.test])
 
+    @property
+    def unheard_voices(self) -> bool:
+        """Whether every clip names its speaker, and none of the test split's speaks in the training split."""
+        train, test = ({clip.speaker for clip in clips} for clips in (self.train, self.test))
+        return None not in train | test and train.isdisjoint(test)
+
 
 def load_speech(data: DataConfig, *, num_test_clips: int | None = None) -> Speech:
     """Loads and checks both splits.

@@ -1,5 +1,6 @@
 """Measures an audio LLM: what it hears (WER) beside what it still knows (text cross-entropy, KL to the base)."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,13 +26,17 @@ from condft.tuner import add_fisher_information
 
 __all__ = [
     "Hearing",
+    "answer_limit",
     "check_text",
     "kl_on_own_text",
     "measure_fisher",
     "measure_hearing",
     "measure_text",
     "rehearsal_of",
+    "warn_of_cut_answers",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,44 @@ def measure_hearing(
     batches = [
         collator.prompts([examples[i] for i in order[start : start + size]]) for start in range(0, len(order), size)
     ]
-    heard = transcribe(model, collator.processor.tokenizer, batches, max_new_tokens=settings.max_new_tokens)
+    limit = answer_limit(collator, examples, settings)
+    heard = transcribe(model, collator.processor.tokenizer, batches, max_new_tokens=limit)
     by_index = dict(zip(order, heard, strict=True))
     hypotheses = [by_index[index] for index in range(len(examples))]
     references = [example["text"] for example in examples]
     languages = [example["language"] for example in examples]
     return Hearing(word_error_rate(references, hypotheses, languages), references, hypotheses)
+
+
+def answer_limit(collator: SpeechCollator, examples: Sequence[SpeechExample], settings: EvaluationConfig) -> int:
+    """How many tokens a transcription may have.
+
+    `evaluation.max_new_tokens`; where that is null, a quarter more than the longest reference has, and 8: what is
+    heard wrongly may take more tokens than what was said, and a model that cannot stop must be stopped.
+    """
+    if settings.max_new_tokens is not None:
+        return settings.max_new_tokens
+    longest = max(collator.count_answer_tokens(example) for example in examples)
+    return longest + longest // 4 + 8
+
+
+def warn_of_cut_answers(
+    collator: SpeechCollator, examples: Sequence[SpeechExample], settings: EvaluationConfig
+) -> None:
+    """Logs a warning where `evaluation.max_new_tokens` is too few for what was said: the WER would count the rest."""
+    limit = answer_limit(collator, examples, settings)
+    counts = [collator.count_answer_tokens(example) for example in examples]
+    longest = max(counts)
+    if longest > limit:
+        logger.warning(
+            "evaluation.max_new_tokens is %d: %d of %d test clips say more, and their missing words will count as "
+            "errors; the longest text, %s, has %d tokens. Leave it out, and the texts decide.",
+            limit,
+            sum(count > limit for count in counts),
+            len(counts),
+            examples[counts.index(longest)]["source"],
+            longest,
+        )
 
 
 def measure_text(model: Any, tokenizer: Any, settings: EvaluationConfig) -> CrossEntropy:

@@ -25,6 +25,7 @@ from condft.recipe.measure import (
     measure_hearing,
     measure_text,
     rehearsal_of,
+    warn_of_cut_answers,
 )
 from condft.recipe.summary import code_commit, machine, print_summary, versions
 from condft.report import SpectralReport
@@ -123,15 +124,18 @@ def _prepare(config: RunConfig, accelerator: Accelerator) -> _Parts:
     model, processor = compose(config, max_seconds=speech.longest_seconds)
     check_text(processor.tokenizer, config.evaluation)
     model.to(accelerator.device)
+    collator = SpeechCollator.for_model(
+        model, processor, prompt=config.model.prompt, system_prompt=config.model.system_prompt
+    )
+    test = speech_examples(model, processor, speech.test, config)
+    warn_of_cut_answers(collator, test, config.evaluation)
     return _Parts(
         model=model,
         processor=processor,
-        collator=SpeechCollator.for_model(
-            model, processor, prompt=config.model.prompt, system_prompt=config.model.system_prompt
-        ),
+        collator=collator,
         speech=speech,
         train=speech_examples(model, processor, speech.train, config),
-        test=speech_examples(model, processor, speech.test, config),
+        test=test,
         checksums=checksum_tensors(frozen_tensors(model)),
         total_parameters=sum(parameter.numel() for parameter in model.parameters()),
         inputs={"training data": clips_digest(speech.train)},
@@ -228,6 +232,7 @@ def _facts(parts: _Parts, config: RunConfig, accelerator: Accelerator, freeze: F
         "num_train_clips": len(parts.train),
         "num_test_clips": len(parts.test),
         "num_skipped_clips": parts.speech.num_skipped,
+        "unheard_voices": parts.speech.unheard_voices,
         **{phase: round(seconds, 2) for phase, seconds in parts.seconds.items()},
         "peak_rss_bytes": peak_rss_bytes(),
         "num_processes": accelerator.num_processes,

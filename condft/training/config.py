@@ -108,7 +108,9 @@ class EvaluationConfig(_Section):
     """What was learned (WER) and what was forgotten (text cross-entropy, KL)."""
 
     per_device_batch_size: int = Field(default=16, ge=1)
-    max_new_tokens: int = Field(default=24, ge=1)
+    max_new_tokens: int | None = Field(
+        default=None, ge=1, description="Of a transcription; null = 5/4 of the longest test reference, and 8."
+    )
     num_clips: int | None = Field(default=None, ge=1, description="Of the test split; null = all.")
     text: str = Field(default="pydoc", min_length=1, description="pydoc, wikitext, or the path of a text file.")
     text_tokens: int = Field(default=12_000, ge=2)
