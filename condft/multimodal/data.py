@@ -117,6 +117,7 @@ def load_speech_dataset(
     text_column: str = "text",
     language_column: str | None = None,
     speaker_column: str | None = None,
+    name: str = "the dataset",
     max_seconds: float | None = None,
     skip_bad: bool = False,
 ) -> SpeechData:
@@ -128,6 +129,7 @@ def load_speech_dataset(
         text_column: Name of the text column.
         language_column: Name of the column with the language, if there is one.
         speaker_column: Name of the column with the speaker, if there is one.
+        name: Of the dataset, in messages and in the clips' `source`.
         max_seconds: As in `load_manifest`.
         skip_bad: As in `load_manifest`.
 
@@ -145,14 +147,14 @@ def load_speech_dataset(
     columns = {"audio": audio_column, "text": text_column, "language": language_column, "speaker": speaker_column}
     chosen = {key: column for key, column in columns.items() if column is not None}
     if missing := sorted(set(chosen.values()) - set(dataset.column_names)):
-        raise SpeechDataError(f"the dataset has no column {missing[0]!r}; it has {sorted(dataset.column_names)}")
+        raise SpeechDataError(f"{name} has no column {missing[0]!r}; it has {sorted(dataset.column_names)}")
     undecoded = dataset.cast_column(audio_column, Audio(decode=False))
-    rows = ((f"row {index}", row) for index, row in enumerate(undecoded))
+    rows = ((f"{name} row {index}", row) for index, row in enumerate(undecoded))
 
     def parse(row: Mapping[str, Any]) -> dict[str, Any]:
         return _dataset_row({key: row[column] for key, column in chosen.items()})
 
-    return _collect(rows, parse, "the dataset", None, max_seconds, skip_bad)
+    return _collect(rows, parse, name, None, max_seconds, skip_bad)
 
 
 def longest_seconds(clips: Iterable[Clip]) -> float:
@@ -213,7 +215,7 @@ def _collect(
     """Parses, filters by split and checks every row. `delay`: no bar for what takes less than two seconds."""
     clips: list[Clip] = []
     skipped: list[SkippedClip] = []
-    splits: set[str] = set()
+    splits: set[str | None] = set()
     for source, row in tqdm(rows, desc="Checking clips", unit="clip", delay=2):
         try:
             values = parse(row)
@@ -232,7 +234,7 @@ def _collect(
         first = f"the first, {skipped[0].source}: {skipped[0].reason}"
         raise SpeechDataError(f"{origin} has no usable clip, {len(skipped)} bad ones; {first}")
     if splits:
-        raise SpeechDataError(f"{origin} has no clip in split {split!r}; its splits are {sorted(splits)}")
+        raise SpeechDataError(f"{origin} has no clip in split {split!r}; its splits are {sorted(splits, key=str)}")
     raise SpeechDataError(f"{origin} is empty: it lists no clip")
 
 

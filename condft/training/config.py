@@ -39,6 +39,7 @@ class DataConfig(_Section):
 
     manifest: str | None = None
     dataset: str | None = Field(default=None, description="Folder or hub name of a `datasets` dataset.")
+    dataset_config: str | None = Field(default=None, description="Which of the dataset's configurations.")
     dataset_split_train: str = "train"
     dataset_split_test: str = "test"
     audio_column: str = "audio"

@@ -20,12 +20,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from condft.training.checkpoint import METRICS, TENSORBOARD, find_checkpoint, load_parameters, save_checkpoint
+from condft.training.checkpoint import find_checkpoint, load_parameters, save_checkpoint
 from condft.training.config import RunConfig
 from condft.training.distillation import SelfDistillation
 from condft.training.engine import Engine
 from condft.training.loop import Collate, Record, TrainResult, train_stage
 from condft.training.metrics import MetricsFile, read_metrics, truncate_metrics
+from condft.training.output_dir import METRICS, TENSORBOARD
 from condft.training.stage import LANGUAGE_MODEL, stages_of, trainable_parameters
 
 

@@ -110,6 +110,13 @@ def test_a_split_asked_for_must_be_a_field(folder: Path) -> None:
         load_manifest(write_lines(folder, {"audio": "good.flac", "text": "one"}), split="train")
 
 
+def test_a_clip_of_no_split_is_in_none(folder: Path) -> None:
+    clip = {"audio": "good.flac", "text": "one"}
+    path = write_lines(folder, {**clip, "split": None}, {**clip, "split": "dev"})
+    with pytest.raises(SpeechDataError, match=r"no clip in split 'train'; its splits are \[None, 'dev'\]"):
+        load_manifest(path, split="train")
+
+
 def test_bytes_that_are_not_utf8_are_named(folder: Path) -> None:
     (folder / "manifest.jsonl").write_bytes(b'{"audio": "\xff"}\n')
     with pytest.raises(SpeechDataError, match=r":1: not UTF-8 .* at byte 11"):
@@ -171,6 +178,8 @@ def test_a_datasets_bad_rows_and_columns_are_named(clips: list[Clip]) -> None:
     with pytest.raises(SpeechDataError, match=r"row 1: .*no\.flac does not exist"):
         load_speech_dataset(dataset)
     assert len(load_speech_dataset(dataset, skip_bad=True).skipped) == 1
+    with pytest.raises(SpeechDataError, match=r"^fleurs\[train\] row 1: "):
+        load_speech_dataset(dataset, name="fleurs[train]")
     with pytest.raises(SpeechDataError, match=r"no column 'speech'; it has \['audio', 'text'\]"):
         load_speech_dataset(dataset, audio_column="speech")
     with pytest.raises(TypeError, match=r"\(a split\), not DatasetDict"):
