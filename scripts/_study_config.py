@@ -127,6 +127,8 @@ class StudyConfig(_Section):
         content = self.model_dump(mode="json", exclude=_SAID_OF_NO_RUN)
         if self.training.self_distillation is None:
             del content["training"]["self_distillation"]  # as in the keys of runs older than this setting
+        if self.text is not None:
+            content["evaluation"]["max_new_tokens"] = 24  # nothing is transcribed; as in the keys there are
         return {**content, "harness_version": HARNESS_VERSION}
 
     def digest(self) -> str:

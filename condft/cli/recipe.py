@@ -12,7 +12,7 @@ __all__ = ["evaluate", "train", "train_command"]
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Such as training.steps=10.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run in output_dir first.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Put this run in place of the one in output_dir.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count and report unusable clips.")]
 StayOnCpu = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")]
 

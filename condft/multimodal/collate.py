@@ -103,6 +103,10 @@ class SpeechCollator:
         """A batch for `generate`: as a training batch, but without labels and ending where the answer begins."""
         return self._batch(examples, [self._prompt_ids(example) for example in examples])
 
+    def count_answer_tokens(self, example: SpeechExample) -> int:
+        """How many tokens the example's text has, without the end-of-turn token."""
+        return len(self._answer(example)) - 1
+
     def _rendered_prompt(self) -> str:
         content = [{"type": "audio"}, {"type": "text", "text": self.prompt}]
         conversation: list[dict[str, Any]] = [{"role": "user", "content": content}]

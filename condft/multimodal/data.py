@@ -6,10 +6,12 @@ One such object a line; `audio` is relative to the manifest's folder. Every clip
 one is reported with its file and line now, not in the third hour of training.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +55,14 @@ class Clip:
     language: str = UNDETERMINED
     speaker: str | None = None
     split: str | None = None
+
+    @cached_property
+    def audio_sha256(self) -> str:
+        """Of the encoded recording; read once."""
+        if isinstance(self.audio, bytes):
+            return hashlib.sha256(self.audio).hexdigest()
+        with self.audio.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,7 @@ def load_speech_dataset(
     text_column: str = "text",
     language_column: str | None = None,
     speaker_column: str | None = None,
+    name: str = "the dataset",
     max_seconds: float | None = None,
     skip_bad: bool = False,
 ) -> SpeechData:
@@ -118,6 +129,7 @@ def load_speech_dataset(
         text_column: Name of the text column.
         language_column: Name of the column with the language, if there is one.
         speaker_column: Name of the column with the speaker, if there is one.
+        name: Of the dataset, in messages and in the clips' `source`.
         max_seconds: As in `load_manifest`.
         skip_bad: As in `load_manifest`.
 
@@ -135,19 +147,27 @@ def load_speech_dataset(
     columns = {"audio": audio_column, "text": text_column, "language": language_column, "speaker": speaker_column}
     chosen = {key: column for key, column in columns.items() if column is not None}
     if missing := sorted(set(chosen.values()) - set(dataset.column_names)):
-        raise SpeechDataError(f"the dataset has no column {missing[0]!r}; it has {sorted(dataset.column_names)}")
+        raise SpeechDataError(f"{name} has no column {missing[0]!r}; it has {sorted(dataset.column_names)}")
     undecoded = dataset.cast_column(audio_column, Audio(decode=False))
-    rows = ((f"row {index}", row) for index, row in enumerate(undecoded))
+    rows = ((f"{name} row {index}", row) for index, row in enumerate(undecoded))
 
     def parse(row: Mapping[str, Any]) -> dict[str, Any]:
         return _dataset_row({key: row[column] for key, column in chosen.items()})
 
-    return _collect(rows, parse, "the dataset", None, max_seconds, skip_bad)
+    return _collect(rows, parse, name, None, max_seconds, skip_bad)
 
 
 def longest_seconds(clips: Iterable[Clip]) -> float:
     """Length of the longest clip in seconds (what the tower's window must cover); clips must not be empty."""
     return max(clip.seconds for clip in clips)
+
+
+def clips_digest(clips: Iterable[Clip]) -> str:
+    """SHA-256 over what training sees of clips, in their order: recordings, texts and languages."""
+    digest = hashlib.sha256()
+    for clip in clips:
+        digest.update(json.dumps([clip.audio_sha256, clip.text, clip.language]).encode())
+    return digest.hexdigest()
 
 
 def describe_skipped(skipped: Sequence[SkippedClip]) -> str:
@@ -195,7 +215,7 @@ def _collect(
     """Parses, filters by split and checks every row. `delay`: no bar for what takes less than two seconds."""
     clips: list[Clip] = []
     skipped: list[SkippedClip] = []
-    splits: set[str] = set()
+    splits: set[str | None] = set()
     for source, row in tqdm(rows, desc="Checking clips", unit="clip", delay=2):
         try:
             values = parse(row)
@@ -214,7 +234,7 @@ def _collect(
         first = f"the first, {skipped[0].source}: {skipped[0].reason}"
         raise SpeechDataError(f"{origin} has no usable clip, {len(skipped)} bad ones; {first}")
     if splits:
-        raise SpeechDataError(f"{origin} has no clip in split {split!r}; its splits are {sorted(splits)}")
+        raise SpeechDataError(f"{origin} has no clip in split {split!r}; its splits are {sorted(splits, key=str)}")
     raise SpeechDataError(f"{origin} is empty: it lists no clip")
 
 

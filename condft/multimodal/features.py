@@ -101,7 +101,7 @@ def compute_features(
         raise ValueError("the audio tower is swapped out: call compute_features outside of precomputed_features")
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     folder = root / tower_fingerprint(tower, extractor)
-    paths = [folder / digest[:2] / f"{digest}.safetensors" for digest in map(_content_hash, clips)]
+    paths = [folder / digest[:2] / f"{digest}.safetensors" for digest in (clip.audio_sha256 for clip in clips)]
     wanted = dict(zip(paths, clips, strict=True))  # equal recordings are computed once
     features = {path: tensor for path in wanted if (tensor := _load(path, tower.config.hidden_size)) is not None}
     order = sorted(wanted)  # by hash: any stride through it is a fair share
@@ -179,13 +179,6 @@ def _rank_and_world() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
-
-
-def _content_hash(clip: Clip) -> str:
-    if isinstance(clip.audio, bytes):
-        return hashlib.sha256(clip.audio).hexdigest()
-    with clip.audio.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_lengths(clips: Sequence[Clip], extractor: Any) -> None:

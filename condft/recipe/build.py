@@ -52,6 +52,12 @@ class Speech:
         """Length of the longest clip; the tower's window must cover it."""
         return longest_seconds([*self.train, *self.test])
 
+    @property
+    def unheard_voices(self) -> bool:
+        """Whether every clip names its speaker, and none of the test split's speaks in the training split."""
+        train, test = ({clip.speaker for clip in clips} for clips in (self.train, self.test))
+        return None not in train | test and train.isdisjoint(test)
+
 
 def load_speech(data: DataConfig, *, num_test_clips: int | None = None) -> Speech:
     """Loads and checks both splits.
@@ -72,7 +78,7 @@ def load_speech(data: DataConfig, *, num_test_clips: int | None = None) -> Speec
     if num_test_clips is not None and num_test_clips < len(test):
         # Drawn, not every n-th: manifests alternate languages, and a stride would take one of them only.
         test = [test[index] for index in sorted(random.Random(0).sample(range(len(test)), num_test_clips))]
-    # A dataset's own split is one file, read once for each of ours: a clip skipped twice still counts once.
+    # Both of ours may read one file, or one split of a dataset: a clip skipped twice still counts once.
     skipped = {skip.source for speech in loaded.values() for skip in speech.skipped}
     return Speech(loaded["train"].clips, test, len(skipped))
 
@@ -82,9 +88,10 @@ def _load_split(data: DataConfig, split: str) -> Any:
         return load_manifest(data.manifest, split=split, max_seconds=data.max_seconds, skip_bad=data.skip_bad)
     from datasets import load_dataset
 
-    name = data.dataset_split_train if split == "train" else data.dataset_split_test
+    own = data.dataset_split_train if split == "train" else data.dataset_split_test
     return load_speech_dataset(
-        load_dataset(data.dataset, split=name),
+        load_dataset(data.dataset, data.dataset_config, split=own),
+        name=f"{data.dataset}[{own}]",
         audio_column=data.audio_column,
         text_column=data.text_column,
         language_column=data.language_column,

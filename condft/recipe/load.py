@@ -8,7 +8,7 @@ from transformers import AutoProcessor
 
 from condft.multimodal import SpeechCollator, load_manifest, precomputed_features
 from condft.recipe.build import compose, load_speech, speech_examples
-from condft.recipe.measure import kl_on_own_text, measure_hearing, measure_text
+from condft.recipe.measure import kl_on_own_text, measure_hearing, measure_text, warn_of_cut_answers
 from condft.recipe.run import ADAPTER, CONFIG
 from condft.training import RunConfig, load_config
 
@@ -69,6 +69,7 @@ def evaluate_run(
         model.get_base_model(), processor, prompt=config.model.prompt, system_prompt=config.model.system_prompt
     )
     settings, tokenizer = config.evaluation, processor.tokenizer
+    warn_of_cut_answers(collator, examples, settings)
     with precomputed_features(model):
         heard = measure_hearing(model, collator, examples, settings).report
         after = measure_text(model, tokenizer, settings)

@@ -1,5 +1,6 @@
 """Measures an audio LLM: what it hears (WER) beside what it still knows (text cross-entropy, KL to the base)."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,26 @@ from condft.evaluation import (
     transcribe,
     word_error_rate,
 )
+from condft.evaluation.retention import text_windows
 from condft.multimodal import SpeechCollator, SpeechExample
 from condft.report import SpectralReport
 from condft.training import RunConfig, SelfDistillation
 from condft.training.config import EvaluationConfig
 from condft.tuner import add_fisher_information
 
-__all__ = ["Hearing", "kl_on_own_text", "measure_fisher", "measure_hearing", "measure_text", "rehearsal_of"]
+__all__ = [
+    "Hearing",
+    "answer_limit",
+    "check_text",
+    "kl_on_own_text",
+    "measure_fisher",
+    "measure_hearing",
+    "measure_text",
+    "rehearsal_of",
+    "warn_of_cut_answers",
+]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,12 +58,44 @@ def measure_hearing(
     batches = [
         collator.prompts([examples[i] for i in order[start : start + size]]) for start in range(0, len(order), size)
     ]
-    heard = transcribe(model, collator.processor.tokenizer, batches, max_new_tokens=settings.max_new_tokens)
+    limit = answer_limit(collator, examples, settings)
+    heard = transcribe(model, collator.processor.tokenizer, batches, max_new_tokens=limit)
     by_index = dict(zip(order, heard, strict=True))
     hypotheses = [by_index[index] for index in range(len(examples))]
     references = [example["text"] for example in examples]
     languages = [example["language"] for example in examples]
     return Hearing(word_error_rate(references, hypotheses, languages), references, hypotheses)
+
+
+def answer_limit(collator: SpeechCollator, examples: Sequence[SpeechExample], settings: EvaluationConfig) -> int:
+    """How many tokens a transcription may have.
+
+    `evaluation.max_new_tokens`; where that is null, a quarter more than the longest reference has, and 8: what is
+    heard wrongly may take more tokens than what was said, and a model that cannot stop must be stopped.
+    """
+    if settings.max_new_tokens is not None:
+        return settings.max_new_tokens
+    longest = max(collator.count_answer_tokens(example) for example in examples)
+    return longest + longest // 4 + 8
+
+
+def warn_of_cut_answers(
+    collator: SpeechCollator, examples: Sequence[SpeechExample], settings: EvaluationConfig
+) -> None:
+    """Logs a warning where `evaluation.max_new_tokens` is too few for what was said: the WER would count the rest."""
+    limit = answer_limit(collator, examples, settings)
+    counts = [collator.count_answer_tokens(example) for example in examples]
+    longest = max(counts)
+    if longest > limit:
+        logger.warning(
+            "evaluation.max_new_tokens is %d: %d of %d test clips say more, and their missing words will count as "
+            "errors; the longest text, %s, has %d tokens. Leave it out, and the texts decide.",
+            limit,
+            sum(count > limit for count in counts),
+            len(counts),
+            examples[counts.index(longest)]["source"],
+            longest,
+        )
 
 
 def measure_text(model: Any, tokenizer: Any, settings: EvaluationConfig) -> CrossEntropy:
@@ -61,6 +107,18 @@ def measure_text(model: Any, tokenizer: Any, settings: EvaluationConfig) -> Cros
         max_tokens=settings.text_tokens,
         context_length=settings.context_length,
     )
+
+
+def check_text(tokenizer: Any, settings: EvaluationConfig) -> None:
+    """Tells before a run begins what `measure_text` would tell in it.
+
+    Raises:
+        FileNotFoundError: `evaluation.text` is neither a known name nor a file.
+        ConnectionError: WikiText is not cached and the hub does not answer.
+        ValueError: The text is empty, or of fewer than 2 tokens.
+    """
+    text = held_out_text(settings.text)
+    text_windows(tokenizer, text, max_tokens=settings.text_tokens, context_length=settings.context_length)
 
 
 def measure_fisher(

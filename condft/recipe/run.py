@@ -15,11 +15,20 @@ from peft import PeftModel, get_peft_model
 from condft.analysis import analyze
 from condft.files import atomic_directory, write_json, write_text
 from condft.memory import peak_rss_bytes
-from condft.multimodal import SpeechCollator, SpeechExample, precomputed_features
+from condft.multimodal import SpeechCollator, SpeechExample, clips_digest, precomputed_features
 from condft.plots import plot_condition_numbers, plot_training
 from condft.recipe.build import Speech, compose, load_speech, speech_examples, tuning_config
-from condft.recipe.measure import kl_on_own_text, measure_fisher, measure_hearing, measure_text, rehearsal_of
+from condft.recipe.measure import (
+    check_text,
+    kl_on_own_text,
+    measure_fisher,
+    measure_hearing,
+    measure_text,
+    rehearsal_of,
+    warn_of_cut_answers,
+)
 from condft.recipe.summary import code_commit, machine, print_summary, versions
+from condft.report import SpectralReport
 from condft.training import (
     FreezeReport,
     RunConfig,
@@ -30,6 +39,7 @@ from condft.training import (
     make_accelerator,
     prepare_output_dir,
     read_metrics,
+    remove_run,
     train,
 )
 from condft.training.checkpoint import load_trained
@@ -42,7 +52,10 @@ ADAPTER, CONFIG = "adapter", "config.yaml"
 
 @dataclass
 class _Parts:
-    """What a run works on. `model` is the composed audio LLM until `_tune` wraps it."""
+    """What a run works on. `model` is the composed audio LLM until `_tune` wraps it.
+
+    `inputs` are digests that a checkpoint must share to be resumed; `_tune` adds the base model's.
+    """
 
     model: Any
     processor: Any
@@ -52,6 +65,7 @@ class _Parts:
     test: list[SpeechExample]
     checksums: dict[str, str]
     total_parameters: int
+    inputs: dict[str, str]
     freeze: FreezeReport | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -62,7 +76,7 @@ def run(config: RunConfig, *, resume: bool = False, overwrite: bool = False, cpu
     Args:
         config: The run.
         resume: Continue the run in the output folder from its newest checkpoint.
-        overwrite: Delete the run in the output folder first.
+        overwrite: Delete the run in the output folder, as soon as this one is ready to write its first file.
         cpu: Stay on the CPU even where there is a GPU.
 
     Returns:
@@ -77,8 +91,16 @@ def run(config: RunConfig, *, resume: bool = False, overwrite: bool = False, cpu
     tuning_config(config.tuning, seed=config.seed)  # a slip in the YAML is told before anything is loaded
     accelerator = make_accelerator(config, cpu=cpu)
     output_dir = prepare_output_dir(config.output_dir, resume=resume, overwrite=overwrite)
+    if resume:  # one of another run is refused before anything is written over that run's own
+        find_checkpoint(config, num_processes=accelerator.num_processes)
     parts = _prepare(config, accelerator)
-    _tune(parts, config, accelerator, output_dir)
+    report = _tune(parts, config, accelerator)
+    if resume:  # and one of other inputs, now that they are known
+        find_checkpoint(config, num_processes=accelerator.num_processes, inputs=parts.inputs)
+    if accelerator.is_main_process:
+        if overwrite:  # not earlier: all that a new run may fail on at once has succeeded by now
+            remove_run(output_dir)
+        _leave_report(parts, config, output_dir, report)
     measured = _adapt(parts, config, accelerator, resume)
     freeze = parts.freeze
     assert freeze is not None  # _adapt sets it
@@ -100,34 +122,37 @@ def run(config: RunConfig, *, resume: bool = False, overwrite: bool = False, cpu
 def _prepare(config: RunConfig, accelerator: Accelerator) -> _Parts:
     speech = load_speech(config.data, num_test_clips=config.evaluation.num_clips)
     model, processor = compose(config, max_seconds=speech.longest_seconds)
+    check_text(processor.tokenizer, config.evaluation)
     model.to(accelerator.device)
+    collator = SpeechCollator.for_model(
+        model, processor, prompt=config.model.prompt, system_prompt=config.model.system_prompt
+    )
+    test = speech_examples(model, processor, speech.test, config)
+    warn_of_cut_answers(collator, test, config.evaluation)
     return _Parts(
         model=model,
         processor=processor,
-        collator=SpeechCollator.for_model(
-            model, processor, prompt=config.model.prompt, system_prompt=config.model.system_prompt
-        ),
+        collator=collator,
         speech=speech,
         train=speech_examples(model, processor, speech.train, config),
-        test=speech_examples(model, processor, speech.test, config),
+        test=test,
         checksums=checksum_tensors(frozen_tensors(model)),
         total_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        inputs={"training data": clips_digest(speech.train)},
     )
 
 
-def _tune(parts: _Parts, config: RunConfig, accelerator: Accelerator, output_dir: Path) -> None:
-    """Analyses the composed model, wraps it by the selection, and leaves report and picture."""
+def _tune(parts: _Parts, config: RunConfig, accelerator: Accelerator) -> SpectralReport:
+    """Analyses the composed model and wraps it by the selection."""
     began = time.perf_counter()
     report = analyze(parts.model, measures="all", progress=accelerator.is_main_process)
     if tuning_config(config.tuning, seed=config.seed).ranks_by_fisher_information:
         report = measure_fisher(parts.model, parts.processor.tokenizer, report, config.evaluation, seed=config.seed)
+    parts.inputs["base model"] = report.fingerprint
     parts.seconds["seconds_analyze"] = time.perf_counter() - began
     parts.model = get_peft_model(parts.model, tuning_config(config.tuning, seed=config.seed, report=report))
-    if accelerator.is_main_process:
-        write_text(output_dir / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
-        report.save(output_dir / "spectral_report.json")
-        selected = parts.model.active_peft_config.target_units
-        plot_condition_numbers(report, output_dir / "condition_numbers.png", selected=selected)
+    make_engine(accelerator).check(parts.model)
+    return report
 
 
 def _adapt(parts: _Parts, config: RunConfig, accelerator: Accelerator, resume: bool) -> dict[str, Any]:
@@ -138,7 +163,16 @@ def _adapt(parts: _Parts, config: RunConfig, accelerator: Accelerator, resume: b
         text_before = measure_text(model, tokenizer, settings)
         rehearsal = rehearsal_of(model, tokenizer, config)
         began = time.perf_counter()
-        results = train(accelerator, model, parts.train, parts.collator, config, resume=resume, distillation=rehearsal)
+        results = train(
+            accelerator,
+            model,
+            parts.train,
+            parts.collator,
+            config,
+            resume=resume,
+            distillation=rehearsal,
+            inputs=parts.inputs,
+        )
         parts.seconds["seconds_train"] = time.perf_counter() - began
     # with the tower back in its place, and of the very model that was trained
     parts.freeze = compare(parts.checksums, checksum_tensors(frozen_tensors(model)))
@@ -198,6 +232,7 @@ def _facts(parts: _Parts, config: RunConfig, accelerator: Accelerator, freeze: F
         "num_train_clips": len(parts.train),
         "num_test_clips": len(parts.test),
         "num_skipped_clips": parts.speech.num_skipped,
+        "unheard_voices": parts.speech.unheard_voices,
         **{phase: round(seconds, 2) for phase, seconds in parts.seconds.items()},
         "peak_rss_bytes": peak_rss_bytes(),
         "num_processes": accelerator.num_processes,
@@ -209,6 +244,14 @@ def _facts(parts: _Parts, config: RunConfig, accelerator: Accelerator, freeze: F
         "commit": code_commit(),
         "versions": versions(),
     }
+
+
+def _leave_report(parts: _Parts, config: RunConfig, output_dir: Path, report: SpectralReport) -> None:
+    """Writes what is known before training: the run's first files."""
+    write_text(output_dir / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+    report.save(output_dir / "spectral_report.json")
+    selected = parts.model.active_peft_config.target_units
+    plot_condition_numbers(report, output_dir / "condition_numbers.png", selected=selected)
 
 
 def _leave(parts: _Parts, config: RunConfig, output_dir: Path, summary: dict[str, Any]) -> None:

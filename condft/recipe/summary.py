@@ -78,7 +78,8 @@ def print_summary(summary: Mapping[str, Any], output_dir: str | Path) -> None:
     for language in ("", *sorted(key.removeprefix("wer_before_") for key in summary if key.startswith("wer_before_"))):
         suffix = f"_{language}" if language else ""
         before, after = summary[f"wer_before{suffix}"], summary[f"wer_after{suffix}"]
-        label = f"word error rate, {language}" if language else "word error rate, unheard voices"
+        whole = "unheard voices" if summary["unheard_voices"] else "test split"
+        label = f"word error rate, {language or whole}"
         table.add_row(label, f"{before:.1%}", f"{after:.1%}", f"{after - before:+.1%}")
     before, after = summary["text_ce_before"], summary["text_ce_after"]
     table.add_row("text cross-entropy (nats/token)", f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}")

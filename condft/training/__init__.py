@@ -1,11 +1,12 @@
 """Training: typed configuration, an accelerate loop over stages, checkpoints, and the proof of freeze."""
 
-from condft.training.checkpoint import Checkpoint, find_checkpoint, prepare_output_dir
+from condft.training.checkpoint import Checkpoint, find_checkpoint
 from condft.training.config import RunConfig, SelfDistillationConfig, TrainingConfig, load_config
 from condft.training.distillation import SelfDistillation
 from condft.training.guard import FreezeReport, checksum_tensors, compare, frozen_tensors
 from condft.training.loop import TrainResult, train_stage
 from condft.training.metrics import read_metrics
+from condft.training.output_dir import prepare_output_dir, remove_run
 from condft.training.run import make_accelerator, train
 from condft.training.stage import Stage, stages_of
 
@@ -26,6 +27,7 @@ __all__ = [
     "make_accelerator",
     "prepare_output_dir",
     "read_metrics",
+    "remove_run",
     "stages_of",
     "train",
     "train_stage",

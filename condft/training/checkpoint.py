@@ -4,28 +4,31 @@
         trainable.safetensors              the trained parameters by name; nothing frozen is ever written
         optimizer.safetensors              the optimizer's state, `<parameter>/<key>`
         training.pt                        learning rates, schedule, loss scaler and random states
-        state.json                         stage, step, config, fingerprint, versions
+        state.json                         stage, step, config, fingerprint, inputs, versions
 
 Tensors are whole, whatever engine sharded them: ranks gather them one at a time, and rank 0 keeps and writes them.
 The `.pt` file holds tensors and plain values only and is read with `weights_only=True`: loading runs no code.
 """
 
+import io
 import json
 import random
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
-from safetensors import safe_open
+from accelerate.utils import gather_object
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -34,22 +37,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from condft.files import atomic_directory, write_json
 from condft.training.config import RunConfig, flatten
 from condft.training.engine import Engine, whole
-
-CHECKPOINTS = "checkpoints"
-METRICS = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
-RUN_CONTENT = (
-    CHECKPOINTS,
-    METRICS,
-    TENSORBOARD,
-    "adapter",
-    "summary.json",
-    "config.yaml",
-    "spectral_report.json",
-    "condition_numbers.png",
-    "training.png",
-)
-"""What a run leaves in its output folder: the marks of a run, and all that `overwrite` removes."""
+from condft.training.output_dir import CHECKPOINTS
 
 _FOLDER = re.compile(r"\d{8,}-\w+")
 _WEIGHTS, _OPTIMIZER = "trainable.safetensors", "optimizer.safetensors"
@@ -73,49 +61,6 @@ class Checkpoint:
     global_step: int
 
 
-def prepare_output_dir(output_dir: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """Makes the output folder, or refuses one that holds a run. Call it on every rank, after the Accelerator exists.
-
-    Args:
-        output_dir: The folder.
-        resume: A run in there is to be continued: kept, but for the litter of a write that was killed.
-        overwrite: A run in there is to go: `RUN_CONTENT` is removed, anything else in the folder stays.
-
-    Raises:
-        FileExistsError: The folder holds a run and neither is asked for, or the path is no folder.
-        ValueError: Both are asked for.
-    """
-    if resume and overwrite:
-        raise ValueError("resume continues a run and overwrite deletes it: give one of them")
-    output_dir = Path(output_dir)
-    problem = [None]
-    if PartialState().is_main_process:
-        problem = [_prepare(output_dir, resume, overwrite)]
-    if (message := broadcast_object_list(problem)[0]) is not None:  # all ranks stop, or none
-        raise FileExistsError(message)
-    return output_dir
-
-
-def _prepare(output_dir: Path, resume: bool, overwrite: bool) -> Any:
-    if output_dir.exists() and not output_dir.is_dir():
-        return f"output_dir {output_dir} is a file; name a folder"
-    found = [name for name in RUN_CONTENT if (output_dir / name).exists()]
-    if found and not (resume or overwrite):
-        return (
-            f"{output_dir} already holds a run ({', '.join(found)}); continue it with --resume, "
-            "choose another output_dir, or delete it with --overwrite"
-        )
-    if overwrite:
-        for name in found:
-            path = output_dir / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if resume:
-        for litter in (output_dir / CHECKPOINTS).glob(".*"):
-            shutil.rmtree(litter)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    return None
-
-
 def save_checkpoint(
     engine: Engine,
     parameters: Mapping[str, nn.Parameter],
@@ -126,6 +71,7 @@ def save_checkpoint(
     stage: str,
     step: int,
     global_step: int,
+    inputs: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Writes a checkpoint below `config.output_dir` and prunes old ones. Call it on every rank: all wait.
 
@@ -138,6 +84,7 @@ def save_checkpoint(
         stage: Name of the stage.
         step: Optimizer steps done in the stage.
         global_step: Optimizer steps done in the run.
+        inputs: Kept inside, and compared on resume: see `find_checkpoint`.
 
     Returns:
         The checkpoint's folder.
@@ -165,6 +112,7 @@ def save_checkpoint(
                 "num_processes": accelerator.num_processes,
                 "fingerprint": config.fingerprint(),
                 "config": config.to_dict(),
+                "inputs": dict(inputs),
                 "versions": {
                     name: version(name) for name in ("condft", "torch", "transformers", "peft", "accelerate")
                 },
@@ -197,18 +145,27 @@ def _on_cpu(tensor: Tensor) -> Tensor:
     return tensor.to("cpu", copy=True).contiguous()
 
 
-def find_checkpoint(config: RunConfig, *, num_processes: int) -> Checkpoint | None:
+def find_checkpoint(
+    config: RunConfig, *, num_processes: int, inputs: Mapping[str, str] = MappingProxyType({})
+) -> Checkpoint | None:
     """The newest complete checkpoint below `config.output_dir`; None where there is none yet.
 
+    Args:
+        config: The run.
+        num_processes: It runs on.
+        inputs: Digests of what the configuration only names, such as the training data, by what they are of. Those
+            given here are compared with the checkpoint's.
+
     Raises:
-        ValueError: It was taken with another configuration (each differing key is named with both values) or on
-            another number of processes.
+        ValueError: It was taken with another configuration (each differing key is named with both values), on another
+            number of processes, or with other inputs; or its `state.json` is damaged.
     """
     folders = _complete_folders(Path(config.output_dir) / CHECKPOINTS)
     if not folders:
         return None
     path = folders[-1]
-    state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    with _intact(path / _STATE) as file:
+        state = json.loads(file.read_bytes())
     if state["fingerprint"] != config.fingerprint():
         theirs, ours = flatten(state["config"]), flatten(config.to_dict())
         differences = [
@@ -224,6 +181,11 @@ def find_checkpoint(config: RunConfig, *, num_processes: int) -> Checkpoint | No
             f"{path} was taken on {state['num_processes']} processes, this is {num_processes}: the global batch would "
             f"differ. Launch with --num_processes {state['num_processes']}, or start anew with --overwrite."
         )
+    if changed := [name for name, digest in inputs.items() if state["inputs"].get(name) != digest]:
+        raise ValueError(
+            f"{path} was taken with another {' and another '.join(changed)} under the same name. Restore what it was "
+            "taken with, choose another output_dir, or start anew with --overwrite."
+        )
     return Checkpoint(path, state["stage"], state["step"], state["global_step"])
 
 
@@ -231,9 +193,9 @@ def load_parameters(checkpoint: Checkpoint, parameters: Mapping[str, Tensor]) ->
     """Copies the checkpoint's values into the model's trained parameters, in place, before anything is sharded.
 
     Raises:
-        ValueError: Names, shapes or dtypes differ: the model was built differently.
+        ValueError: Names, shapes or dtypes differ: the model was built differently. Or the file is damaged.
     """
-    saved = load_file(checkpoint.path / _WEIGHTS)
+    saved = load_trained(checkpoint)
     there = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in saved.items()}
     here = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in parameters.items()}
     if there != here:
@@ -250,8 +212,13 @@ def load_parameters(checkpoint: Checkpoint, parameters: Mapping[str, Tensor]) ->
 
 
 def load_trained(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The trained parameters of a checkpoint, whole, by name."""
-    return load_file(checkpoint.path / _WEIGHTS)
+    """The trained parameters of a checkpoint, whole, by name.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    with _intact(checkpoint.path / _WEIGHTS) as file:
+        return load_file(file)
 
 
 def load_training_state(
@@ -265,12 +232,19 @@ def load_training_state(
         model: As the engine prepared it: its parameters are those of the optimizer.
         optimizer: The stage's.
         scheduler: The stage's.
+
+    Raises:
+        ValueError: A file is damaged.
     """
     accelerator = engine.accelerator
-    state = torch.load(checkpoint.path / _TRAINING, map_location="cpu", weights_only=True)
+    with _intact(checkpoint.path / _TRAINING) as path:
+        # of bytes: from a file cut short torch raises an OSError, as of a disk that fails
+        state = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
     for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
         group.update({key: value for key, value in saved.items() if key != "params"})
-    with safe_open(checkpoint.path / _OPTIMIZER, framework="pt") as file:
+    with _intact(checkpoint.path / _OPTIMIZER) as path:
+        opened = safe_open(path, framework="pt")
+    with opened as file:
         keys: dict[str, list[str]] = defaultdict(list)
         for key in file.keys():  # noqa: SIM118 - a handle, not a mapping
             name, _, part = key.rpartition("/")
@@ -283,6 +257,18 @@ def load_training_state(
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     _set_random_state(state["random"][accelerator.process_index])
+
+
+@contextmanager
+def _intact(path: Path) -> Iterator[Path]:
+    """Names the file whose reading fails: libraries tell what is wrong with it, but not which one it is."""
+    try:
+        yield path
+    except (SafetensorError, UnpicklingError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete the folder {path.parent.name}, and --resume takes the checkpoint "
+            "before it; or start anew with --overwrite."
+        ) from error
 
 
 def _complete_folders(folder: Path) -> list[Path]:

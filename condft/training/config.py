@@ -4,6 +4,7 @@ import copy
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 class _Section(BaseModel):
     # strict: a quoted "10" where a number is wanted is a slip in the file, not something to guess at
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    # finite: checkpoints and results keep the settings as JSON, which has no infinity
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
@@ -37,6 +39,7 @@ class DataConfig(_Section):
 
     manifest: str | None = None
     dataset: str | None = Field(default=None, description="Folder or hub name of a `datasets` dataset.")
+    dataset_config: str | None = Field(default=None, description="Which of the dataset's configurations.")
     dataset_split_train: str = "train"
     dataset_split_test: str = "test"
     audio_column: str = "audio"
@@ -82,7 +85,7 @@ class TrainingConfig(_Section):
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=10, ge=0, description="Optimizer steps of linear warm-up, in each stage.")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_grad_norm: float | None = Field(default=1.0, gt=0, description="null = no clipping.")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     self_distillation: SelfDistillationConfig | None = Field(default=None, description="null = none.")
     checkpoint_every: int = Field(default=0, ge=0, description="Optimizer steps; 0 = only at the end of stages.")
@@ -106,7 +109,9 @@ class EvaluationConfig(_Section):
     """What was learned (WER) and what was forgotten (text cross-entropy, KL)."""
 
     per_device_batch_size: int = Field(default=16, ge=1)
-    max_new_tokens: int = Field(default=24, ge=1)
+    max_new_tokens: int | None = Field(
+        default=None, ge=1, description="Of a transcription; null = 5/4 of the longest test reference, and 8."
+    )
     num_clips: int | None = Field(default=None, ge=1, description="Of the test split; null = all.")
     text: str = Field(default="pydoc", min_length=1, description="pydoc, wikitext, or the path of a text file.")
     text_tokens: int = Field(default=12_000, ge=2)
@@ -118,7 +123,7 @@ class EvaluationConfig(_Section):
 class RunConfig(_Section):
     """Everything a run depends on. `tuning` holds the fields of `CondFTConfig`, checked there."""
 
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**31)  # stages and ranks count on from it, and numpy's end at 2**32
     output_dir: str = Field(min_length=1)
     model: ModelConfig
     data: DataConfig
@@ -130,6 +135,14 @@ class RunConfig(_Section):
     @classmethod
     def _empty_tuning(cls, value: Any) -> Any:
         return {} if value is None else value  # `tuning:` with nothing below it is null in YAML
+
+    @field_validator("tuning")
+    @classmethod
+    def _finite_tuning(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key, setting in value.items():
+            if isinstance(setting, float) and not math.isfinite(setting):
+                raise ValueError(f"'tuning.{key}' is {setting}, expected a finite number")
+        return value
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, defaults filled in."""

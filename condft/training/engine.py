@@ -43,7 +43,7 @@ class Engine:
         """Refuses a model that one of the stages could not train here; `requires_grad` says what may train in any."""
 
     def prepare(
-        self, model: nn.Module, optimizer: Optimizer, *, per_device_batch_size: int, max_grad_norm: float
+        self, model: nn.Module, optimizer: Optimizer, *, per_device_batch_size: int, max_grad_norm: float | None
     ) -> tuple[Any, Any]:
         """The wrapped model and optimizer that the stage runs on.
 
@@ -58,14 +58,15 @@ class Engine:
         """Adds the gradients of `loss` over the number of micro-batches; ranks are averaged."""
         self.accelerator.backward(loss)
 
-    def update(self, optimizer: Optimizer, parameters: list[nn.Parameter], max_norm: float) -> float:
+    def update(self, optimizer: Optimizer, parameters: list[nn.Parameter], max_norm: float | None) -> float:
         """Clips the step's gradients and takes the optimizer's step.
 
         Returns:
             The gradients' norm before clipping. Where it is not finite the step is not taken (DeepSpeed: it is, and
             the loss has been looked at before).
         """
-        norm = float(self.accelerator.clip_grad_norm_(parameters, max_norm))
+        limit = math.inf if max_norm is None else max_norm  # at infinity the norm is taken and nothing scaled
+        norm = float(self.accelerator.clip_grad_norm_(parameters, limit))
         # fp16's scaler finds and skips such steps by itself
         if self.accelerator.scaler is not None or math.isfinite(norm):
             optimizer.step()
@@ -90,7 +91,7 @@ class FSDP2Engine(Engine):
     leaves_model_whole = False
 
     def prepare(
-        self, model: nn.Module, optimizer: Optimizer, *, per_device_batch_size: int, max_grad_norm: float
+        self, model: nn.Module, optimizer: Optimizer, *, per_device_batch_size: int, max_grad_norm: float | None
     ) -> tuple[Any, Any]:
         if isinstance(model, FSDPModule):  # sharded in the stage before: the optimizer was made of DTensors
             return model, self.accelerator.prepare_optimizer(optimizer)

@@ -148,7 +148,7 @@ class _Stepper:
         optimizer: Optimizer,
         schedule: LambdaLR,
         stage: Stage,
-        max_grad_norm: float,
+        max_grad_norm: float | None,
         distillation: SelfDistillation | None,
     ) -> None:
         self.engine, self.accelerator = engine, engine.accelerator

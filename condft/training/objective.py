@@ -23,7 +23,8 @@ def answer_loss_sum(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 
     Args:
         model: Called with the batch's tensors but `labels`; returns an output with `.logits`.
-        batch: `input_ids` (B, T), `labels` (B, T; -100 outside the answers), and the model's other inputs.
+        batch: `input_ids` (B, T), `labels` (B, T; -100 outside the answers), and the model's other inputs. Where
+            there is an `attention_mask` (B, T) and no `position_ids`, positions are counted from it.
 
     Returns:
         fp32 scalar with a graph.
@@ -38,6 +39,10 @@ def answer_loss_sum(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         raise ValueError(f"a batch of {labels.shape[0]} examples has no answer token: every label is {IGNORED}")
     keep = length - int(answered[0])  # `answered` is shifted by one: this is the column before the first answer
     inputs = {name: value for name, value in batch.items() if isinstance(value, Tensor) and name != "labels"}
+    if "attention_mask" in inputs and "position_ids" not in inputs:
+        # Where positions are looked up in a table (GPT-2, OPT), those of a padded row would start late; rotary ones
+        # only count distances. `generate` counts them so too.
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, :-1]
     targets = labels[:, length - keep + 1 :]
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")

@@ -1,8 +1,9 @@
 """A whole run: every stage, with its metrics, TensorBoard events and checkpoints, from the start or resumed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,12 +20,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from condft.training.checkpoint import METRICS, TENSORBOARD, find_checkpoint, load_parameters, save_checkpoint
+from condft.training.checkpoint import find_checkpoint, load_parameters, save_checkpoint
 from condft.training.config import RunConfig
 from condft.training.distillation import SelfDistillation
 from condft.training.engine import Engine
 from condft.training.loop import Collate, Record, TrainResult, train_stage
 from condft.training.metrics import MetricsFile, read_metrics, truncate_metrics
+from condft.training.output_dir import METRICS, TENSORBOARD
 from condft.training.stage import LANGUAGE_MODEL, stages_of, trainable_parameters
 
 
@@ -79,6 +81,7 @@ def train(
     *,
     resume: bool = False,
     distillation: SelfDistillation | None = None,
+    inputs: Mapping[str, str] = MappingProxyType({}),
 ) -> list[TrainResult]:
     """Runs all stages; writes metrics, TensorBoard events and checkpoints below `config.output_dir`.
 
@@ -92,15 +95,18 @@ def train(
         config: The run.
         resume: Go on from the newest checkpoint, or start where there is none.
         distillation: Of the stages that train the language model.
+        inputs: Digests that a checkpoint must share to be resumed, see `find_checkpoint`.
 
     Returns:
         One result a stage; for stages done before an interruption, as their metrics tell.
 
     Raises:
-        ValueError: The checkpoint is of another run or model, or a loss is not finite.
+        ValueError: The checkpoint is of another run, model or inputs, or a loss is not finite.
     """
     names = list(trainable_parameters(model))
-    checkpoint = find_checkpoint(config, num_processes=accelerator.num_processes) if resume else None
+    checkpoint = None
+    if resume:
+        checkpoint = find_checkpoint(config, num_processes=accelerator.num_processes, inputs=inputs)
     done = checkpoint.global_step if checkpoint else 0
     metrics_path = Path(config.output_dir) / METRICS
     if accelerator.is_main_process:
@@ -118,7 +124,7 @@ def train(
             start = min(max(done - offset, 0), stage.steps)
             records = history[offset : offset + start]
             if start < stage.steps:
-                recorder = _Recorder(accelerator, config, metrics, model, names, stage.name, offset, records)
+                recorder = _Recorder(accelerator, config, metrics, model, names, inputs, stage.name, offset, records)
                 train_stage(
                     accelerator,
                     model,
@@ -146,6 +152,7 @@ class _Recorder:
     metrics: MetricsFile
     model: nn.Module
     names: Sequence[str]
+    inputs: Mapping[str, str]
     stage: str
     offset: int
     records: list[Record]
@@ -171,4 +178,5 @@ class _Recorder:
             stage=self.stage,
             step=step,
             global_step=self.offset + step,
+            inputs=self.inputs,
         )

@@ -56,13 +56,13 @@ class DeepSpeedEngine(Engine):
     leaves_model_whole = False
 
     def prepare(
-        self, model: nn.Module, optimizer: Optimizer, *, per_device_batch_size: int, max_grad_norm: float
+        self, model: nn.Module, optimizer: Optimizer, *, per_device_batch_size: int, max_grad_norm: float | None
     ) -> tuple[Any, Any]:
         config = self.accelerator.state.deepspeed_plugin.deepspeed_config
         config["train_micro_batch_size_per_gpu"] = per_device_batch_size
         config["train_batch_size"] = "auto"  # of the numbers above; the stage before left its own here
-        config["gradient_clipping"] = max_grad_norm
-        prepared = super().prepare(model, optimizer, per_device_batch_size=0, max_grad_norm=0)
+        config["gradient_clipping"] = max_grad_norm or 0.0  # DeepSpeed's word for none
+        prepared = super().prepare(model, optimizer, per_device_batch_size=0, max_grad_norm=None)
         unset_hf_deepspeed_config()  # accelerate has set it anew; see make_accelerator
         self._start()
         return prepared
@@ -93,7 +93,7 @@ class DeepSpeedEngine(Engine):
         self._deepspeed.set_gradient_accumulation_boundary(is_boundary=self.accelerator.sync_gradients)
         self._deepspeed.backward(loss)
 
-    def update(self, optimizer: Optimizer, parameters: list[nn.Parameter], max_norm: float) -> float:
+    def update(self, optimizer: Optimizer, parameters: list[nn.Parameter], max_norm: float | None) -> float:
         self._deepspeed.step()  # clips, to the norm given to prepare
         return float(self._deepspeed.get_global_grad_norm())
 

@@ -1,7 +1,9 @@
 """The whole recipe on tiny real parts: a Whisper and a Llama of some thousand parameters, synthetic clips."""
 
+import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from condft.cli import app
@@ -22,7 +24,7 @@ from condft.report import SpectralReport
 from condft.training import RunConfig, load_config
 from tests.accelerate_state import forget_accelerate
 from tests.marks import needs_deepspeed
-from tests.tiny_speech import save_language_model, save_whisper, write_manifest
+from tests.tiny_speech import save_language_model, save_whisper, write_clip, write_manifest
 
 ROOT = Path(__file__).parents[2]
 SUMMARY_KEYS = {
@@ -90,6 +92,10 @@ def configure(
 
 def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def answer_logits(model: Any, processor: Any, config: RunConfig) -> torch.Tensor:
@@ -235,12 +241,61 @@ def test_resume_is_the_uninterrupted_run(
     assert resumed["wer_after"] == whole["wer_after"]
 
 
-def test_a_checkpoint_of_another_config_is_refused(configure: Callable[..., Any]) -> None:
+def test_a_checkpoint_of_another_config_is_refused_before_anything_is_done(
+    configure: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, config = configure()
     run(config, cpu=True)
+    before = contents(tmp_path / "run")
     _, other = configure("tuning.trainable_fraction=0.5")
+    module = importlib.import_module("condft.recipe.run")  # the package's own `run` is the function
+    monkeypatch.setattr(module, "analyze", lambda *args, **kwargs: pytest.fail("analysed"))
     with pytest.raises(ValueError, match=r"tuning.trainable_fraction: 0.3 there, 0.5 now"):
         run(other, resume=True, cpu=True)
+    assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("changed", ["training data", "base model"])
+def test_a_checkpoint_of_other_inputs_is_refused(
+    configure: Callable[..., Any], parts: dict[str, str], tmp_path: Path, changed: str
+) -> None:
+    """Under the same names: what the YAML says is the same."""
+    speech, llama = (
+        shutil.copytree(Path(parts[key]).parent if key == "manifest" else parts[key], tmp_path / key)
+        for key in ("manifest", "language_model")
+    )
+    _, config = configure(f"data.manifest={speech / 'manifest.jsonl'}", f"model.language_model={llama}")
+    run(config, cpu=True)
+    before = contents(tmp_path / "run")
+    if changed == "training data":
+        write_clip(speech / "audio" / "1.flac", 0.35, seed=99)
+    else:
+        weights = load_file(llama / "model.safetensors")
+        weights["model.layers.0.mlp.up_proj.weight"] += 1
+        save_file(weights, llama / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"00000006-adapt was taken with another {changed}"):
+        run(config, resume=True, cpu=True)
+    assert contents(tmp_path / "run") == before
+
+
+def test_overwrite_deletes_only_for_a_run_that_can_begin(configure: Callable[..., Any], tmp_path: Path) -> None:
+    """Also where the YAML given is the run's own."""
+    _, config = configure("training.steps=1", "training.projector_steps=0")
+    run(config, cpu=True)
+    folder = tmp_path / "run"
+    before = contents(folder)
+    for override in (
+        "data.manifest=nowhere.jsonl",
+        "model.language_model=nowhere/llm",
+        "tuning.trainable_fraction=1e-6",
+        "evaluation.text=nowhere.txt",
+    ):
+        with pytest.raises((ValueError, OSError)):
+            run(load_config(folder / "config.yaml", [override]), overwrite=True, cpu=True)
+        assert contents(folder) == before, override
+    run(load_config(folder / "config.yaml", ["training.steps=2"]), overwrite=True, cpu=True)
+    assert len(losses(folder)) == 2
+    assert load_config(folder / "config.yaml").training.steps == 2
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Manifests and datasets: good ones are read whole, every kind of bad clip is named with its place."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from condft.multimodal import (
     Clip,
     SpeechDataError,
+    clips_digest,
     describe_skipped,
     load_manifest,
     load_speech_dataset,
@@ -108,6 +110,13 @@ def test_a_split_asked_for_must_be_a_field(folder: Path) -> None:
         load_manifest(write_lines(folder, {"audio": "good.flac", "text": "one"}), split="train")
 
 
+def test_a_clip_of_no_split_is_in_none(folder: Path) -> None:
+    clip = {"audio": "good.flac", "text": "one"}
+    path = write_lines(folder, {**clip, "split": None}, {**clip, "split": "dev"})
+    with pytest.raises(SpeechDataError, match=r"no clip in split 'train'; its splits are \[None, 'dev'\]"):
+        load_manifest(path, split="train")
+
+
 def test_bytes_that_are_not_utf8_are_named(folder: Path) -> None:
     (folder / "manifest.jsonl").write_bytes(b'{"audio": "\xff"}\n')
     with pytest.raises(SpeechDataError, match=r":1: not UTF-8 .* at byte 11"):
@@ -169,6 +178,8 @@ def test_a_datasets_bad_rows_and_columns_are_named(clips: list[Clip]) -> None:
     with pytest.raises(SpeechDataError, match=r"row 1: .*no\.flac does not exist"):
         load_speech_dataset(dataset)
     assert len(load_speech_dataset(dataset, skip_bad=True).skipped) == 1
+    with pytest.raises(SpeechDataError, match=r"^fleurs\[train\] row 1: "):
+        load_speech_dataset(dataset, name="fleurs[train]")
     with pytest.raises(SpeechDataError, match=r"no column 'speech'; it has \['audio', 'text'\]"):
         load_speech_dataset(dataset, audio_column="speech")
     with pytest.raises(TypeError, match=r"\(a split\), not DatasetDict"):
@@ -182,3 +193,18 @@ def test_whatever_a_line_holds_the_error_is_ours(tmp_path_factory: pytest.TempPa
     path.write_bytes((line if isinstance(line, str) else json.dumps(line)).encode("utf-8", "surrogatepass"))
     with pytest.raises(SpeechDataError):
         load_manifest(path)
+
+
+def test_a_digest_of_clips_tells_what_is_said_and_heard_in_which_order(clips: list[Clip], manifest: Path) -> None:
+    digest = clips_digest(clips)
+    assert digest == clips_digest(load_manifest(manifest).clips)
+    as_bytes = [dataclasses.replace(clip, audio=Path(str(clip.audio)).read_bytes(), source="row") for clip in clips]
+    assert clips_digest(as_bytes) == digest
+    for other in (
+        clips[::-1],
+        clips[1:],
+        [dataclasses.replace(clips[0], text="else"), *clips[1:]],
+        [dataclasses.replace(clips[0], language="nl"), *clips[1:]],
+        [dataclasses.replace(clips[0], audio=b"else"), *clips[1:]],
+    ):
+        assert clips_digest(other) != digest

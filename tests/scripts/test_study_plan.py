@@ -24,6 +24,14 @@ studies = st.dictionaries(
 )
 
 
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_the_length_of_answers_that_nobody_gives_changes_no_key(path: Path) -> None:
+    """Studies on text transcribe nothing; their runs bear keys from when the default was 24."""
+    study = load_study(path)
+    limit = study.determining()["evaluation"]["max_new_tokens"]
+    assert limit == (24 if study.text else study.evaluation.max_new_tokens)
+
+
 def test_the_main_question_comes_first() -> None:
     runs = plan_runs(ARMS, [0, 1, 2], {"first": [0.4, 0.1], "second": [1.0], "other": []}, [0])
     assert [(run.arm, run.rate, run.seed) for run in runs] == [

@@ -13,6 +13,7 @@ from transformers import (
     AudioFlamingo3EncoderConfig,
     AudioFlamingo3ForConditionalGeneration,
     LlamaConfig,
+    PreTrainedConfig,
 )
 
 from condft.multimodal import PassThroughTower
@@ -23,7 +24,10 @@ from tests.accelerate_state import forget_accelerate
 VOCABULARY, AUDIO_TOKEN, TOWER_DIM = 64, 63, 16
 
 
-def build_audio_llm(seed: int = 0) -> AudioFlamingo3ForConditionalGeneration:
+def build_audio_llm(
+    seed: int = 0, text_config: PreTrainedConfig | None = None
+) -> AudioFlamingo3ForConditionalGeneration:
+    """With a Llama, or the language model of `text_config`."""
     config = AudioFlamingo3Config(
         audio_config=AudioFlamingo3EncoderConfig(
             num_mel_bins=8,
@@ -33,7 +37,8 @@ def build_audio_llm(seed: int = 0) -> AudioFlamingo3ForConditionalGeneration:
             hidden_size=TOWER_DIM,
             max_source_positions=8,
         ),
-        text_config=LlamaConfig(
+        text_config=text_config
+        or LlamaConfig(
             hidden_size=32,
             intermediate_size=48,
             num_hidden_layers=2,

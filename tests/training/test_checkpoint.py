@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,8 +91,9 @@ def test_newest_complete_one_counts_and_old_ones_go(save: Any, make_config: Make
     checkpoint = find_checkpoint(make_config(), num_processes=1)
     assert checkpoint is not None
     assert checkpoint.path == path
+    (folder / ".DS_Store").touch()  # a file manager's, and none of ours
     prepare_output_dir(folder.parent, resume=True)
-    assert not list(folder.glob(".*"))
+    assert [path.name for path in folder.glob(".*")] == [".DS_Store"]
 
 
 def test_a_write_that_fails_leaves_the_last_checkpoint(save: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,20 +130,14 @@ def test_another_model_is_refused(save: Any, make_config: MakeConfig) -> None:
         load_parameters(checkpoint, {**parameters, name: torch.zeros(3)})
 
 
-def test_an_output_folder_with_a_run_is_refused(tmp_path: Path) -> None:
-    output = prepare_output_dir(tmp_path / "new" / "run")
-    assert output.is_dir()
-    prepare_output_dir(output)  # empty is fine
-    (output / "metrics.jsonl").write_text("{}\n")
-    (output / "adapter").mkdir()
-    (output / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"run already holds a run \(metrics.jsonl, adapter\); .*--overwrite"):
-        prepare_output_dir(output)
-    prepare_output_dir(output, resume=True)
-    assert (output / "adapter").exists()
-    prepare_output_dir(output, overwrite=True)
-    assert [path.name for path in output.iterdir()] == ["notes.txt"]
-    with pytest.raises(FileExistsError, match="is a file"):
-        prepare_output_dir(output / "notes.txt")
-    with pytest.raises(ValueError, match="give one of them"):
-        prepare_output_dir(output, resume=True, overwrite=True)
+@pytest.mark.parametrize("name", ["trainable.safetensors", "optimizer.safetensors", "training.pt", "state.json"])
+def test_a_damaged_checkpoint_is_named(save: Any, make_config: MakeConfig, trainee: Any, name: str) -> None:
+    path, parameters, optimizer, schedule = save()
+    whole = (path / name).read_bytes()
+    (path / name).write_bytes(whole[: len(whole) // 2])
+    engine = make_engine(Accelerator(cpu=True))
+    with pytest.raises(ValueError, match=rf"00000004-adapt/{name} is damaged .* delete the folder"):
+        checkpoint = find_checkpoint(make_config(), num_processes=1)
+        assert checkpoint is not None
+        load_parameters(checkpoint, parameters)
+        load_training_state(checkpoint, engine, trainee(), optimizer, schedule)

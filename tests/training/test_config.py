@@ -60,6 +60,11 @@ def test_all_problems_are_told_at_once(load: Any) -> None:
         ("training", "per_device_batch_size", 0, "expected greater than or equal to 1"),
         ("training", "schedule", "cosinus", "'training.schedule' is 'cosinus' .* 'cosine', 'linear' or 'constant'"),
         ("model", "trust_remote_code", "yes", r"'model.trust_remote_code' is 'yes' \(str\), expected boolean"),
+        ("training", "max_grad_norm", float("inf"), r"'training.max_grad_norm' is inf \(float\), expected a finite"),
+        ("training", "learning_rate", {"projector": float("inf")}, "'training.learning_rate.projector' is inf"),
+        ("data", "max_seconds", float("inf"), "'data.max_seconds' is inf"),
+        ("data", "max_seconds", float("nan"), "'data.max_seconds' is nan"),
+        ("tuning", "trainable_fraction", float("nan"), "'tuning.trainable_fraction' is nan, expected a finite number"),
         ("data", "dataset", "fleurs", "exactly one of data.manifest and data.dataset"),
         ("data", "manifest", None, "exactly one of data.manifest and data.dataset"),
     ],
@@ -67,6 +72,13 @@ def test_all_problems_are_told_at_once(load: Any) -> None:
 def test_wrong_value_names_key_value_and_expected(load: Any, section: str, key: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load(**{section: {key: value}})
+
+
+def test_a_seed_leaves_room_for_those_derived_from_it(load: Any) -> None:
+    """numpy takes them up to 2**32; stages and ranks count on from the run's."""
+    assert load(seed=2**31 - 1).seed == 2**31 - 1
+    with pytest.raises(ValueError, match="'seed' is 4294967295"):
+        load(seed=2**32 - 1)
 
 
 def test_nothing_to_train_is_an_error(load: Any) -> None:

@@ -89,6 +89,14 @@ def test_records_name_rates_norm_and_tokens(make_config: MakeConfig, trainee: An
     assert all(record["grad_norm"] > 0 and record["tokens"] >= 4 and record["seconds"] > 0 for record in records)
 
 
+def test_null_clips_nothing(make_config: MakeConfig, trainee: Any, data: Any) -> None:
+    free, loose, tight = trainee(), trainee(), trainee()
+    for model, limit in ((free, None), (loose, 1e9), (tight, 1e-9)):
+        run(make_config(max_grad_norm=limit), model, data)
+    assert all(torch.equal(value, trained(loose)[name]) for name, value in trained(free).items())
+    assert not all(torch.equal(value, trained(tight)[name]) for name, value in trained(free).items())
+
+
 def test_same_seed_same_losses_whatever_was_drawn_before(make_config: MakeConfig, trainee: Any, data: Any) -> None:
     first = run(make_config(), trainee(dropout=0.2), data).losses
     torch.rand(7)

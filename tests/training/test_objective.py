@@ -4,8 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config
 
+from condft.multimodal import PassThroughTower
 from condft.training.objective import answer_loss_sum, count_answer_tokens
+
+GPT2_CONFIG = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, vocab_size=64)
 
 
 def test_equals_the_models_own_loss(trainee: Any, data: Any) -> None:
@@ -38,3 +42,22 @@ def test_no_answer_is_an_error(trainee: Any) -> None:
     tokens = torch.ones(2, 3, dtype=torch.long)
     with pytest.raises(ValueError, match="batch of 2 examples has no answer token"):
         answer_loss_sum(trainee(), {"input_ids": tokens, "labels": torch.full_like(tokens, -100)})
+
+
+@pytest.mark.parametrize("text_config", [GPT2_CONFIG, None], ids=["gpt2", "llama"])
+def test_padding_shifts_no_position(audio_llm: Any, data: Any, text_config: Any) -> None:
+    """GPT-2 looks its positions up in a table, so it matters where they begin; `generate` counts without padding."""
+    model, (examples, collate) = audio_llm(text_config=text_config).eval(), data
+    model.model.audio_tower = PassThroughTower()
+    short, long = examples[0], examples[2]
+    assert len(short["features"]) + len(short["answer"]) < len(long["features"]) + len(long["answer"])
+    alone = sum(answer_loss_sum(model, collate([example])) for example in (short, long))
+    torch.testing.assert_close(answer_loss_sum(model, collate([short, long])), alone, rtol=1e-5, atol=0)
+
+
+def test_positions_of_the_batch_are_taken(audio_llm: Any, data: Any) -> None:
+    model, (examples, collate) = audio_llm(text_config=GPT2_CONFIG).eval(), data
+    model.model.audio_tower = PassThroughTower()
+    batch = collate(examples[:1])
+    shifted = {**batch, "position_ids": torch.arange(batch["input_ids"].shape[1])[None] + 3}
+    assert answer_loss_sum(model, shifted) != answer_loss_sum(model, batch)
