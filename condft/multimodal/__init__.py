@@ -1,7 +1,7 @@
 """Speech beside text: compose an audio LLM of pre-trained parts, load clips, encode them once, make batches."""
 
 from condft.multimodal.collate import IGNORE_INDEX, SpeechCollator, SpeechExample, make_examples
-from condft.multimodal.compose import components, compose_audio_llm
+from condft.multimodal.compose import components, compose_audio_llm, encoder_window
 from condft.multimodal.data import (
     Clip,
     SkippedClip,
@@ -37,6 +37,7 @@ __all__ = [
     "compute_features",
     "default_cache_dir",
     "describe_skipped",
+    "encoder_window",
     "load_manifest",
     "load_speech_dataset",
     "longest_seconds",

@@ -93,7 +93,10 @@ class SpeechCollator:
         Raises:
             ValueError: A sequence longer than `max_length`, or a text that holds a control token.
         """
-        answers = [self._answer(example) for example in examples]
+        for example in examples:
+            if problem := self.problem_of(example):
+                raise ValueError(f"{example['source']}: {problem}")
+        answers = [self._answer_ids(example) for example in examples]
         prompts = [self._prompt_ids(example) for example in examples]
         sequences = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
         labels = [[IGNORE_INDEX] * len(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True)]
@@ -103,9 +106,17 @@ class SpeechCollator:
         """A batch for `generate`: as a training batch, but without labels and ending where the answer begins."""
         return self._batch(examples, [self._prompt_ids(example) for example in examples])
 
+    def problem_of(self, example: SpeechExample) -> str | None:
+        """Why no batch can hold the example, or None: its text has a control token, or it is too long."""
+        tokenizer = self.processor.tokenizer
+        answer = self._answer_ids(example)
+        if found := [token for token in answer[:-1] if token in self._control]:
+            return f"the text holds the control token {tokenizer.decode(found[:1])!r}; take it out of the text"
+        return self._problem_of_length(example, len(self._prompt_ids(example)) + len(answer))
+
     def count_answer_tokens(self, example: SpeechExample) -> int:
         """How many tokens the example's text has, without the end-of-turn token."""
-        return len(self._answer(example)) - 1
+        return len(self._answer_ids(example)) - 1
 
     def _rendered_prompt(self) -> str:
         content = [{"type": "audio"}, {"type": "text", "text": self.prompt}]
@@ -117,23 +128,22 @@ class SpeechCollator:
     def _prompt_ids(self, example: SpeechExample) -> list[int]:
         return [*self._prefix, *[self.processor.audio_token_id] * len(example["features"]), *self._suffix]
 
-    def _answer(self, example: SpeechExample) -> list[int]:
+    def _answer_ids(self, example: SpeechExample) -> list[int]:
         tokenizer = self.processor.tokenizer
-        ids = tokenizer(example["text"], add_special_tokens=False)["input_ids"]
-        if found := [token for token in ids if token in self._control]:
-            raise ValueError(
-                f"{example['source']}: the text holds the control token {tokenizer.decode(found[:1])!r}; "
-                "take it out of the text"
-            )
-        return [*ids, tokenizer.eos_token_id]
+        return [*tokenizer(example["text"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+    def _problem_of_length(self, example: SpeechExample, length: int) -> str | None:
+        if self.max_length is None or length <= self.max_length:
+            return None
+        return (
+            f"the sequence has {length} tokens ({len(example['features'])} of them audio), the language model takes "
+            f"{self.max_length}; leave the clip out or shorten it"
+        )
 
     def _batch(self, examples: Sequence[SpeechExample], sequences: list[list[int]]) -> dict[str, Tensor]:
         for example, sequence in zip(examples, sequences, strict=True):
-            if self.max_length is not None and len(sequence) > self.max_length:
-                raise ValueError(
-                    f"{example['source']}: the sequence has {len(sequence)} tokens ({len(example['features'])} of "
-                    f"them audio), the language model takes {self.max_length}; leave the clip out or shorten it"
-                )
+            if problem := self._problem_of_length(example, len(sequence)):
+                raise ValueError(f"{example['source']}: {problem}")
         features = [example["features"] for example in examples]
         mask = [torch.ones(len(feature), dtype=torch.long) for feature in features]
         pad = torch.nn.utils.rnn.pad_sequence

@@ -132,6 +132,16 @@ def compose_audio_llm(
     return model, processor
 
 
+def encoder_window(audio_checkpoint: str) -> int:
+    """Seconds of the longest clip that a Whisper checkpoint takes.
+
+    Raises:
+        OSError: The checkpoint does not exist.
+    """
+    settings, _ = WhisperFeatureExtractor.get_feature_extractor_dict(audio_checkpoint)
+    return WhisperFeatureExtractor(**settings).chunk_length
+
+
 def components(model: nn.Module) -> dict[str, nn.Module]:
     """The parts of an audio LLM by their names in this package, wrapped by PEFT or not.
 
@@ -158,7 +168,7 @@ def components(model: nn.Module) -> dict[str, nn.Module]:
 def _cut_feature_extractor(checkpoint: str, max_seconds: float) -> WhisperFeatureExtractor:
     """Whisper's feature extractor, padding to the next full second of `max_seconds` instead of its own window."""
     settings, _ = WhisperFeatureExtractor.get_feature_extractor_dict(checkpoint)
-    window = WhisperFeatureExtractor(**settings).chunk_length
+    window = encoder_window(checkpoint)
     if not 0 < max_seconds <= window:
         raise ValueError(
             f"max_seconds is {max_seconds:g}, the window of {checkpoint} is {window} s: "

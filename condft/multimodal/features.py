@@ -10,12 +10,14 @@ A file a clip: `<cache>/<fingerprint of the tower>/<first two digits>/<sha256 of
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -24,7 +26,7 @@ from tqdm import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from condft.files import atomic_path
-from condft.multimodal.data import Clip, SpeechDataError, read_audio
+from condft.multimodal.data import Clip, SkippedClip, SpeechDataError, read_audio
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +76,7 @@ def compute_features(
     cache_dir: str | Path | None = None,
     batch_size: int = 16,
     progress: bool = True,
+    skipped: list[SkippedClip] | None = None,
 ) -> list[Tensor]:
     """The audio tower's last hidden state of every clip, from the cache where it holds it.
 
@@ -87,12 +90,15 @@ def compute_features(
         cache_dir: Root of the cache; None means `default_cache_dir()`.
         batch_size: Clips a forward pass.
         progress: Show a progress bar (rank 0 only, and only if there is something to compute).
+        skipped: Takes the clips that cannot be decoded or are too short, which then have no tensor; without it they
+            are errors.
 
     Returns:
         A tensor a clip, in the order given: `(num_audio_tokens, tower_dim)` fp32 on the CPU, padding cut off.
 
     Raises:
-        SpeechDataError: A clip cannot be decoded, is longer than the window, or too short for a single feature.
+        SpeechDataError: A clip cannot be decoded, is longer than the window, or too short for a single feature;
+            see `skipped`.
         ValueError: The model has no audio tower.
     """
     owner = _tower_owner(model)
@@ -110,15 +116,22 @@ def compute_features(
 
     # Shares of all clips, not of the missing ones: a rank that looks later already sees what a quicker one wrote.
     share = {path: wanted[path] for path in order[rank::world] if path not in features}
-    features |= _compute_share(tower, extractor, share, batch_size, progress and rank == 0)
+    bad: dict[Path, SpeechDataError] | None = None if skipped is None else {}
+    features |= _compute_share(tower, extractor, share, batch_size, progress and rank == 0, bad)
     if world > 1:
         torch.distributed.barrier()
         for path in order:
             if path not in features and (tensor := _load(path, tower.config.hidden_size)) is not None:
                 features[path] = tensor
+        # the unusable ones of the others' shares too: every rank finds out for itself
         unseen = {path: wanted[path] for path in order if path not in features}
-        features |= _compute_share(tower, extractor, unseen, batch_size, progress and rank == 0)
-    return [features[path] for path in paths]
+        features |= _compute_share(tower, extractor, unseen, batch_size, progress and rank == 0, bad)
+    if skipped is not None and bad:
+        for path, clip in zip(paths, clips, strict=True):
+            if path in bad:  # of equal recordings, the message names the one that was decoded
+                reason = str(bad[path]).removeprefix(f"{wanted[path].source}: ")
+                skipped.append(SkippedClip(clip.source, reason))
+    return [features[path] for path in paths if path in features]
 
 
 class PassThroughTower(nn.Module):
@@ -193,33 +206,54 @@ def _check_lengths(clips: Sequence[Clip], extractor: Any) -> None:
 
 
 def _compute_share(
-    tower: Any, extractor: Any, share: dict[Path, Clip], batch_size: int, progress: bool
+    tower: Any,
+    extractor: Any,
+    share: dict[Path, Clip],
+    batch_size: int,
+    progress: bool,
+    bad: dict[Path, SpeechDataError] | None,
 ) -> dict[Path, Tensor]:
-    """Encodes clips and writes each to its path at once: an interrupted run goes on where it stopped."""
+    """Encodes clips and writes each to its path at once: an interrupted run goes on where it stopped.
+
+    `bad` takes what is wrong with clips that cannot be used; without it the first of them is an error.
+    """
     features: dict[Path, Tensor] = {}
     paths = list(share)
     with tqdm(total=len(paths), desc="Audio features", unit="clip", disable=not (progress and paths)) as shown:
         for start in range(0, len(paths), batch_size):
             batch = paths[start : start + batch_size]
-            for path, tensor in zip(batch, _encode(tower, extractor, [share[p] for p in batch]), strict=True):
-                _save(path, tensor)
-                features[path] = tensor
+            audio: dict[Path, np.ndarray] = {}
+            for path in batch:
+                try:
+                    audio[path] = _decode(tower, extractor, share[path])
+                except SpeechDataError as error:
+                    if bad is None:
+                        raise
+                    bad[path] = error
+            if audio:
+                for path, tensor in zip(audio, _encode(tower, extractor, list(audio.values())), strict=True):
+                    _save(path, tensor)
+                    features[path] = tensor
             shown.update(len(batch))
     return features
 
 
+def _decode(tower: Any, extractor: Any, clip: Clip) -> np.ndarray:
+    audio = read_audio(clip, extractor.sampling_rate)
+    frames = torch.tensor(math.ceil(len(audio) / extractor.hop_length))
+    if tower._get_feat_extract_output_lengths(frames)[1] < 1:
+        raise SpeechDataError(
+            f"{clip.source}: the clip lasts {clip.seconds:.3f} s, too short for one feature (0.04 s)"
+        )
+    return audio
+
+
 @torch.no_grad()
-def _encode(tower: Any, extractor: Any, clips: Sequence[Clip]) -> list[Tensor]:
+def _encode(tower: Any, extractor: Any, audio: list[np.ndarray]) -> list[Tensor]:
     parameter = next(tower.parameters())
-    audio = [read_audio(clip, extractor.sampling_rate) for clip in clips]
     mel = extractor(audio, sampling_rate=extractor.sampling_rate, return_attention_mask=True, return_tensors="pt")
     mask = mel["attention_mask"]
     _, lengths = tower._get_feat_extract_output_lengths(mask.sum(-1))
-    for clip, length in zip(clips, lengths.tolist(), strict=True):
-        if length < 1:
-            raise SpeechDataError(
-                f"{clip.source}: the clip lasts {clip.seconds:.3f} s, too short for one feature (0.04 s)"
-            )
     training = tower.training
     tower.eval()
     try:

@@ -3,8 +3,9 @@
 import dataclasses
 import difflib
 import logging
+import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,17 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
+from condft.evaluation import normalise
 from condft.multimodal import (
     Clip,
+    SkippedClip,
+    SpeechCollator,
+    SpeechDataError,
     SpeechExample,
     compose_audio_llm,
     compute_features,
     describe_skipped,
+    encoder_window,
     load_manifest,
     load_speech_dataset,
     longest_seconds,
@@ -28,7 +34,15 @@ from condft.training import RunConfig
 from condft.training.config import DataConfig
 from condft.tuner import CondFTConfig
 
-__all__ = ["Speech", "compose", "load_speech", "speech_examples", "tuning_config"]
+__all__ = [
+    "Speech",
+    "compose",
+    "load_speech",
+    "speech_examples",
+    "tuning_config",
+    "usable_examples",
+    "window_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +55,25 @@ _NOT_CONFIGURABLE = {"report", "report_fingerprint", "peft_type", "auto_mapping"
 
 @dataclass(frozen=True)
 class Speech:
-    """The clips of a run, and how many were left out as unusable (only under `data.skip_bad`)."""
+    """The clips of a run, and where those stood that were left out as unusable (only under `data.skip_bad`)."""
 
     train: list[Clip]
     test: list[Clip]
-    num_skipped: int
+    skipped: frozenset[str] = frozenset()
+
+    @property
+    def num_skipped(self) -> int:
+        """How many clips were left out."""
+        return len(self.skipped)
+
+    def without(self, bad_train: Sequence[SkippedClip], bad_test: Sequence[SkippedClip]) -> "Speech":
+        """The same, with more of each split's clips left out."""
+        gone_train, gone_test = ({skip.source for skip in bad} for bad in (bad_train, bad_test))
+        return Speech(
+            [clip for clip in self.train if clip.source not in gone_train],
+            [clip for clip in self.test if clip.source not in gone_test],
+            self.skipped | gone_train | gone_test,
+        )
 
     @property
     def longest_seconds(self) -> float:
@@ -59,18 +87,20 @@ class Speech:
         return None not in train | test and train.isdisjoint(test)
 
 
-def load_speech(data: DataConfig, *, num_test_clips: int | None = None) -> Speech:
+def load_speech(data: DataConfig, *, num_test_clips: int | None = None, window: float = math.inf) -> Speech:
     """Loads and checks both splits.
 
     Args:
         data: Where from.
         num_test_clips: Keep that many test clips, drawn once and for all; None keeps all.
+        window: Seconds of the longest clip that the encoder takes, a bound beside `data.max_seconds`.
 
     Raises:
         SpeechDataError: A bad clip (unless `data.skip_bad`), or an empty split.
         FileNotFoundError: No such manifest.
     """
-    loaded = {split: _load_split(data, split) for split in _SPLITS}
+    longest = min(window, math.inf if data.max_seconds is None else data.max_seconds)
+    loaded = {split: _load_split(data, split, longest) for split in _SPLITS}
     for split, speech in loaded.items():
         if speech.skipped:
             logger.warning("%s: %s", split, describe_skipped(speech.skipped))
@@ -79,13 +109,13 @@ def load_speech(data: DataConfig, *, num_test_clips: int | None = None) -> Speec
         # Drawn, not every n-th: manifests alternate languages, and a stride would take one of them only.
         test = [test[index] for index in sorted(random.Random(0).sample(range(len(test)), num_test_clips))]
     # Both of ours may read one file, or one split of a dataset: a clip skipped twice still counts once.
-    skipped = {skip.source for speech in loaded.values() for skip in speech.skipped}
-    return Speech(loaded["train"].clips, test, len(skipped))
+    skipped = frozenset(skip.source for speech in loaded.values() for skip in speech.skipped)
+    return Speech(loaded["train"].clips, test, skipped)
 
 
-def _load_split(data: DataConfig, split: str) -> Any:
+def _load_split(data: DataConfig, split: str, max_seconds: float) -> Any:
     if data.manifest is not None:
-        return load_manifest(data.manifest, split=split, max_seconds=data.max_seconds, skip_bad=data.skip_bad)
+        return load_manifest(data.manifest, split=split, max_seconds=max_seconds, skip_bad=data.skip_bad)
     from datasets import load_dataset
 
     own = data.dataset_split_train if split == "train" else data.dataset_split_test
@@ -95,9 +125,19 @@ def _load_split(data: DataConfig, split: str) -> Any:
         audio_column=data.audio_column,
         text_column=data.text_column,
         language_column=data.language_column,
-        max_seconds=data.max_seconds,
+        max_seconds=max_seconds,
         skip_bad=data.skip_bad,
     )
+
+
+def window_of(config: RunConfig) -> int:
+    """Seconds of the longest clip that the run's encoder takes.
+
+    Raises:
+        FileNotFoundError: Its checkpoint is neither a folder nor to be had from the hub.
+    """
+    _check_checkpoint("model.audio_tower", config.model.audio_tower, config.model.trust_remote_code)
+    return encoder_window(config.model.audio_tower)
 
 
 def compose(config: RunConfig, *, max_seconds: float) -> tuple[nn.Module, Any]:
@@ -134,6 +174,49 @@ def speech_examples(model: nn.Module, processor: Any, clips: list[Clip], config:
     """Clips with their tower features, computed at most once for each tower and clip."""
     batch_size = config.evaluation.per_device_batch_size
     return make_examples(clips, compute_features(model, processor, clips, batch_size=batch_size))
+
+
+def usable_examples(
+    model: nn.Module, collator: SpeechCollator, clips: list[Clip], config: RunConfig, *, skip_bad: bool, compared: bool
+) -> tuple[list[SpeechExample], list[SkippedClip]]:
+    """As `speech_examples`, each looked at whether a batch can hold it: now, and not when its turn comes.
+
+    Args:
+        model: The composed model.
+        collator: Of the batches.
+        clips: Of one split.
+        config: The run.
+        skip_bad: Leave unusable clips out, and log them.
+        compared: Their texts are references of a word error rate, and need a word.
+
+    Returns:
+        The examples, at least one, and what was left out.
+
+    Raises:
+        SpeechDataError: An unusable clip (unless `skip_bad`), or no usable one.
+    """
+    skipped: list[SkippedClip] = []
+    size = config.evaluation.per_device_batch_size
+    features = compute_features(
+        model, collator.processor, clips, batch_size=size, skipped=skipped if skip_bad else None
+    )
+    gone = {skip.source for skip in skipped}
+    usable = []
+    for example in make_examples([clip for clip in clips if clip.source not in gone], features):
+        problem = collator.problem_of(example)
+        if problem is None and compared and not normalise(example["text"]):
+            problem = f"the text {example['text']!r} has no word to compare with"
+        if problem is None:
+            usable.append(example)
+        elif skip_bad:
+            skipped.append(SkippedClip(example["source"], problem))
+        else:
+            raise SpeechDataError(f"{example['source']}: {problem}")
+    if skipped:
+        logger.warning("%s", describe_skipped(skipped))
+    if not usable:
+        raise SpeechDataError(f"no clip of {len(clips)} can be used; {describe_skipped(skipped)}")
+    return usable, skipped
 
 
 def tuning_config(tuning: Mapping[str, Any], *, seed: int, report: SpectralReport | None = None) -> CondFTConfig:

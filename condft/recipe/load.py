@@ -7,7 +7,7 @@ from peft import PeftModel
 from transformers import AutoProcessor
 
 from condft.multimodal import SpeechCollator, load_manifest, precomputed_features
-from condft.recipe.build import compose, load_speech, speech_examples
+from condft.recipe.build import compose, load_speech, usable_examples
 from condft.recipe.measure import kl_on_own_text, measure_hearing, measure_text, warn_of_cut_answers
 from condft.recipe.run import ADAPTER, CONFIG
 from condft.training import RunConfig, load_config
@@ -57,17 +57,18 @@ def evaluate_run(
         ValueError: Clips that cannot be used, or longer than the run's window.
     """
     model, processor, config = load_run(run_dir)
+    window = processor.feature_extractor.chunk_length
     if manifest is None:
-        speech = load_speech(config.data, num_test_clips=config.evaluation.num_clips)
+        skip_bad = config.data.skip_bad
+        speech = load_speech(config.data, num_test_clips=config.evaluation.num_clips, window=window)
         clips, num_skipped = speech.test, speech.num_skipped
     else:
-        window = processor.feature_extractor.chunk_length
         data = load_manifest(manifest, split=split, max_seconds=window, skip_bad=skip_bad)
         clips, num_skipped = data.clips, len(data.skipped)
-    examples = speech_examples(model, processor, clips, config)
     collator = SpeechCollator.for_model(
         model.get_base_model(), processor, prompt=config.model.prompt, system_prompt=config.model.system_prompt
     )
+    examples, bad = usable_examples(model, collator, clips, config, skip_bad=skip_bad, compared=True)
     settings, tokenizer = config.evaluation, processor.tokenizer
     warn_of_cut_answers(collator, examples, settings)
     with precomputed_features(model):
@@ -83,5 +84,5 @@ def evaluate_run(
         "text_ce": after.nats_per_token,
         "kl_to_base": kl,
         "num_clips": heard.num_clips,
-        "num_skipped_clips": num_skipped,
+        "num_skipped_clips": num_skipped + len(bad),
     }

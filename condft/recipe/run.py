@@ -17,7 +17,7 @@ from condft.files import atomic_directory, write_json, write_text
 from condft.memory import peak_rss_bytes
 from condft.multimodal import SpeechCollator, SpeechExample, clips_digest, precomputed_features
 from condft.plots import plot_condition_numbers, plot_training
-from condft.recipe.build import Speech, compose, load_speech, speech_examples, tuning_config
+from condft.recipe.build import Speech, compose, load_speech, tuning_config, usable_examples, window_of
 from condft.recipe.measure import (
     check_text,
     kl_on_own_text,
@@ -120,22 +120,25 @@ def run(config: RunConfig, *, resume: bool = False, overwrite: bool = False, cpu
 
 
 def _prepare(config: RunConfig, accelerator: Accelerator) -> _Parts:
-    speech = load_speech(config.data, num_test_clips=config.evaluation.num_clips)
+    speech = load_speech(config.data, num_test_clips=config.evaluation.num_clips, window=window_of(config))
     model, processor = compose(config, max_seconds=speech.longest_seconds)
     check_text(processor.tokenizer, config.evaluation)
     model.to(accelerator.device)
     collator = SpeechCollator.for_model(
         model, processor, prompt=config.model.prompt, system_prompt=config.model.system_prompt
     )
-    test = speech_examples(model, processor, speech.test, config)
-    warn_of_cut_answers(collator, test, config.evaluation)
+    skip_bad = config.data.skip_bad
+    train_split, bad_train = usable_examples(model, collator, speech.train, config, skip_bad=skip_bad, compared=False)
+    test_split, bad_test = usable_examples(model, collator, speech.test, config, skip_bad=skip_bad, compared=True)
+    speech = speech.without(bad_train, bad_test)
+    warn_of_cut_answers(collator, test_split, config.evaluation)
     return _Parts(
         model=model,
         processor=processor,
         collator=collator,
         speech=speech,
-        train=speech_examples(model, processor, speech.train, config),
-        test=test,
+        train=train_split,
+        test=test_split,
         checksums=checksum_tensors(frozen_tensors(model)),
         total_parameters=sum(parameter.numel() for parameter in model.parameters()),
         inputs={"training data": clips_digest(speech.train)},
@@ -215,7 +218,8 @@ def _save_adapter(parts: _Parts, config: RunConfig, accelerator: Accelerator) ->
 def _load_whole(parts: _Parts, config: RunConfig, accelerator: Accelerator) -> PeftModel:
     """The base composed anew with the saved adapter, whole on every rank as before training: it can be measured."""
     parts.model = None  # the shards go first
-    model, _ = compose(config, max_seconds=parts.speech.longest_seconds)
+    # the window there was, which a clip may have set that was left out afterwards
+    model, _ = compose(config, max_seconds=parts.processor.feature_extractor.chunk_length)
     model = PeftModel.from_pretrained(model, Path(config.output_dir) / ADAPTER, is_trainable=True)
     return model.to(accelerator.device)
 

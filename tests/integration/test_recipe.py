@@ -255,6 +255,24 @@ def test_a_checkpoint_of_another_config_is_refused_before_anything_is_done(
     assert contents(tmp_path / "run") == before
 
 
+def test_unusable_clips_are_left_out_before_training(
+    configure: Callable[..., Any], parts: dict[str, str], tmp_path: Path
+) -> None:
+    speech = shutil.copytree(Path(parts["manifest"]).parent, tmp_path / "speech")
+    write_clip(speech / "audio" / "long.flac", 1.5)
+    with (speech / "manifest.jsonl").open("a") as file:
+        for split in ("train", "test"):
+            file.write(json.dumps({"audio": "audio/long.flac", "text": "<|im_end|>", "split": split}) + "\n")
+    _, config = configure(f"data.manifest={speech / 'manifest.jsonl'}")
+    with pytest.raises(ValueError, match=r"manifest\.jsonl:13: the text holds the control token"):
+        run(config, cpu=True)
+    _, config = configure(f"data.manifest={speech / 'manifest.jsonl'}", "data.skip_bad=true")
+    summary = run(config, cpu=True)
+    assert (summary["num_train_clips"], summary["num_test_clips"], summary["num_skipped_clips"]) == (8, 4, 2)
+    figures = evaluate_run(tmp_path / "run")
+    assert (figures["wer"], figures["num_skipped_clips"]) == (summary["wer_after"], 1)  # of the split it looks at
+
+
 @pytest.mark.parametrize("changed", ["training data", "base model"])
 def test_a_checkpoint_of_other_inputs_is_refused(
     configure: Callable[..., Any], parts: dict[str, str], tmp_path: Path, changed: str
