@@ -22,14 +22,13 @@ from tqdm.auto import tqdm
 from condft import SpectralReport, analyze
 from condft.memory import peak_rss_bytes
 from condft.recipe.summary import code_commit, machine, versions
-from condft.report import Role
+from condft.selection import CANDIDATE_ROLES
 from condft.training import RunConfig, Stage, make_accelerator, train_stage
 from condft.training.objective import answer_loss_sum, count_answer_tokens
 from condft.training.stage import LANGUAGE_MODEL, PROJECTOR, component_of, trainable_parameters
 from condft.weights import Unit, iter_units
 
 _GRADIENT_BATCHES = 8  # of the arms that select by gradients
-_TRAINABLE = (Role.LAYER, Role.EXPERT)
 _TRAIN_LOSS_STEPS = 8  # a point's train loss is the mean of so many steps
 
 
@@ -84,7 +83,9 @@ class Parts:
         with waiting_for(self._config.workspace, path.stem):
             if not path.exists():
                 with self.task.fresh(self._config.seeds[0], self._accelerator) as model:
-                    units = [unit for unit in iter_units(model) if isinstance(unit, Unit) and unit.role in _TRAINABLE]
+                    units = [
+                        unit for unit in iter_units(model) if isinstance(unit, Unit) and unit.role in CANDIDATE_ROLES
+                    ]
                     names = [unit.name for unit in units if unit.name.startswith(self.task.layers)]
                     analyze(model, names=names, measures="all", spectrum=True).save(path)
         return SpectralReport.load(path)
