@@ -66,6 +66,8 @@ def across_tables(
             for control in arms
         }
         lines += ["", f"### {label}", "", *_table("control", shown, rows)]
+        if shown and len(config.seeds) > 1:
+            lines += _by_seed(shown[0], arms, config.seeds)
         pairs = {name: [ratio_across(arms[name + DISTILLED], arms[name])] for name in arms if name + DISTILLED in arms}
         if pairs:
             lines += ["", *_table("arm", ["with self-distillation over without"], pairs)]
@@ -97,6 +99,26 @@ def draw_levels(config: StudyConfig, results: Results, references: Sequence[str]
     if panels:
         draw_across(levels, panels, path, title=title)
     return bool(panels)
+
+
+def _by_seed(ours: str, arms: dict[str, list[list[float]]], seeds: Sequence[int]) -> list[str]:
+    """One arm over the others on every seed for itself, at the levels that both reach on it; empty if none."""
+    column = {name: np.asarray(values) for name, values in arms.items()}
+    rows = {
+        control: [
+            ratio_across(column[ours][:, [index]].tolist(), values[:, [index]].tolist()) for index in range(len(seeds))
+        ]
+        for control, values in column.items()
+        if control != ours
+    }
+    cells = {
+        name: [f"{across.value:.2f}" if across.num_levels else "" for across in row] for name, row in rows.items()
+    }
+    body = [f"| {name} | {' | '.join(row)} |" for name, row in cells.items() if any(row)]
+    if not body:
+        return []
+    head = [f"| {ours} over | {' | '.join(f'seed {seed}' for seed in seeds)} |", "| --- " * (1 + len(seeds)) + "|"]
+    return ["", *head, *body]
 
 
 def _table(corner: str, columns: Sequence[str], rows: dict[str, list[Across | None]]) -> list[str]:

@@ -37,6 +37,8 @@ def test_a_rate_that_stops_just_short_decides_one_level_and_not_all(tmp_path: Pa
     assert f"| random_within_type | {value} [{value}, {value}] {spread} | 0.05" in across
     assert f"| lowest_within_type | {0.1 / (expected / 0.5):.2f} [" in across  # with over without
     assert "| osf |" not in across
+    assert "| lowest_within_type over | seed 0 | seed 1 |" in across
+    assert f"| random_within_type | {value} | {value} |" in across  # on each seed for itself
     assert tmp_path / "results_across.png" in figures
     assert (tmp_path / "results_across.png").read_bytes().startswith(b"\x89PNG")
 
