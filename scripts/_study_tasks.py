@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from condft.files import atomic_path
-from condft.multimodal import SpeechCollator, SpeechExample, precomputed_features
-from condft.recipe.build import compose, load_speech, speech_examples
+from condft.multimodal import SpeechCollator, precomputed_features
+from condft.recipe.build import compose, load_speech, usable_examples
 from condft.recipe.measure import measure_hearing
 from condft.training import RunConfig, Stage, train_stage
 from condft.training.stage import PROJECTOR
@@ -64,10 +64,12 @@ class SpeechTask:
         self._seconds = clips.longest_seconds
         model, self._processor = compose(self._run_config(0), max_seconds=self._seconds)
         self.tokenizer = self._processor.tokenizer
-        self.train: list[SpeechExample] = speech_examples(model, self._processor, clips.train, self._run_config(0))
-        self._heard = speech_examples(model, self._processor, clips.test, self._run_config(0))
         self.collate = SpeechCollator.for_model(
             model, self._processor, prompt=self._speech.prompt, system_prompt=self._speech.system_prompt
+        )
+        self.train, self._heard = (
+            usable_examples(model, self.collate, split, self._run_config(0), skip_bad=False, compared=compared)[0]
+            for split, compared in ((clips.train, False), (clips.test, True))
         )
         size = config.training.per_device_batch_size
         by_length = sorted(self._heard, key=lambda example: len(example["features"]))

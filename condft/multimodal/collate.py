@@ -93,10 +93,9 @@ class SpeechCollator:
         Raises:
             ValueError: A sequence longer than `max_length`, or a text that holds a control token.
         """
-        for example in examples:
-            if problem := self.problem_of(example):
-                raise ValueError(f"{example['source']}: {problem}")
         answers = [self._answer_ids(example) for example in examples]
+        for example, answer in zip(examples, answers, strict=True):
+            _refuse(example, self._problem_of(example, answer))
         prompts = [self._prompt_ids(example) for example in examples]
         sequences = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
         labels = [[IGNORE_INDEX] * len(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True)]
@@ -104,15 +103,14 @@ class SpeechCollator:
 
     def prompts(self, examples: Sequence[SpeechExample]) -> dict[str, Tensor]:
         """A batch for `generate`: as a training batch, but without labels and ending where the answer begins."""
-        return self._batch(examples, [self._prompt_ids(example) for example in examples])
+        sequences = [self._prompt_ids(example) for example in examples]
+        for example, sequence in zip(examples, sequences, strict=True):
+            _refuse(example, self._problem_of_length(example, len(sequence)))
+        return self._batch(examples, sequences)
 
     def problem_of(self, example: SpeechExample) -> str | None:
         """Why no batch can hold the example, or None: its text has a control token, or it is too long."""
-        tokenizer = self.processor.tokenizer
-        answer = self._answer_ids(example)
-        if found := [token for token in answer[:-1] if token in self._control]:
-            return f"the text holds the control token {tokenizer.decode(found[:1])!r}; take it out of the text"
-        return self._problem_of_length(example, len(self._prompt_ids(example)) + len(answer))
+        return self._problem_of(example, self._answer_ids(example))
 
     def count_answer_tokens(self, example: SpeechExample) -> int:
         """How many tokens the example's text has, without the end-of-turn token."""
@@ -132,6 +130,12 @@ class SpeechCollator:
         tokenizer = self.processor.tokenizer
         return [*tokenizer(example["text"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
+    def _problem_of(self, example: SpeechExample, answer: list[int]) -> str | None:
+        if found := [token for token in answer[:-1] if token in self._control]:
+            token = self.processor.tokenizer.decode(found[:1])
+            return f"the text holds the control token {token!r}; take it out of the text"
+        return self._problem_of_length(example, len(self._prompt_ids(example)) + len(answer))
+
     def _problem_of_length(self, example: SpeechExample, length: int) -> str | None:
         if self.max_length is None or length <= self.max_length:
             return None
@@ -141,9 +145,6 @@ class SpeechCollator:
         )
 
     def _batch(self, examples: Sequence[SpeechExample], sequences: list[list[int]]) -> dict[str, Tensor]:
-        for example, sequence in zip(examples, sequences, strict=True):
-            if problem := self._problem_of_length(example, len(sequence)):
-                raise ValueError(f"{example['source']}: {problem}")
         features = [example["features"] for example in examples]
         mask = [torch.ones(len(feature), dtype=torch.long) for feature in features]
         pad = torch.nn.utils.rnn.pad_sequence
@@ -153,6 +154,11 @@ class SpeechCollator:
             "input_features": pad(features, batch_first=True),
             "input_features_mask": pad(mask, batch_first=True),
         }
+
+
+def _refuse(example: SpeechExample, problem: str | None) -> None:
+    if problem is not None:
+        raise ValueError(f"{example['source']}: {problem}")
 
 
 def _left_padded(rows: list[list[int]], value: int) -> Tensor:

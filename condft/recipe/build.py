@@ -38,7 +38,6 @@ __all__ = [
     "Speech",
     "compose",
     "load_speech",
-    "speech_examples",
     "tuning_config",
     "usable_examples",
     "window_of",
@@ -170,16 +169,12 @@ def _check_checkpoint(key: str, name: str, trust_remote_code: bool) -> None:
         ) from error
 
 
-def speech_examples(model: nn.Module, processor: Any, clips: list[Clip], config: RunConfig) -> list[SpeechExample]:
-    """Clips with their tower features, computed at most once for each tower and clip."""
-    batch_size = config.evaluation.per_device_batch_size
-    return make_examples(clips, compute_features(model, processor, clips, batch_size=batch_size))
-
-
 def usable_examples(
     model: nn.Module, collator: SpeechCollator, clips: list[Clip], config: RunConfig, *, skip_bad: bool, compared: bool
 ) -> tuple[list[SpeechExample], list[SkippedClip]]:
-    """As `speech_examples`, each looked at whether a batch can hold it: now, and not when its turn comes.
+    """Clips with their tower features, computed at most once for each tower and clip.
+
+    Each is looked at whether a batch can hold it: now, and not when its turn comes.
 
     Args:
         model: The composed model.

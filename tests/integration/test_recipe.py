@@ -1,6 +1,5 @@
 """The whole recipe on tiny real parts: a Whisper and a Llama of some thousand parameters, synthetic clips."""
 
-import importlib
 import json
 import os
 import shutil
@@ -12,19 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from condft.cli import app
-from condft.multimodal import SpeechCollator, load_manifest, precomputed_features
+from condft.multimodal import SpeechCollator, compute_features, load_manifest, make_examples, precomputed_features
 from condft.recipe import evaluate_run, load_run, run
-from condft.recipe.build import compose, speech_examples
+from condft.recipe.build import compose
 from condft.report import SpectralReport
-from condft.training import RunConfig, load_config
-from tests.accelerate_state import forget_accelerate
+from condft.training import RunConfig
+from tests.integration.conftest import losses
 from tests.marks import needs_deepspeed
-from tests.tiny_speech import save_language_model, save_whisper, write_clip, write_manifest
+from tests.tiny_speech import write_clip
 
 ROOT = Path(__file__).parents[2]
 SUMMARY_KEYS = {
@@ -34,74 +32,10 @@ SUMMARY_KEYS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _alone() -> None:
-    """accelerate's state is one a process; layers this small only wait for a second thread."""
-    forget_accelerate()
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("parts")
-    manifest = write_manifest(folder / "speech", [0.3 + 0.05 * i for i in range(12)], num_test=4)
-    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 20)
-    return {
-        "audio_tower": save_whisper(folder / "whisper"),
-        "language_model": save_language_model(folder / "llama"),
-        "manifest": str(manifest),
-        "text": str(folder / "text.txt"),
-    }
-
-
-@pytest.fixture
-def configure(
-    parts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[Path, RunConfig]]:
-    monkeypatch.setenv("CONDFT_CACHE", str(tmp_path / "cache"))
-
-    def make(*overrides: str) -> tuple[Path, RunConfig]:
-        content = {
-            "output_dir": str(tmp_path / "run"),
-            "model": {"audio_tower": parts["audio_tower"], "language_model": parts["language_model"]},
-            "data": {"manifest": parts["manifest"]},
-            "tuning": {"trainable_fraction": 0.3},
-            "training": {
-                "projector_steps": 2,
-                "steps": 4,
-                "per_device_batch_size": 4,
-                "warmup_steps": 1,
-                "checkpoint_every": 2,
-                "learning_rate": {"projector": 1e-2, "language_model": 1e-2},
-            },
-            "evaluation": {
-                "max_new_tokens": 4,
-                "text": parts["text"],
-                "text_tokens": 200,
-                "context_length": 50,
-                "self_generated_sequences": 2,
-                "self_generated_tokens": 12,
-            },
-        }
-        path = tmp_path / "config.yaml"
-        path.write_text(yaml.safe_dump(content))
-        return path, load_config(path, overrides)
-
-    return make
-
-
-def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def answer_logits(model: Any, processor: Any, config: RunConfig) -> torch.Tensor:
     """Logits of a training batch, through the stored features of the model's own tower."""
     clips = load_manifest(config.data.manifest or "", split="test").clips
-    batch = SpeechCollator(processor)(speech_examples(model, processor, clips, config))
+    batch = SpeechCollator(processor)(make_examples(clips, compute_features(model, processor, clips)))
     with precomputed_features(model), torch.no_grad():
         return model(**{key: value for key, value in batch.items() if key != "labels"}).logits
 
@@ -208,53 +142,6 @@ def test_evaluate_agrees_with_the_run(configure: Callable[..., Any], tmp_path: P
         evaluate_run(tmp_path)
 
 
-def test_resume_is_the_uninterrupted_run(
-    configure: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped in stage 2 by an interrupt, as Ctrl-C does it, and continued."""
-    distilled = "training.self_distillation={every: 2, num_sequences: 6, num_tokens: 12}"
-    _, config = configure(f"output_dir={tmp_path / 'whole'}", distilled)
-    whole = run(config, cpu=True)
-    _, config = configure(f"output_dir={tmp_path / 'parts'}", distilled)
-
-    from condft.training import metrics
-
-    append = metrics.MetricsFile.append
-
-    def interrupted(self: Any, record: Any) -> None:
-        if record["global_step"] == 6:
-            raise KeyboardInterrupt
-        append(self, record)
-
-    monkeypatch.setattr(metrics.MetricsFile, "append", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(config, cpu=True)
-    monkeypatch.undo()
-    monkeypatch.setenv("CONDFT_CACHE", str(tmp_path / "cache"))
-    assert not (tmp_path / "parts" / "summary.json").exists()
-    forget_accelerate()
-    with pytest.raises(FileExistsError, match="already holds a run"):
-        run(config, cpu=True)
-    resumed = run(config, resume=True, cpu=True)
-    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
-    assert resumed["text_ce_after"] == whole["text_ce_after"]
-    assert resumed["wer_after"] == whole["wer_after"]
-
-
-def test_a_checkpoint_of_another_config_is_refused_before_anything_is_done(
-    configure: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, config = configure()
-    run(config, cpu=True)
-    before = contents(tmp_path / "run")
-    _, other = configure("tuning.trainable_fraction=0.5")
-    module = importlib.import_module("condft.recipe.run")  # the package's own `run` is the function
-    monkeypatch.setattr(module, "analyze", lambda *args, **kwargs: pytest.fail("analysed"))
-    with pytest.raises(ValueError, match=r"tuning.trainable_fraction: 0.3 there, 0.5 now"):
-        run(other, resume=True, cpu=True)
-    assert contents(tmp_path / "run") == before
-
-
 def test_unusable_clips_are_left_out_before_training(
     configure: Callable[..., Any], parts: dict[str, str], tmp_path: Path
 ) -> None:
@@ -271,49 +158,6 @@ def test_unusable_clips_are_left_out_before_training(
     assert (summary["num_train_clips"], summary["num_test_clips"], summary["num_skipped_clips"]) == (8, 4, 2)
     figures = evaluate_run(tmp_path / "run")
     assert (figures["wer"], figures["num_skipped_clips"]) == (summary["wer_after"], 1)  # of the split it looks at
-
-
-@pytest.mark.parametrize("changed", ["training data", "base model"])
-def test_a_checkpoint_of_other_inputs_is_refused(
-    configure: Callable[..., Any], parts: dict[str, str], tmp_path: Path, changed: str
-) -> None:
-    """Under the same names: what the YAML says is the same."""
-    speech, llama = (
-        shutil.copytree(Path(parts[key]).parent if key == "manifest" else parts[key], tmp_path / key)
-        for key in ("manifest", "language_model")
-    )
-    _, config = configure(f"data.manifest={speech / 'manifest.jsonl'}", f"model.language_model={llama}")
-    run(config, cpu=True)
-    before = contents(tmp_path / "run")
-    if changed == "training data":
-        write_clip(speech / "audio" / "1.flac", 0.35, seed=99)
-    else:
-        weights = load_file(llama / "model.safetensors")
-        weights["model.layers.0.mlp.up_proj.weight"] += 1
-        save_file(weights, llama / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=f"00000006-adapt was taken with another {changed}"):
-        run(config, resume=True, cpu=True)
-    assert contents(tmp_path / "run") == before
-
-
-def test_overwrite_deletes_only_for_a_run_that_can_begin(configure: Callable[..., Any], tmp_path: Path) -> None:
-    """Also where the YAML given is the run's own."""
-    _, config = configure("training.steps=1", "training.projector_steps=0")
-    run(config, cpu=True)
-    folder = tmp_path / "run"
-    before = contents(folder)
-    for override in (
-        "data.manifest=nowhere.jsonl",
-        "model.language_model=nowhere/llm",
-        "tuning.trainable_fraction=1e-6",
-        "evaluation.text=nowhere.txt",
-    ):
-        with pytest.raises((ValueError, OSError)):
-            run(load_config(folder / "config.yaml", [override]), overwrite=True, cpu=True)
-        assert contents(folder) == before, override
-    run(load_config(folder / "config.yaml", ["training.steps=2"]), overwrite=True, cpu=True)
-    assert len(losses(folder)) == 2
-    assert load_config(folder / "config.yaml").training.steps == 2
 
 
 @pytest.mark.parametrize(

@@ -28,20 +28,19 @@ def words() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
+# Of either trainer: on the CPU, in fp32, in silence.
+QUIETLY: dict[str, Any] = {
+    "per_device_train_batch_size": 2,
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": [],
+    "disable_tqdm": True,
+}
+
+
 def sft(model: Any, folder: Path, **options: Any) -> Any:
-    arguments = trl.SFTConfig(
-        output_dir=str(folder),
-        max_steps=4,
-        save_steps=2,
-        per_device_train_batch_size=2,
-        learning_rate=0.01,
-        max_length=16,
-        use_cpu=True,
-        bf16=False,
-        report_to=[],
-        disable_tqdm=True,
-        logging_strategy="no",
-    )
+    saving = {"output_dir": str(folder), "save_steps": 2, "logging_strategy": "no"}
+    arguments = trl.SFTConfig(max_steps=4, learning_rate=0.01, max_length=16, **saving, **QUIETLY)
     rows = Dataset.from_dict({"text": SENTENCES * 4})
     return trl.SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=words(), **options)
 
@@ -67,16 +66,7 @@ def test_the_reference_of_preference_training_is_the_policy_as_it_was_handed_ove
 ) -> None:
     model = get_peft_model(tiny_llama(), CondFTConfig(num_tensors=4, task_type="CAUSAL_LM"))
     train(model, token_ids)
-    arguments = trl.DPOConfig(
-        output_dir=str(tmp_path),
-        max_steps=1,
-        per_device_train_batch_size=2,
-        use_cpu=True,
-        bf16=False,
-        report_to=[],
-        disable_tqdm=True,
-        logging_steps=1,
-    )
+    arguments = trl.DPOConfig(output_dir=str(tmp_path), max_steps=1, logging_steps=1, **QUIETLY)
     rows = {"prompt": ["the quick brown"] * 2, "chosen": ["fox jumps"] * 2, "rejected": ["lazy dog"] * 2}
     trainer = trl.DPOTrainer(
         model=model, args=arguments, train_dataset=Dataset.from_dict(rows), processing_class=words()
