@@ -164,6 +164,7 @@ _lowest: Callable[[Context], Arm] = _selected
 _random_within_type = partial(_selected, order="random")
 _fisher_within_type: Callable[[Context], Arm] = _fisher
 _fisher_across_types = partial(_fisher, stratify=None)
+_lowest_minor = partial(_minor, arm=_lowest)
 _lora_all_linear = partial(_lora, modules=_all_linear, rank=16)
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -200,7 +201,8 @@ ARMS: dict[str, Callable[[Context], Arm]] = {
     "random_within_type_distilled": _random_within_type,
     "full_fine_tuning_distilled": _everything,
     "lora_all_linear_distilled": _lora_all_linear,
-    "lowest_within_type_minor": partial(_minor, arm=_lowest),
+    "lowest_within_type_minor": _lowest_minor,
+    "lowest_within_type_minor_distilled": _lowest_minor,
 }
 
 

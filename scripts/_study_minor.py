@@ -15,8 +15,9 @@ from condft.tuner.layer import CondFTLayer
 def confine_to_minor_directions(model: Any, *, preserved: float = 0.5) -> Callable[[dict[str, Any]], None]:
     r"""Keeps each trained copy's update $D$ equal to $(I - U_h U_h^\top)\, D\, (I - V_h V_h^\top)$.
 
-    $U_h, V_h$ are the base weight's leading singular directions. The gradient is projected by a hook; and since Adam
-    scales it entry by entry afterwards, which leaves the subspace, so is the update after every step.
+    $U_h, V_h$ are the base weight's leading singular directions; an expert in a fused stack has its own. A hook
+    projects the gradient; and since Adam scales it entry by entry afterwards, which leaves the subspace, so is the
+    update after every step.
 
     Args:
         model: With `CondFTLayer`s, before training.
@@ -25,11 +26,12 @@ def confine_to_minor_directions(model: Any, *, preserved: float = 0.5) -> Callab
     copies: list[tuple[torch.nn.Parameter, Tensor, Callable[[Tensor], Tensor]]] = []
     for module in model.modules():
         if isinstance(module, CondFTLayer):
-            base = module.get_base_layer().weight.detach()
-            left, _, right = torch.linalg.svd(base.float(), full_matrices=False)
-            count = round(preserved * min(base.shape))
-            project = _projector(left[:, :count], right[:count])
-            for copy in module.condft_weight.values():
+            for parameter, slices, copy in module.parts_of(model.active_adapter):
+                base = module.base_values(parameter)
+                base = base if slices is None else slices.take(base)
+                left, _, right = torch.linalg.svd(base.float(), full_matrices=False)
+                count = round(preserved * min(base.shape[-2:]))
+                project = _projector(left[..., :count], right[..., :count, :])
                 copy.register_hook(project)
                 copies.append((copy, base, project))
 
@@ -43,7 +45,7 @@ def confine_to_minor_directions(model: Any, *, preserved: float = 0.5) -> Callab
 
 def _projector(left: Tensor, right: Tensor) -> Callable[[Tensor], Tensor]:
     def project(update: Tensor) -> Tensor:
-        update = update - left @ (left.T @ update)
-        return update - (update @ right.T) @ right
+        update = update - left @ (left.mT @ update)
+        return update - (update @ right.mT) @ right
 
     return project
