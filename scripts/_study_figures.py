@@ -56,7 +56,7 @@ def draw_ratios(
     """What each reference forgets over what each control does, at equal test loss: below 1 the reference forgets less.
 
     Args:
-        references: Name -> control -> each seed's ratio, and the ratio of the means with its interval.
+        references: Name -> control -> each seed's ratio, and the ratio of the means, above 0, with its interval.
         path: Image file, written atomically.
         title: Above the figure.
     """
@@ -69,9 +69,8 @@ def draw_ratios(
             row, color = controls.index(control) + offset, f"C{index}"
             shown = [value for value in ratios if value > 0]  # a log scale has no place for the others
             axes.plot(shown, [row] * len(shown), "o", color=color, markersize=3, alpha=0.45)
-            if ratio.value > 0:
-                label = name if control == next(iter(found)) else None
-                axes.plot(ratio.value, row, "D", color=color, markersize=5, label=label)
+            label = name if control == next(iter(found)) else None
+            axes.plot(ratio.value, row, "D", color=color, markersize=5, label=label)
             if 0 < ratio.low <= ratio.high < np.inf:
                 axes.plot([ratio.low, ratio.high], [row, row], color=color, linewidth=1.6)
     axes.axvline(1.0, color="0.4", linewidth=0.8)

@@ -151,8 +151,10 @@ def _drawn_ratios(
         for theirs in arms:
             pairs = _paired(results, ours, theirs, measure, level)
             if ours.name in REFERENCES and theirs is not ours and len(pairs) > 1:
-                ratios = [left / right for left, right in pairs if right > 0]
-                found.setdefault(ours.name, {})[theirs.name] = (ratios, paired_ratio(*zip(*pairs, strict=True)))
+                ratio = paired_ratio(*zip(*pairs, strict=True))
+                if ratio.value > 0:  # a log scale has no place for others
+                    ratios = [left / right for left, right in pairs if right > 0]
+                    found.setdefault(ours.name, {})[theirs.name] = (ratios, ratio)
     return found
 
 
@@ -203,6 +205,7 @@ def _level_table(results: Results, arms: Sequence[ArmRuns], level: float) -> lis
 def _ratio_table(results: Results, arms: Sequence[ArmRuns], measure: str, level: float) -> list[str]:
     by_name = {arm.name: arm for arm in arms}
     references = [by_name[name] for name in REFERENCES if name in by_name]
+    found: list[Ratio] = []
     lines = [
         f"## Ratio of {MEASURES[measure]} at test loss {level:g} (below 1: forgets less than the control)",
         "",
@@ -213,7 +216,12 @@ def _ratio_table(results: Results, arms: Sequence[ArmRuns], measure: str, level:
         ratios = [None if arm is control else compare(results, arm, control, measure, level) for arm in references]
         if any(ratios):
             lines.append(f"| {control.label} | {' | '.join(map(_ratio, ratios))} |")
-    return lines if len(lines) > 4 else [*lines[:2], "No pair of arms got there."]
+            found += [ratio for ratio in ratios if ratio]
+    if not found:
+        return [*lines[:2], "No pair of arms got there."]
+    if all(math.isnan(ratio.value) for ratio in found):
+        return [*lines[:2], "None: no control's mean is above 0 there."]
+    return lines
 
 
 def _distilled_table(results: Results, arms: Sequence[ArmRuns], level: float) -> list[str]:
@@ -270,7 +278,7 @@ def _ratio(ratio: Ratio | None) -> str:
     if ratio is None:
         return ""
     if math.isnan(ratio.value):
-        return f"none: the control's mean is not above 0, n = {ratio.num_seeds}"
+        return f"none (control ≤ 0), n = {ratio.num_seeds}"
     interval = "" if math.isnan(ratio.low) else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
     effect = "" if math.isnan(ratio.effect_size) else f", d = {ratio.effect_size:.1f}"
     return f"{ratio.value:.2f}{interval}, n = {ratio.num_seeds}{effect}"
