@@ -176,9 +176,9 @@ def _inventory(config: StudyConfig, results: Results) -> list[str]:
     for name, arm in config.arms.items():
         rates = [rate for rate in arm.rates if RunSpec(name, rate, config.seeds[0]) in keys]
         swept = arm.rates if config.own_bases else best[name]
-        others = {rate: [s for s in config.seeds[1:] if RunSpec(name, rate, s) in keys] for rate in swept}
-        due = len(arm.rates) + (len(config.seeds) - 1) * max(1, len(others))
-        missing = due - len(rates) - sum(map(len, others.values()))
+        others = {rate: [s for s in config.seeds[1:] if RunSpec(name, rate, s) in keys] for rate in arm.rates}
+        due = len(arm.rates) + (len(config.seeds) - 1) * max(1, len(swept))
+        missing = due - len(rates) - sum(len(others[rate]) for rate in swept)
         shown = ", ".join(f"{rate:g}" for rate in rates) or "none"
         seeds = "; ".join(f"{', '.join(map(str, found))} at {rate:g}" for rate, found in others.items() if found)
         lines.append(f"| {name} | {shown} | {seeds or 'none'} | {missing} |")

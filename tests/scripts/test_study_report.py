@@ -1,4 +1,4 @@
-"""Tables and figures of arms that gain instead of forgetting: a ratio to them says nothing."""
+"""A study's report: what was run, and what it says of arms that gain instead of forgetting."""
 
 import warnings
 from pathlib import Path
@@ -39,3 +39,13 @@ def test_a_single_control_that_gains_is_named_as_one(tmp_path: Path) -> None:
     assert tables.count("| random_within_type | none (control ≤ 0), n = 2 |") == 2
     assert tables.count("| full_fine_tuning | 0.25 [0.25, 0.25], n = 2 |") == 2
     assert "results_ratios_1.png" in figures
+
+
+def test_rates_beyond_those_that_are_due_are_listed_and_leave_nothing_less_to_run(tmp_path: Path) -> None:
+    """On other seeds the first seed's best rate is due (0.1); a run at another one (0.2) stands in no one's place."""
+    arms = {"lowest_within_type": ArmSection(rates=[0.1, 0.2], main=True)}
+    study = study_of(tmp_path, arms=arms, seeds=[0, 1, 2], levels=[1.0])
+    for seed, rate, value in [(0, 0.1, 1.0), (0, 0.2, 2.0), (1, 0.1, 1.0), (1, 0.2, 0.5)]:
+        append_run(study, RunSpec("lowest_within_type", rate, seed), [(4.0, 0.0), (1.0, value)])
+    tables = write_report(study, Results(study))[0].read_text()
+    assert "| lowest_within_type | 0.1, 0.2 | 1 at 0.1; 1 at 0.2 | 1 |" in tables
