@@ -5,6 +5,7 @@
 
 import warnings
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from condft.tuner.layer import CondFTLayer
 from condft.tuner.mixed_batch import mixed_forward
 from condft.tuner.recast import recast_linear
 from condft.tuner.slices import Slices
+from condft.tuner.substitution import has_hooks, substituted
 
 __all__ = ["SLICEABLE_LAYERS", "SUPPORTED_LAYERS", "FunctionalLayer"]
 
@@ -40,6 +42,14 @@ class FunctionalLayer(CondFTLayer):
         if adapter is None:
             result: Tensor = self.base_layer(x, *args, **kwargs)
             return result
+        if has_hooks(self.base_layer):
+            with substituted(self.base_layer, {"forward": partial(self._product, adapter)}):
+                hooked: Tensor = self.base_layer(x, *args, **kwargs)
+            return hooked
+        return self._product(adapter, x)
+
+    def _product(self, adapter: str, x: Tensor) -> Tensor:
+        """What the layer gives with an adapter's copies, without the layer's hooks."""
         base = self._base
         weight: Tensor = self.copies_of("weight")[adapter]
         if isinstance(base, nn.Embedding):

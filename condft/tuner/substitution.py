@@ -6,7 +6,7 @@ parameters, so hooks, offloading and sharding see what they always saw, and noth
 parametrisation would. As with those, two threads must not run one module at the same time.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,21 +15,21 @@ from torch import Tensor, nn
 from condft.tuner.layer import CondFTLayer
 from condft.tuner.mixed_batch import mixed_forward
 
-__all__ = ["OwnForwardLayer", "SubstitutingLayer", "substituted"]
+__all__ = ["OwnForwardLayer", "SubstitutingLayer", "has_hooks", "substituted"]
 
 _ABSENT = object()
 
 
 @contextmanager
-def substituted(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, the module's attributes of these names (paths such as `out_proj.weight` too) are these tensors."""
+def substituted(module: nn.Module, values: Mapping[str, Tensor | Callable[..., Tensor]]) -> Iterator[None]:
+    """Inside, the module's attributes of these names (paths such as `out_proj.weight` too) are these values."""
     places = []
-    for name, tensor in tensors.items():
+    for name, value in values.items():
         owner, _, key = name.rpartition(".")
         attributes = module.get_submodule(owner).__dict__
         # FSDP1 puts its views of flat parameters here itself.
         places.append((attributes, key, attributes.get(key, _ABSENT)))
-        attributes[key] = tensor
+        attributes[key] = value
     try:
         yield
     finally:
@@ -38,6 +38,13 @@ def substituted(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[No
                 del attributes[key]
             else:
                 attributes[key] = before
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody has hung hooks on a module, which only a call of the module itself runs."""
+    return bool(
+        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    )
 
 
 class SubstitutingLayer(CondFTLayer):

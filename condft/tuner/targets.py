@@ -50,9 +50,14 @@ def parameter_of(unit: str) -> str:
 def layer_class(module: nn.Module) -> type[CondFTLayer]:
     """The wrapper for a module."""
     if isinstance(module, SUPPORTED_LAYERS):
-        runs_as_its_kind = type(module).forward in _FORWARDS or is_quantized(module)
+        runs_as_its_kind = (type(module).forward in _FORWARDS and not _is_patched(module)) or is_quantized(module)
         return FunctionalLayer if runs_as_its_kind else OwnForwardLayer
     return SubstitutingLayer if isinstance(module, nn.MultiheadAttention) else ExpertsLayer
+
+
+def _is_patched(module: nn.Module) -> bool:
+    """Whether this one module was given another forward; accelerate's, which it calls a hook, moves tensors only."""
+    return "forward" in vars(module) and "_hf_hook" not in vars(module)
 
 
 class Targets:

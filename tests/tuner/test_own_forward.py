@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 from transformers.models.voxtral_realtime.modeling_voxtral_realtime import VoxtralRealtimeCausalConv1d
 
 from condft import CondFTConfig
+from tests.conftest import build_tiny_llama
 from tests.tuner.conftest import logits
 
 pytestmark = pytest.mark.filterwarnings("ignore:the budget takes all")
@@ -145,3 +147,46 @@ def test_a_wrapper_does_not_lend_the_hooks_of_accelerate() -> None:
     assert not hasattr(layer, "_hf_hook")
     with pytest.raises(AttributeError, match="nothing"):
         layer.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(6, 4), nn.Conv1d(3, 4, 2), nn.Embedding(6, 4)], ids=lambda x: type(x).__name__
+)
+def test_hooks_of_the_layer_run(layer: nn.Module) -> None:
+    """They were hung on before the adapter came, or on what `get_base_layer` gives: both act with the copy too."""
+    model = get_peft_model(Around(layer), CondFTConfig(target_modules=["layer"], init_weights=False))
+    x = torch.randint(6, (2, 3)) if isinstance(layer, nn.Embedding) else torch.randn(2, 3, 6)
+    bare, seen = model(x), []
+    layer.register_forward_pre_hook(lambda module, args: seen.append("before"))
+    layer.register_forward_hook(lambda module, args, output: 2 * output)
+    layer.register_full_backward_hook(lambda module, grads, outer: seen.append("backward"))
+    model(x).sum().backward()
+    assert torch.equal(model(x), 2 * bare)
+    assert seen == ["before", "backward", "before"]
+    assert "forward" not in vars(layer)
+    model.disable_adapter_layers()
+    assert torch.equal(model(x), layer(x))
+
+
+def test_hooks_of_a_layer_that_trains_in_heads_run() -> None:
+    base = build_tiny_llama()
+    attention: Any = base.model.layers[1].self_attn
+    ids, unit = torch.arange(8)[None], "model.layers.1.self_attn.q_proj.weight[h0]"
+    attention.q_proj.register_forward_hook(lambda module, args, output: output.roll(1, dims=1))
+    plain = logits(base, ids)
+    model = get_peft_model(base, CondFTConfig(target_units=[unit]))
+    assert torch.equal(logits(model, ids), plain)
+
+
+def test_a_forward_that_one_layer_was_given_runs_with_the_copy() -> None:
+    layer = nn.Linear(6, 4)
+    layer.forward = MethodType(Scaled.forward, layer)
+    base, x = Around(layer), torch.randn(3, 6)
+    plain = base(x)
+    model = get_peft_model(base, CondFTConfig(target_modules=["layer"]))
+    assert torch.equal(model(x), plain)
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).mul_(2)
+    trained = model(x)
+    assert not torch.equal(trained, plain)
+    assert torch.equal(model.merge_and_unload()(x), trained)
