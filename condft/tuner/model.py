@@ -48,6 +48,20 @@ class CondFTModel(BaseTuner):
     tuner_layer_cls = CondFTLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's name; targets come from the weights)
 
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **options: Any) -> None:
+        super().__init__(model, peft_config, adapter_name, **options)
+        # inject_adapter_in_model, and so transformers' add_adapter, hands over one config and casts nothing after:
+        # copies of a half-precision base would lose most small steps. PeftModel casts, or was told not to.
+        if isinstance(peft_config, PeftConfig):
+            self._cast_adapter_dtype(adapter_name)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """PEFT's own, which puts new parameters in place: those that were frozen stay so."""
+        frozen = [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad]
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for name in frozen:
+            self.model.get_parameter(name).requires_grad_(False)
+
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         """Asked for by DistributedDataParallel, which takes parameters on one device only: those parked on another.

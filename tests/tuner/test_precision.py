@@ -77,6 +77,35 @@ def test_it_is_respected_when_loading(autocast_adapter_dtype: bool, tmp_path: Pa
     assert dtypes == {torch.float32 if autocast_adapter_dtype else torch.bfloat16}
 
 
+@pytest.mark.parametrize("units", UNITS)
+def test_transformers_own_adapters_have_fp32_copies_too(units: str, token_ids: Tensor, tmp_path: Path) -> None:
+    base, like = adapted(units, torch.bfloat16)
+    base.add_adapter(CondFTConfig(target_units=UNITS[units]))
+    assert {p.dtype for p in trainable(base).values()} == {torch.float32}
+    assert moved_by_one_step(base, token_ids, 1e-5) > 0.95
+    trained = {name: p.detach().clone() for name, p in trainable(base).items()}
+    base.save_pretrained(tmp_path)
+    loaded = like.unload()
+    loaded.load_adapter(tmp_path)
+    kept = {n.removesuffix(".default"): p for n, p in loaded.named_parameters() if "condft" in n}
+    assert kept.keys() == trained.keys()
+    assert all(torch.equal(p, trained[name]) for name, p in kept.items())
+
+
+@pytest.mark.parametrize("units", UNITS)
+def test_what_is_loaded_for_inference_is_frozen(units: str, tmp_path: Path) -> None:
+    """Also where the copies are cast to fp32, for which PEFT puts new parameters in place."""
+    _, model = adapted(units, torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(model.unload(), tmp_path)
+    assert not trainable(loaded)
+    loaded.load_adapter(tmp_path, "second", is_trainable=False)
+    assert not trainable(loaded)
+    loaded.load_adapter(tmp_path, "third", is_trainable=True)
+    loaded.set_adapter("third")
+    assert all(name.endswith(".third") for name in trainable(loaded))
+
+
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 def test_fp32_copies_over_bf16_survive_saving_bit_for_bit(
     token_ids: Tensor, tmp_path: Path, low_cpu_mem_usage: bool
