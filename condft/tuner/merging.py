@@ -80,5 +80,5 @@ class Merging:
         if parameter not in self._originals:
             return values
         slices, original = self._originals[parameter]
-        original = original.to(values.device)
-        return original if slices is None else slices.splice(values, original.to(values.dtype))
+        original = original.to(values)  # where the module is by now, and in its dtype of now
+        return original if slices is None else slices.splice(values, original)

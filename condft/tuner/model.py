@@ -24,6 +24,7 @@ from condft.tuner.layer import CondFTLayer
 from condft.tuner.mixed_batch import adapter_names_handed_down
 from condft.tuner.placeholders import give_addresses
 from condft.tuner.registration import PREFIX
+from condft.tuner.saved_modules import refuse_saved_units
 from condft.tuner.sharded import refuse_partitions
 from condft.tuner.targets import Targets, layer_class, parameter_of
 from condft.tuner.tied import refuse_tied_modules, refuse_tied_units, ties_of
@@ -49,6 +50,7 @@ class CondFTModel(BaseTuner):
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's name; targets come from the weights)
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **options: Any) -> None:
+        _refuse_second(model, adapter_name)  # first, since PEFT's own begins by changing the model's peft_config
         super().__init__(model, peft_config, adapter_name, **options)
         # inject_adapter_in_model, and so transformers' add_adapter, hands over one config and casts nothing after:
         # copies of a half-precision base would lose most small steps. PeftModel casts, or was told not to.
@@ -93,6 +95,7 @@ class CondFTModel(BaseTuner):
             raise ValueError("target_units=[] trains nothing: name units, or leave it None to select by a budget")
         _check_targets_exist(peft_config, model, targets)
         peft_config.plan = targets.plan(units_to_train, bias=peft_config.bias == "selected")
+        refuse_saved_units(model, peft_config.plan, peft_config.modules_to_save or ())
         self._refuse_ties(peft_config, model)
         if peft_config.base_digests is None:
             peft_config.base_digests = digests_of_base(targets, units_to_train)
@@ -228,6 +231,18 @@ def _added_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
             yield from getattr(module, name).values()
     else:
         yield from module.parameters()
+
+
+def _refuse_second(model: nn.Module, adapter_name: str) -> None:
+    """Refuses a name whose copies are there already: those of units not chosen again would act and be saved on."""
+    layers = [module for module in model.modules() if isinstance(module, CondFTLayer)]
+    count = sum(any(True for _ in layer.parts_of(adapter_name)) for layer in layers)
+    if count:
+        raise ValueError(
+            f"the model has an adapter {adapter_name!r} already, in {count} layers, and their copies would stay "
+            "beside the new ones. Take it off first, with model.unload() or merge_and_unload(), or give the new "
+            "adapter another name: model.add_adapter(name, config)."
+        )
 
 
 def _copy_adapter(model: nn.Module, source: str, target: str) -> None:

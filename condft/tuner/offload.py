@@ -78,12 +78,13 @@ class Parking:
         return original
 
     def give_back(self, module: nn.Module, name: str, original: Tensor) -> None:
-        """Puts what `replace` has returned back into the parameter, where that is by now."""
-        home = _parameter(module, name).device
+        """Puts what `replace` has returned back into the parameter, where that is by now and in its dtype of now."""
+        parameter = _parameter(module, name)
+        original = original.to(parameter.dtype)
         if name in self._parked:
-            self._bring(module, name, original, home)
+            self._bring(module, name, original, parameter.device)
         else:
-            _put(module, name, original.to(home))
+            _put(module, name, original.to(parameter.device))
 
     def _bring(self, module: nn.Module, name: str, values: Tensor, home: torch.device) -> None:
         _put(module, name, values.to(home))

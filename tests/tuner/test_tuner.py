@@ -51,6 +51,21 @@ def test_disable_merge_unmerge_unload(tiny_llama, trained, token_ids):
     assert torch.equal(logits(trained.unload(), token_ids), reference)
 
 
+@pytest.mark.parametrize(
+    "units",
+    [["model.layers.1.self_attn.q_proj.weight"], [f"model.layers.{i}.self_attn.q_proj.weight[h1]" for i in (0, 2)]],
+)
+def test_what_is_cast_while_merged_is_unmerged_in_its_new_dtype(tiny_llama, token_ids, units):
+    model = get_peft_model(tiny_llama(), CondFTConfig(target_units=units))
+    train(model, token_ids)
+    model.merge_adapter()
+    model.bfloat16()
+    model.unmerge_adapter()
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    with model.disable_adapter():
+        assert torch.equal(logits(model, token_ids), logits(tiny_llama().bfloat16(), token_ids))
+
+
 def test_merge_and_unload_gives_a_plain_model(trained, token_ids, tmp_path):
     adapted = logits(trained, token_ids)
     merged = trained.merge_and_unload()
@@ -113,6 +128,16 @@ def test_a_second_adapter_is_selected_from_the_base_weights(tiny_llama, trained)
     expected = get_peft_model(tiny_llama(), CondFTConfig(num_tensors=6)).peft_config["default"].target_units
     trained.add_adapter("other", CondFTConfig(num_tensors=6))
     assert trained.peft_config["other"].target_units == expected
+
+
+def test_a_second_adapter_of_the_same_name_is_refused(trained):
+    """Its units would train beside those of the first, which the config no longer names."""
+    for model in (trained, trained.get_base_model()):
+        with pytest.raises(ValueError, match=r"has an adapter 'default' already, in \d+ layers.*unload"):
+            get_peft_model(model, CondFTConfig(num_tensors=1))
+    assert trained.peft_config["default"].trainable_fraction == 0.4
+    again = get_peft_model(trained.unload(), CondFTConfig(num_tensors=1))
+    assert len([p for p in again.parameters() if p.requires_grad]) == 1
 
 
 def test_two_adapters_on_one_weight_cannot_act_together(trained, token_ids):
