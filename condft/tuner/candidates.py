@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -33,7 +34,7 @@ def candidate_names(config: CondFTConfig, model: nn.Module, units: Mapping[str, 
     Raises:
         ValueError: One is tied to another weight, whichever of the two was asked for.
     """
-    names = {unit.name for unit in units.values() if _is_asked_for(config, unit.name, unit.role, targets)}
+    names = {u.name for u in units.values() if _is_asked_for(config, targets.find(u.name), u.role, targets)}
     ties = ties_of(model)
     refuse_tied_units({parameter_of(name) for name in names} | _second_names(config, model, ties, targets), ties)
     return names
@@ -55,16 +56,20 @@ def _second_names(config: CondFTConfig, model: nn.Module, ties: list[Tie], targe
     """Tied weights asked for under the name that is no unit's: a unit is told by its first one."""
     special = special_modules(model)
     asked: set[str] = set()
-    for tie in ties:
-        module = targets.module(tie.modules[1])
+    for tie in (tie for tie in ties if not tie.same_place):
+        first, second = tie.modules
+        target = targets.find(tie.second)
+        if not targets.has(second):  # the very module of the first name, which only that one leads to
+            target, second = targets.find(tie.first), first
+            target = replace(target, called=(tie.modules[1], tie.second)) if isinstance(target, Target) else target
+        module = targets.module(second)
         role = special.get(id(module), Role.EMBEDDING if isinstance(module, nn.Embedding) else Role.LAYER)
-        if _is_asked_for(config, tie.second, role, targets):
+        if _is_asked_for(config, target, role, targets):
             asked.add(tie.second)
     return asked
 
 
-def _is_asked_for(config: CondFTConfig, unit: str, role: Role, targets: Targets) -> bool:
-    target = targets.find(unit)
+def _is_asked_for(config: CondFTConfig, target: Target | str | None, role: Role, targets: Targets) -> bool:
     if not isinstance(target, Target):
         return False
     linear_only = config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND

@@ -12,7 +12,7 @@ from torch import nn
 from condft.names import canonical_name
 from condft.tuner.layer import CondFTLayer
 
-__all__ = ["refuse_saved_units"]
+__all__ = ["named_around", "refuse_saved_units"]
 
 
 def refuse_saved_units(model: nn.Module, paths: Iterable[str], modules_to_save: Iterable[str]) -> None:
@@ -33,20 +33,34 @@ def refuse_saved_units(model: nn.Module, paths: Iterable[str], modules_to_save: 
     }
     planned = set(paths)
     for path in (*sorted(planned), *wrapped):
-        for outer in _with_parents(path):
-            if _is_named(outer, names) or (path in planned and outer in saved):
-                raise ValueError(
-                    f"weights of {path} are units of an adapter, and modules_to_save trains {outer} whole: each would "
-                    f"hold a copy of the other, and neither could be saved. Leave {outer} out of modules_to_save, or "
-                    f"{path} out of the selection (exclude_modules, target_units)."
-                )
+        outer = next(named_around(path, names), None)
+        if outer is None and path in planned:
+            outer = next((parent for parent in _with_parents(path) if parent in saved), None)
+        if outer is not None:
+            raise ValueError(
+                f"weights of {path} are units of an adapter, and modules_to_save trains {outer} whole: each would "
+                f"hold a copy of the other, and neither could be saved. Leave {outer} out of modules_to_save, or "
+                f"{path} out of the selection (exclude_modules, target_units)."
+            )
+
+
+def named_around(path: str, names: Iterable[str]) -> Iterator[str]:
+    """Paths of the modules that a module is in, itself first, which `modules_to_save` asks for.
+
+    Args:
+        path: Canonical path of the module.
+        names: As in a config: names or suffixes.
+
+    >>> list(named_around("model.projector.linear_1", ["projector"]))
+    ['model.projector']
+    """
+    wanted = tuple(names)
+    for outer in _with_parents(path):
+        if any(outer == name or outer.endswith(f".{name}") for name in wanted):
+            yield outer
 
 
 def _with_parents(path: str) -> Iterator[str]:
     while path:
         yield path
         path = path.rpartition(".")[0]
-
-
-def _is_named(path: str, names: tuple[str, ...]) -> bool:
-    return any(path == name or path.endswith(f".{name}") for name in names)

@@ -77,6 +77,10 @@ class Targets:
                 self._wrappers[canonical_name(path)] = module
         self._heads: dict[str, list[HeadSlice] | str | None] = {}
 
+    def has(self, path: str) -> bool:
+        """Whether a module is found at a canonical path; one that the model has twice is at its first path only."""
+        return path in self._modules
+
     def module(self, path: str) -> nn.Module:
         """The base layer at a canonical path."""
         return self._modules[path][1]

@@ -1,5 +1,6 @@
 """Tied weights are trained as one or refused, under either name and however they are asked for."""
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from condft import CondFTConfig
 from tests.conftest import build_tiny_llama
-from tests.tuner.tiny_models import logits, train
+from tests.tuner.tiny_models import logits, train, trainable
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -64,6 +65,41 @@ def test_ties_that_no_config_tells_of_are_found() -> None:
     with pytest.raises(ValueError, match=r"2 of modules_to_save is tied to 0"):
         config = CondFTConfig(target_units=["3.weight"], modules_to_save=["2"], ensure_weight_tying=True)
         get_peft_model(model, config)
+
+
+def test_a_block_that_the_model_has_twice_is_trained_in_both_places() -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+    base = nn.Sequential(block, nn.Linear(8, 8), block)
+    plain, config = copy.deepcopy(base), CondFTConfig(num_tensors=2, target_modules=r"0\.[02]")
+    model, x = get_peft_model(base, config), torch.randn(3, 8)
+    assert config.target_units == ["0.0.weight", "0.2.weight"]
+    for each, parameters in ((plain, [plain[0][i].weight for i in (0, 2)]), (model, list(trainable(model).values()))):
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        each(x).square().sum().backward()
+        optimizer.step()
+    adapted = model(x)
+    torch.testing.assert_close(adapted, plain(x))
+    assert torch.equal(model.merge_and_unload()(x), adapted)
+    with pytest.raises(ValueError, match=r"2 of modules_to_save is tied to 0\.0"):
+        get_peft_model(plain, CondFTConfig(target_units=["1.weight"], modules_to_save=["2"]))
+
+
+@pytest.mark.parametrize("scope", [None, ["first"], ["second"], ["other", "second"]])
+def test_a_layer_that_the_model_has_twice_is_refused(scope: list[str] | None) -> None:
+    """PEFT finds it at its first path only, and would put the wrapper there alone."""
+    layer = nn.Linear(8, 8)
+    model = nn.ModuleDict({"first": layer, "other": nn.Linear(8, 8), "second": layer})
+    with pytest.raises(ValueError, match=r"(first|second)\.weight is tied to (first|second)\.weight"):
+        get_peft_model(model, CondFTConfig(num_tensors=1, target_modules=scope))
+    get_peft_model(model, CondFTConfig(num_tensors=1, target_modules=["other"]))
+
+
+def test_modules_that_hold_tied_ones_are_not_saved_apart() -> None:
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8)) for _ in range(3)))
+    model[2][0].weight = model[0][0].weight
+    with pytest.raises(ValueError, match=r"2 of modules_to_save is tied to 0\.0"):
+        get_peft_model(model, CondFTConfig(target_units=["1.0.weight"], modules_to_save=["2"]))
 
 
 @pytest.mark.parametrize("names", [["lm_head"], ["embed_tokens"], ["model.embed_tokens", "lm_head"]])
