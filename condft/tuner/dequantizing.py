@@ -46,6 +46,9 @@ class DequantizingBackend(QuantizationBackend):
         return dense_values(base_layer, "weight")
 
 
+_COMPUTED_FROM = ("orig", "v")  # what torch's hooks of pruning and spectral_norm, and of weight_norm, put beside
+
+
 def is_quantized(layer: nn.Module) -> bool:
     """Whether the bits of a layer's `weight` are not its values."""
     return _quantized(layer, "weight") is not None
@@ -57,6 +60,11 @@ def why_not_trainable(module: nn.Module, key: str) -> str | None:
         return (
             "it is computed by a parametrisation: make it a plain parameter first, with "
             "torch.nn.utils.parametrize.remove_parametrizations"
+        )
+    if any(f"{key}_{part}" in module._parameters for part in _COMPUTED_FROM):
+        return (
+            "it is computed by a hook: make it a plain parameter first, with prune.remove, remove_weight_norm or "
+            "remove_spectral_norm of torch.nn.utils"
         )
     found = _quantized(module, key)
     if found is None:

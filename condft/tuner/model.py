@@ -135,7 +135,9 @@ class CondFTModel(BaseTuner):
         options: dict[str, Any] = {
             name: getattr(peft_config, name) for name in ("init_weights", "inference_mode", "offload_base")
         }
-        parts = peft_config.plan[canonical_name(current_key)]
+        parts = peft_config.plan.get(canonical_name(current_key))
+        if parts is None:  # PEFT follows the state_dict of inject_adapter_in_model, not the config
+            raise _other_state_dict(adapter_name, f"weights of {current_key}, which the adapter does not train")
         if isinstance(target, CondFTLayer):
             target.update_layer(adapter_name, parts, **options)
             return
@@ -156,6 +158,11 @@ class CondFTModel(BaseTuner):
         """
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         config = self.peft_config[adapter_name]
+        missing = config.plan.keys() - {
+            canonical_name(path) for path, m in model.named_modules() if _has(m, adapter_name)
+        }
+        if missing:
+            raise _other_state_dict(adapter_name, f"no weights of {min(missing)}, which the adapter trains")
         twins = [name for name, other in self.peft_config.items() if other is config and name != adapter_name]
         if twins and config.init_weights:  # else each has its own perturbation
             _copy_adapter(model, twins[0], adapter_name)
@@ -233,10 +240,20 @@ def _added_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
         yield from module.parameters()
 
 
+def _has(module: nn.Module, adapter_name: str) -> bool:
+    return isinstance(module, CondFTLayer) and any(True for _ in module.parts_of(adapter_name))
+
+
+def _other_state_dict(adapter_name: str, what: str) -> ValueError:
+    return ValueError(
+        f"the state_dict handed over for {adapter_name!r} has {what}: hand over the config that was saved beside it, "
+        "or no state_dict, and load it with set_peft_model_state_dict"
+    )
+
+
 def _refuse_second(model: nn.Module, adapter_name: str) -> None:
     """Refuses a name whose copies are there already: those of units not chosen again would act and be saved on."""
-    layers = [module for module in model.modules() if isinstance(module, CondFTLayer)]
-    count = sum(any(True for _ in layer.parts_of(adapter_name)) for layer in layers)
+    count = sum(_has(module, adapter_name) for module in model.modules())
     if count:
         raise ValueError(
             f"the model has an adapter {adapter_name!r} already, in {count} layers, and their copies would stay "

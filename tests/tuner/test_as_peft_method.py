@@ -209,3 +209,20 @@ def test_copies_that_are_to_be_perturbed_are_so_for_each_adapter(tiny_llama):
     model.add_adapter("other", model.peft_config["default"])
     (layer,) = (module for module in model.modules() if isinstance(module, CondFTLayer))
     assert not torch.equal(layer.condft_weight["default"], layer.condft_weight["other"])
+
+
+def test_a_state_dict_to_inject_by_must_be_of_the_configs_units(tiny_llama):
+    """PEFT would wrap what the file names, the adapter's config another set."""
+    model, config = tiny_llama(), CondFTConfig(num_tensors=3)
+    inject_adapter_in_model(config, model)
+    state, units = get_peft_model_state_dict(model), config.target_units
+    fitting = inject_adapter_in_model(CondFTConfig(target_units=units), tiny_llama(), state_dict=state)
+    assert len([m for m in fitting.modules() if isinstance(m, CondFTLayer)]) == 3
+    fewer, more = CondFTConfig(target_units=units[:2]), CondFTConfig(target_units=[*units, _another(units)])
+    for other, message in ((fewer, "does not train"), (more, "no weights of .* which the adapter trains")):
+        with pytest.raises(ValueError, match=f"state_dict handed over for 'default'.*{message}"):
+            inject_adapter_in_model(other, tiny_llama(), state_dict=state)
+
+
+def _another(units: list[str]) -> str:
+    return next(u for i in range(4) if (u := f"model.layers.{i}.mlp.up_proj.weight") not in units)

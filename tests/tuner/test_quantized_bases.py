@@ -14,6 +14,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig
 
 from condft import CondFTConfig, analyze, select_units
@@ -318,3 +319,15 @@ def test_a_weight_that_a_parametrisation_computes_is_refused() -> None:
     with pytest.warns(UserWarning, match="takes all 1 candidate"):
         get_peft_model(model, config)
     assert config.target_units == ["1.weight"]
+
+
+@pytest.mark.filterwarnings("ignore:`?torch.nn.utils.weight_norm")
+@pytest.mark.parametrize("kind", ["pruned", "weight_norm", "spectral_norm"])
+def test_a_weight_that_a_hook_computes_is_refused(kind: str) -> None:
+    layer = nn.Linear(4, 4)
+    if kind == "pruned":
+        prune.l1_unstructured(layer, "weight", amount=0.5)
+    else:
+        getattr(nn.utils, kind)(layer)
+    with pytest.raises(ValueError, match=r"'0\.weight' cannot be trained: it is computed by a hook: .* remove_weight"):
+        get_peft_model(nn.Sequential(layer, nn.Linear(4, 4)), CondFTConfig(target_units=["0.weight"]))
