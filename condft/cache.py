@@ -7,7 +7,7 @@ The folder is `$CONDFT_CACHE`, else `$XDG_CACHE_HOME/condft`, else `~/.cache/con
   those that were asked for. Another report of a model of the same units (fine-tuned, or other names asked for) serves
   the units that have the same name and digest.
 - `checkpoints/<folder>-<key>.json` remembers the units of a checkpoint folder and their digests by the path, size,
-  time and inode of each of its files, so that files which nobody has touched are not read again.
+  times and inode of each of its files, so that files which nobody has touched are not read again.
 
 Everything is written atomically, so several processes may share the folder: whoever comes later has the last word, and
 a lost entry only costs work.
@@ -74,7 +74,8 @@ class Stamp:
     Attributes:
         folder: The folder.
         granularity: Of the walk.
-        files: File name -> real path, size, time of the last change in ns, and inode; and what else decides.
+        files: File name -> real path, size, times of the last change of its content and of
+            its entry (mtime and ctime) in ns, and inode; and what else decides.
         taken_ns: When the stamp was taken.
     """
 
@@ -94,7 +95,14 @@ class Stamp:
         for path in sorted(folder.iterdir()):
             if path.suffix in (".json", ".safetensors", ".py") and path.is_file():
                 status = path.stat()
-                files[path.name] = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
+                # ctime: unpacking and syncing put old times of modification back, and it cannot be put back
+                files[path.name] = [
+                    str(path.resolve()),
+                    status.st_size,
+                    status.st_mtime_ns,
+                    status.st_ino,
+                    status.st_ctime_ns,
+                ]
         return cls(folder, granularity, files, taken_ns)
 
     def still_holds(self) -> bool:

@@ -364,3 +364,23 @@ def test_rank_deficient_weights_survive_the_cache(tmp_path: Path) -> None:
     assert [unit.condition_number_bound for unit in cold.screened] == [float("inf")] * 2
     assert analyze(model, keep_lowest=1, cache=tmp_path, progress=False) == cold
     assert SpectralReport.from_dict(json.loads(json.dumps(cold.to_dict()))) == cold
+
+
+def test_weights_changed_in_place_under_their_old_time_are_read_again(tiny_llama, tmp_path: Path) -> None:
+    model = tiny_llama()
+    model.save_pretrained(tmp_path / "model")
+    settled(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    before, status = analyze(tmp_path / "model", cache=tmp_path / "cache", progress=False), file.stat()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    model.save_pretrained(tmp_path / "other")
+    content = (tmp_path / "other" / "model.safetensors").read_bytes()
+    assert len(content) == status.st_size
+    with file.open("r+b") as handle:
+        handle.write(content)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert file.stat().st_ino == status.st_ino
+    after = analyze(tmp_path / "model", cache=tmp_path / "cache", progress=False)
+    assert after.rows[0].sigma_max == pytest.approx(2 * before.rows[0].sigma_max)
