@@ -27,6 +27,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_CUT_SECONDS = 0.1  # fewer than the header tells may be missing: encoders pad, and decoders drop a frame or two
+
 UNDETERMINED = "und"  # BCP 47's tag for a language nobody named
 
 
@@ -189,7 +191,7 @@ def read_audio(clip: Clip, sampling_rate: int = 16000) -> np.ndarray:
         `(num_samples,)` float32 in about [-1, 1], channels averaged.
 
     Raises:
-        SpeechDataError: The file cannot be decoded, or holds no samples, NaN or infinity.
+        SpeechDataError: The file cannot be decoded, breaks off, or holds no samples, NaN or infinity.
     """
     try:
         samples, rate = soundfile.read(_as_file(clip.audio), dtype="float32", always_2d=True)
@@ -199,6 +201,12 @@ def read_audio(clip: Clip, sampling_rate: int = 16000) -> np.ndarray:
     if mono.size == 0 or not np.isfinite(mono).all():
         what = "no samples" if mono.size == 0 else "NaN or infinity"
         raise SpeechDataError(f"{clip.source}: {_describe(clip.audio)} holds {what}")
+    # An MP3 that was cut short decodes without an error, and its whole text would be trained on half the recording.
+    if len(mono) / rate < clip.seconds - _CUT_SECONDS:
+        raise SpeechDataError(
+            f"{clip.source}: {_describe(clip.audio)} breaks off after {len(mono) / rate:.2f} s of the "
+            f"{clip.seconds:.2f} s that its header tells"
+        )
     if rate != sampling_rate:
         mono = soxr.resample(mono, rate, sampling_rate)
     return np.ascontiguousarray(mono, dtype=np.float32)

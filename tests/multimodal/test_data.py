@@ -150,6 +150,18 @@ def test_audio_that_breaks_off_names_its_line(folder: Path) -> None:
         read_audio(clip)
 
 
+def test_an_mp3_cut_short_is_refused_though_it_decodes(folder: Path) -> None:
+    wave = np.sin(np.arange(32000) / 5) * 0.3
+    soundfile.write(folder / "a.mp3", wave, 16000)
+    (clip,) = load_manifest(write_lines(folder, {"audio": "a.mp3", "text": "one"})).clips
+    assert len(read_audio(clip)) == 32000
+    whole = (folder / "a.mp3").read_bytes()
+    (folder / "a.mp3").write_bytes(whole[: len(whole) // 2])
+    (clip,) = load_manifest(write_lines(folder, {"audio": "a.mp3", "text": "one"})).clips
+    with pytest.raises(SpeechDataError, match=r"manifest\.jsonl:1: .*a\.mp3 breaks off after .* s of the 2\.00 s"):
+        read_audio(clip)
+
+
 def test_audio_with_nan_is_refused(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.full(100, np.nan), 16000, subtype="FLOAT")
     with pytest.raises(SpeechDataError, match=r"here: .*a\.wav holds NaN or infinity"):
