@@ -2,17 +2,20 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import math
 import re
 
 import pytest
+import typer
 import yaml
 from peft import get_peft_model
 from typer.testing import CliRunner
 
 from condft import CondFTConfig, SpectralReport, analyze, select_units
 from condft.cli import app
+from condft.cli.errors import UserErrors
 from condft.cli.tables import print_comparison, print_report, print_selection
 from condft.comparison import compare_reports
 
@@ -264,3 +267,17 @@ def test_plot(report_file, tmp_path):
     assert "matches none of the report's 29 units" in refused(
         "plot", report_file, tmp_path / "n.svg", "--spectra", "zz"
     )
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), ValueError("no such unit")])
+def test_what_a_user_can_mend_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, UserErrors():
+        raise error
+    assert ended.value.exit_code == 1
+    assert capsys.readouterr().err == f"condft: {error}\n"
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), KeyError("a bug")])  # typer's to end on, and ours to see
+def test_other_errors_pass(error: Exception) -> None:
+    with pytest.raises(type(error)), UserErrors():
+        raise error

@@ -259,7 +259,7 @@ def _iter_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _manifest_row(line: bytes, folder: Path, *, need_split: bool) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8-sig"))  # the first line may begin with a byte order mark
     except UnicodeDecodeError as error:
         raise _BadClipError(f"not UTF-8 ({error.reason} at byte {error.start})") from error
     except json.JSONDecodeError as error:

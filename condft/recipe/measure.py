@@ -109,14 +109,24 @@ def measure_text(model: Any, tokenizer: Any, settings: EvaluationConfig) -> Cros
     )
 
 
-def check_text(tokenizer: Any, settings: EvaluationConfig) -> None:
+def check_text(tokenizer: Any, settings: EvaluationConfig, *, max_length: int | None) -> None:
     """Tells before a run begins what `measure_text` would tell in it.
+
+    Args:
+        tokenizer: The language model's.
+        settings: Of the run.
+        max_length: Tokens that the language model takes, if its configuration tells.
 
     Raises:
         FileNotFoundError: `evaluation.text` is neither a known name nor a file.
         ConnectionError: WikiText is not cached and the hub does not answer.
-        ValueError: The text is empty, or of fewer than 2 tokens.
+        ValueError: The text is empty, or of fewer than 2 tokens, or the windows are longer than the model takes.
     """
+    if max_length is not None and settings.context_length > max_length:
+        raise ValueError(
+            f"evaluation.context_length is {settings.context_length}, and the language model takes at most "
+            f"{max_length} tokens: past them its cross-entropy says nothing"
+        )
     text = held_out_text(settings.text)
     text_windows(tokenizer, text, max_tokens=settings.text_tokens, context_length=settings.context_length)
 

@@ -122,11 +122,11 @@ def run(config: RunConfig, *, resume: bool = False, overwrite: bool = False, cpu
 def _prepare(config: RunConfig, accelerator: Accelerator) -> _Parts:
     speech = load_speech(config.data, num_test_clips=config.evaluation.num_clips, window=window_of(config))
     model, processor = compose(config, max_seconds=speech.longest_seconds)
-    check_text(processor.tokenizer, config.evaluation)
-    model.to(accelerator.device)
     collator = SpeechCollator.for_model(
         model, processor, prompt=config.model.prompt, system_prompt=config.model.system_prompt
     )
+    check_text(processor.tokenizer, config.evaluation, max_length=collator.max_length)
+    model.to(accelerator.device)
     skip_bad = config.data.skip_bad
     train_split, bad_train = usable_examples(model, collator, speech.train, config, skip_bad=skip_bad, compared=False)
     test_split, bad_test = usable_examples(model, collator, speech.test, config, skip_bad=skip_bad, compared=True)

@@ -53,6 +53,11 @@ class DataConfig(_Section):
         given = [name for name in ("manifest", "dataset") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(f"give exactly one of data.manifest and data.dataset, not {given or 'none'}")
+        if self.dataset_split_train == self.dataset_split_test:
+            raise ValueError(
+                f"data.dataset_split_train and data.dataset_split_test are both {self.dataset_split_test!r}: what is "
+                "trained on cannot be the test too. Parts of a split have names such as 'train[:90%]'."
+            )
         return self
 
 

@@ -117,6 +117,12 @@ def test_a_clip_of_no_split_is_in_none(folder: Path) -> None:
         load_manifest(path, split="train")
 
 
+def test_a_byte_order_mark_costs_no_clip(folder: Path) -> None:
+    line = b'{"audio": "good.flac", "text": "one"}\r\n'
+    (folder / "manifest.jsonl").write_bytes(b"\xef\xbb\xbf" + line + line)  # as some editors save UTF-8
+    assert [clip.text for clip in load_manifest(folder / "manifest.jsonl").clips] == ["one", "one"]
+
+
 def test_bytes_that_are_not_utf8_are_named(folder: Path) -> None:
     (folder / "manifest.jsonl").write_bytes(b'{"audio": "\xff"}\n')
     with pytest.raises(SpeechDataError, match=r":1: not UTF-8 .* at byte 11"):

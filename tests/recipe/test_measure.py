@@ -1,4 +1,4 @@
-"""How long a transcription may get."""
+"""How long a transcription may get, and a window of text."""
 
 import logging
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from condft.multimodal import SpeechCollator, SpeechExample, compose_audio_llm
-from condft.recipe.measure import answer_limit, warn_of_cut_answers
+from condft.recipe.measure import answer_limit, check_text, warn_of_cut_answers
 from condft.training.config import EvaluationConfig
 from tests.tiny_speech import save_language_model, save_whisper
 
@@ -43,3 +43,9 @@ def test_a_limit_that_cuts_references_off_is_told(collator: SpeechCollator, capl
     (record,) = caplog.records
     assert "2 of 3 test clips" in record.getMessage()
     assert "m.jsonl:2, has 8 tokens" in record.getMessage()
+
+
+def test_windows_of_text_longer_than_the_model_takes_are_refused(collator: SpeechCollator) -> None:
+    check_text(collator.processor.tokenizer, EvaluationConfig(context_length=64), max_length=64)
+    with pytest.raises(ValueError, match=r"context_length is 65.* at most 64 tokens"):
+        check_text(collator.processor.tokenizer, EvaluationConfig(context_length=65), max_length=64)

@@ -67,6 +67,12 @@ def test_all_problems_are_told_at_once(load: Any) -> None:
         ("tuning", "trainable_fraction", float("nan"), "'tuning.trainable_fraction' is nan, expected a finite number"),
         ("data", "dataset", "fleurs", "exactly one of data.manifest and data.dataset"),
         ("data", "manifest", None, "exactly one of data.manifest and data.dataset"),
+        (
+            "data",
+            "dataset_split_test",
+            "train",
+            "dataset_split_train and data.dataset_split_test are both 'train'",
+        ),
     ],
 )
 def test_wrong_value_names_key_value_and_expected(load: Any, section: str, key: str, value: Any, message: str) -> None:
