@@ -74,8 +74,7 @@ class Stamp:
     Attributes:
         folder: The folder.
         granularity: Of the walk.
-        files: File name -> real path, size, times of the last change of its content and of
-            its entry (mtime and ctime) in ns, and inode; and what else decides.
+        files: File name -> real path, size, mtime in ns, inode and ctime in ns; and what else decides.
         taken_ns: When the stamp was taken.
     """
 

@@ -27,9 +27,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_CUT_SECONDS = 0.1  # fewer than the header tells may be missing: encoders pad, and decoders drop a frame or two
-
 UNDETERMINED = "und"  # BCP 47's tag for a language nobody named
+_CUT_SECONDS = 0.1  # so much of what the header tells may be missing: encoders pad, and decoders drop a frame or two
 
 
 class SpeechDataError(ValueError):

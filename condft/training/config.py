@@ -49,7 +49,7 @@ class DataConfig(_Section):
     max_seconds: float | None = Field(default=None, gt=0, description="Longer clips are errors (or skipped).")
 
     @model_validator(mode="after")
-    def _one_source(self) -> "DataConfig":
+    def _one_source_and_two_splits(self) -> "DataConfig":
         given = [name for name in ("manifest", "dataset") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(f"give exactly one of data.manifest and data.dataset, not {given or 'none'}")
