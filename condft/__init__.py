@@ -7,13 +7,13 @@ heavy by itself: each public name brings in what it needs when it is first used 
 
 from typing import TYPE_CHECKING
 
-from condft.import_hook import when_imported
+from condft.runtime.import_hook import when_imported
 
 if TYPE_CHECKING:
-    from condft.analysis import NonFiniteWeightError, analyze
-    from condft.comparison import ReportComparison, compare_reports
+    from condft.analysis.analyze import NonFiniteWeightError, analyze
     from condft.report import SpectralReport, SpectralRow
-    from condft.selection import Selection, select_units
+    from condft.selection.compare import ReportComparison, compare_reports
+    from condft.selection.select import Selection, select_units
     from condft.spectra import condition_number, spectral_facts
     from condft.tuner import (
         CondFTConfig,
@@ -63,23 +63,23 @@ _HOMES = {
     "CondFTModel": "condft.tuner",
     "Delta": "condft.tuner",
     "LoraExport": "condft.tuner",
-    "NonFiniteWeightError": "condft.analysis",
-    "ReportComparison": "condft.comparison",
-    "Selection": "condft.selection",
+    "NonFiniteWeightError": "condft.analysis.analyze",
+    "ReportComparison": "condft.selection.compare",
+    "Selection": "condft.selection.select",
     "SpectralReport": "condft.report",
     "SpectralRow": "condft.report",
     "add_fisher_information": "condft.tuner",
-    "analyze": "condft.analysis",
+    "analyze": "condft.analysis.analyze",
     "apply_delta": "condft.tuner",
     "combine_deltas": "condft.tuner",
-    "compare_reports": "condft.comparison",
+    "compare_reports": "condft.selection.compare",
     "condition_number": "condft.spectra",
     "decay_towards_base": "condft.tuner",
     "export_delta": "condft.tuner",
     "export_lora": "condft.tuner",
     "load": "condft.tuner",
     "parameter_groups": "condft.tuner",
-    "select_units": "condft.selection",
+    "select_units": "condft.selection.select",
     "spectral_facts": "condft.spectra",
 }
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
-from condft.files import write_json
+from condft.files.atomic import write_json
 
 __all__ = ["REPORT_VERSION", "Role", "ScreenedUnit", "SkipReason", "SkippedWeight", "SpectralReport", "SpectralRow"]
 
@@ -58,7 +58,7 @@ class SpectralRow:
         num_parameters: Number of entries.
         module_type: The module's path with every layer index replaced by `*`; units are compared within it.
         role: What the unit is for.
-        digest: XXH3-128 (32 hex digits) over dtype, shape and bytes of the unit (`condft.digests`).
+        digest: XXH3-128 (32 hex digits) over dtype, shape and bytes of the unit (`condft.files.hashing`).
         sigma_max: Largest singular value.
         sigma_min: Smallest one.
         condition_number: Their ratio, in `[1, inf]`.

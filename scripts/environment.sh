@@ -22,7 +22,7 @@ install_condft() {
     # shellcheck disable=SC1091
     . .venv/bin/activate
   fi
-  echo "== Installing condft and the versions in constraints.txt into ${VIRTUAL_ENV} =="
-  python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$1]" |
+  echo "== Installing condft and the versions in scripts/constraints.txt into ${VIRTUAL_ENV} =="
+  python -m pip install --disable-pip-version-check -c scripts/constraints.txt -e ".[$1]" |
     grep --line-buffered -v -e '^Requirement already satisfied' -e '^Looking in'
 }

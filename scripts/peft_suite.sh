@@ -2,7 +2,7 @@
 # PEFT's own tests, unchanged, run for CondFT by the plugin in tests/peft_suite. About three minutes on two cores.
 #   bash scripts/peft_suite.sh [pytest arguments]                  CondFT
 #   bash scripts/peft_suite.sh --method lora [pytest arguments]    one of condft, lora, lntuning
-#   bash scripts/peft_suite.sh --all                               all three; counts into results/peft_suite.json
+#   bash scripts/peft_suite.sh --all                               all three; counts into docs/results/peft_suite.json
 # The tests come with PEFT's source distribution, fetched once from the package index into .cache/peft_suite.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,7 +16,7 @@ if [ "${1:-}" = --method ]; then
 elif [ "${1:-}" = --all ]; then
   methods=(condft lora lntuning)
   results=(--peft-results "$PWD/results/peft_suite.json")
-  rm -f results/peft_suite.json
+  rm -f docs/results/peft_suite.json
   shift
 fi
 install_condft suite

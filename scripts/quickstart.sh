@@ -8,9 +8,9 @@ cd "$(dirname "$0")/.."
 install_condft quickstart
 
 echo "== Checkpoints: a text LLM and a speech encoder =="
-python scripts/get_models.py
+python -m scripts.data.get_models
 echo "== Speech: spoken digits, English and German =="
-python scripts/make_speech.py
+python -m scripts.data.make_speech
 echo "== Adaptation =="
 accelerate launch --config_file configs/accelerate/one_process.yaml --num_cpu_threads_per_process "$(nproc)" \
   scripts/train.py --config configs/quickstart.yaml "$@"

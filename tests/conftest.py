@@ -14,31 +14,16 @@ import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tests.helpers.tiny_llama import VOCABULARY, build_tiny_llama
+
+pytest_plugins = ["tests.helpers.adapters", "tests.helpers.trainees"]
 
 torch.set_num_threads(2)
 # A busy machine is no failure: how long an example takes is not what the properties are about.
 hypothesis.settings.register_profile("condft", deadline=None)
 hypothesis.settings.load_profile("condft")
-
-VOCABULARY = 96
-
-
-def build_tiny_llama(seed: int = 0, *, tied: bool = True, layers: int = 4) -> LlamaForCausalLM:
-    """A Llama of 4 layers and hidden size 32: q and o square, k and v wide, the MLP 64 x 32."""
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=256,
-        tie_word_embeddings=tied,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture

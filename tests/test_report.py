@@ -6,33 +6,8 @@ import math
 
 import pytest
 
-from condft.report import Role, SkippedWeight, SkipReason, SpectralReport, SpectralRow
-
-
-def make_row(name: str, kappa: float = 5.0, *, module_type: str = "layers.*.q", **changes) -> SpectralRow:
-    row = SpectralRow(
-        name=name,
-        shape=(4, 2),
-        matrix_shape=(4, 2),
-        dtype="float32",
-        num_parameters=8,
-        module_type=module_type,
-        role=Role.LAYER,
-        digest=f"{hash(name) & 0xFFFF:016x}",
-        sigma_max=kappa,
-        sigma_min=1.0,
-        condition_number=kappa,
-        frobenius_norm=kappa,
-        stable_rank=1.5,
-        log_volume=-math.inf if math.isinf(kappa) else math.log(kappa),
-        entropy_deficit=kappa,
-        relative_error=1e-4,
-        noise_floor=1e-6,
-        resolved=True,
-        method="svd",
-        fisher_information=kappa,
-    )
-    return dataclasses.replace(row, **changes)
+from condft.report import SkippedWeight, SkipReason, SpectralReport
+from tests.helpers.reports import make_row
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from condft.files import atomic_path, write_json, write_text
+from condft.files.atomic import atomic_path, write_json, write_text
 from condft.report import SpectralReport, SpectralRow
-from condft.selection import Selection
+from condft.selection.select import Selection
 
 __all__ = ["write_rows", "write_selection", "write_unfrozen_parameters"]
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from condft.cli.errors import UserErrors
-from condft.console import console
+from condft.runtime.console import console
 
 __all__ = ["evaluate", "train", "train_command"]
 
@@ -44,7 +44,7 @@ def evaluate(
     """Measure a finished run again: word error rate by language, and forgetting against its base."""
     from rich.table import Table
 
-    from condft.files import write_json
+    from condft.files.atomic import write_json
     from condft.recipe import evaluate_run
 
     with UserErrors():

@@ -46,8 +46,8 @@ def analyze(
     trust_remote_code: Remote = False,
 ) -> None:
     """Spectral facts of every weight tensor of a checkpoint."""
-    from condft.analysis import NonFiniteWeightError
-    from condft.analysis import analyze as analyze_model
+    from condft.analysis.analyze import NonFiniteWeightError
+    from condft.analysis.analyze import analyze as analyze_model
     from condft.cli.tables import print_report
 
     with UserErrors():
@@ -107,8 +107,8 @@ def compare(
 ) -> None:
     """How spectra moved from A to B: base and tuned, bf16 and 4-bit; and how much of a selection stays."""
     from condft.cli.tables import print_comparison
-    from condft.comparison import compare_reports
-    from condft.files import write_json
+    from condft.files.atomic import write_json
+    from condft.selection.compare import compare_reports
 
     with UserErrors():
         before, after = (
@@ -149,7 +149,7 @@ def _report_of(source: str, *, cache: bool, trust_remote_code: bool) -> "Spectra
         from condft.report import SpectralReport
 
         return SpectralReport.load(source)
-    from condft.analysis import analyze as analyze_model
+    from condft.analysis.analyze import analyze as analyze_model
 
     return analyze_model(source, cache=cache, trust_remote_code=trust_remote_code)
 

@@ -7,10 +7,10 @@ from statistics import median_low
 
 from rich.table import Table
 
-from condft.comparison import ReportComparison, SpectralShift
-from condft.console import console
 from condft.report import SpectralReport, SpectralRow
-from condft.selection import Selection, select_units, shape_warning
+from condft.runtime.console import console
+from condft.selection.compare import ReportComparison, SpectralShift
+from condft.selection.select import Selection, select_units, shape_warning
 
 __all__ = ["print_comparison", "print_report", "print_selection"]
 

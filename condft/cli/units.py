@@ -8,8 +8,8 @@ import typer
 from condft.cli.errors import UserErrors
 from condft.cli.pictures import checked_picture
 from condft.report import Role
-from condft.scores import Score
-from condft.selection import CANDIDATE_ROLES, Order
+from condft.selection.scores import Score
+from condft.selection.select import CANDIDATE_ROLES, Order
 
 __all__ = ["select"]
 
@@ -43,7 +43,7 @@ def select(
     from condft.cli.exports import write_selection, write_unfrozen_parameters
     from condft.cli.tables import print_selection
     from condft.report import SpectralReport
-    from condft.selection import select_units, units_of_roles
+    from condft.selection.select import select_units, units_of_roles
 
     with UserErrors():
         found = SpectralReport.load(report)

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from condft.plots.figures import colours_of, dashes, save_figure, short_labels
-from condft.random_matrix import expected_condition_number
 from condft.report import SpectralReport, SpectralRow
+from condft.selection.random_matrix import expected_condition_number
 
 __all__ = ["plot_condition_numbers"]
 

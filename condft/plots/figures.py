@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
-from condft.files import atomic_path
+from condft.files.atomic import atomic_path
 
 __all__ = ["check_picture_path", "colours_of", "dashes", "save_figure", "short_labels"]
 

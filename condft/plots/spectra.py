@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from condft.plots.figures import dashes, save_figure
-from condft.random_matrix import marchenko_pastur_quantile
 from condft.report import SpectralReport, SpectralRow
+from condft.selection.random_matrix import marchenko_pastur_quantile
 
 __all__ = ["MAX_SPECTRA", "plot_spectra"]
 

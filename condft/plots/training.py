@@ -16,7 +16,7 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: str | Path, *, tit
 
     Args:
         metrics: Lines of `metrics.jsonl`: `stage`, `loss`, `grad_norm` and `learning_rate` (component -> rate); those
-            of steps that rehearsed, `divergence`.
+            of steps that distilled, `self_distillation_kl`.
         path: Image file, written atomically.
         title: Above the figure.
     """
@@ -28,11 +28,12 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], path: str | Path, *, tit
     top.plot(steps, _smoothed(losses), color="C0", label="running mean")
     top.set_ylabel("cross-entropy of answer tokens (nats)")
     top.set_ylim(bottom=0)
-    rehearsed = {step: line["divergence"] for step, line in zip(steps, metrics, strict=True) if "divergence" in line}
-    if rehearsed:  # some hundredths of a nat: on the losses' scale nothing would be seen
+    key = "self_distillation_kl"
+    distilled = {step: line[key] for step, line in zip(steps, metrics, strict=True) if key in line}
+    if distilled:  # some hundredths of a nat: on the losses' scale nothing would be seen
         beside = top.twinx()
-        beside.plot(list(rehearsed), list(rehearsed.values()), color="C1", linewidth=0.8)
-        beside.set_ylabel("divergence from the base (nats/token)", color="C1")
+        beside.plot(list(distilled), list(distilled.values()), color="C1", linewidth=0.8)
+        beside.set_ylabel("KL from the base (nats/token)", color="C1")
         beside.set_ylim(bottom=0)
     top.legend(frameon=False)
     for component in sorted({name for line in metrics for name in line["learning_rate"]}):

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from condft.evaluation import normalise
-from condft.multimodal import (
+from condft.report import SpectralReport
+from condft.tasks.speech import (
     Clip,
     SkippedClip,
     SpeechCollator,
@@ -29,7 +29,7 @@ from condft.multimodal import (
     longest_seconds,
     make_examples,
 )
-from condft.report import SpectralReport
+from condft.tasks.speech.wer import normalise
 from condft.training import RunConfig
 from condft.training.config import DataConfig
 from condft.tuner import CondFTConfig
@@ -165,7 +165,7 @@ def _check_checkpoint(key: str, name: str, trust_remote_code: bool) -> None:
     except OSError as error:
         raise FileNotFoundError(
             f"{key}={name!r} is neither a checkpoint folder here nor to be had from the hub. "
-            "scripts/get_models.py puts the quickstart's two checkpoints into models/."
+            "scripts/data/get_models.py puts the quickstart's two checkpoints into models/."
         ) from error
 
 

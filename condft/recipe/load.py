@@ -6,10 +6,10 @@ from typing import Any
 from peft import PeftModel
 from transformers import AutoProcessor
 
-from condft.multimodal import SpeechCollator, load_manifest, precomputed_features
 from condft.recipe.build import compose, load_speech, usable_examples
 from condft.recipe.measure import kl_on_own_text, measure_hearing, measure_text, warn_of_cut_answers
 from condft.recipe.run import ADAPTER, CONFIG
+from condft.tasks.speech import SpeechCollator, load_manifest, precomputed_features
 from condft.training import RunConfig, load_config
 
 __all__ = ["evaluate_run", "load_run"]

@@ -7,20 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from condft.evaluation import (
-    CrossEntropy,
-    WerReport,
-    held_out_text,
-    kl_to_base,
-    sample_from_base,
-    text_cross_entropy,
-    transcribe,
-    word_error_rate,
-)
-from condft.evaluation.retention import text_windows
-from condft.multimodal import SpeechCollator, SpeechExample
 from condft.report import SpectralReport
-from condft.training import RunConfig, SelfDistillation
+from condft.retention.measures import CrossEntropy, held_out_text, kl_to_base, text_cross_entropy, text_windows
+from condft.retention.sampling import sample_from_base
+from condft.retention.self_distillation import SelfDistillation
+from condft.tasks.speech import SpeechCollator, SpeechExample
+from condft.tasks.speech.wer import WerReport, transcribe, word_error_rate
+from condft.training import RunConfig
 from condft.training.config import EvaluationConfig
 from condft.tuner import add_fisher_information
 

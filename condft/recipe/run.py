@@ -12,10 +12,8 @@ import yaml
 from accelerate import Accelerator
 from peft import PeftModel, get_peft_model
 
-from condft.analysis import analyze
-from condft.files import atomic_directory, write_json, write_text
-from condft.memory import peak_rss_bytes
-from condft.multimodal import SpeechCollator, SpeechExample, clips_digest, precomputed_features
+from condft.analysis.analyze import analyze
+from condft.files.atomic import atomic_directory, write_json, write_text
 from condft.plots import plot_condition_numbers, plot_training
 from condft.recipe.build import Speech, compose, load_speech, tuning_config, usable_examples, window_of
 from condft.recipe.measure import (
@@ -29,6 +27,8 @@ from condft.recipe.measure import (
 )
 from condft.recipe.summary import code_commit, machine, print_summary, versions
 from condft.report import SpectralReport
+from condft.runtime.memory import peak_rss_bytes
+from condft.tasks.speech import SpeechCollator, SpeechExample, clips_digest, precomputed_features
 from condft.training import (
     FreezeReport,
     RunConfig,
@@ -43,7 +43,7 @@ from condft.training import (
     train,
 )
 from condft.training.checkpoint import load_trained
-from condft.training.engine import make_engine
+from condft.training.engines.engine import make_engine
 
 __all__ = ["ADAPTER", "CONFIG", "run"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from condft.console import console
+from condft.runtime.console import console
 
 __all__ = ["code_commit", "machine", "print_summary", "versions"]
 

@@ -1,6 +1,6 @@
 """Numerics: matrices in, spectral facts out. torch only; see `condft.spectra.routes` for how they are found."""
 
-from condft.spectra.batches import batch_size, batched_facts
+from condft.spectra.batched.facts import batch_size, batched_facts
 from condft.spectra.facts import (
     Measures,
     NonFiniteError,

@@ -52,7 +52,7 @@ __all__ = [
 Measures = Literal["basic", "all"]
 EPS64 = torch.finfo(torch.float64).eps
 
-# Where the route changes; `condft.measuring` predicts costs by them.
+# Where the route changes; `condft.analysis.measure` predicts costs by them.
 SMALL = 48  # up to here an SVD costs less than the overhead of anything else
 EIGEN_UP_TO = 256  # up to here all eigenvalues cost less than two ends and their proof
 NEARLY_SQUARE = 0.8  # aspect n / m above which the lower edge closes in, so that single precision cannot tell it

@@ -1,9 +1,8 @@
 """Training: typed configuration, an accelerate loop over stages, checkpoints, and the proof of freeze."""
 
 from condft.training.checkpoint import Checkpoint, find_checkpoint
-from condft.training.config import RunConfig, SelfDistillationConfig, TrainingConfig, load_config
-from condft.training.distillation import SelfDistillation
-from condft.training.guard import FreezeReport, checksum_tensors, compare, frozen_tensors
+from condft.training.config import RunConfig, TrainingConfig, load_config
+from condft.training.freeze_check import FreezeReport, checksum_tensors, compare, frozen_tensors
 from condft.training.loop import TrainResult, train_stage
 from condft.training.metrics import read_metrics
 from condft.training.output_dir import prepare_output_dir, remove_run
@@ -14,8 +13,6 @@ __all__ = [
     "Checkpoint",
     "FreezeReport",
     "RunConfig",
-    "SelfDistillation",
-    "SelfDistillationConfig",
     "Stage",
     "TrainResult",
     "TrainingConfig",

@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from condft.files import atomic_directory, write_json
+from condft.files.atomic import atomic_directory, write_json
 from condft.training.config import RunConfig, flatten
-from condft.training.engine import Engine, whole
+from condft.training.engines.engine import Engine, whole
 from condft.training.output_dir import CHECKPOINTS
 
 _FOLDER = re.compile(r"\d{8,}-\w+")

@@ -14,6 +14,8 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from condft.retention.self_distillation import SelfDistillationConfig
+
 
 class _Section(BaseModel):
     # strict: a quoted "10" where a number is wanted is a slip in the file, not something to guess at
@@ -66,16 +68,6 @@ class LearningRates(_Section):
 
     projector: float = Field(default=1e-3, gt=0)
     language_model: float = Field(default=1.5e-4, gt=0)
-
-
-class SelfDistillationConfig(_Section):
-    """KL(base ‖ adapted) on text that the base itself writes, in stage 2's loss: rehearsal without any old data."""
-
-    weight: float = Field(default=10.0, gt=0, description="Of the divergence (nats a token) beside the loss.")
-    every: int = Field(default=2, ge=1, description="Optimizer steps from one rehearsal to the next.")
-    per_device_batch_size: int = Field(default=4, ge=1, description="Sequences in a micro-batch that rehearses.")
-    num_sequences: int = Field(default=128, ge=1, description="That the base writes before training.")
-    num_tokens: int = Field(default=64, ge=1, description="Of each.")
 
 
 class TrainingConfig(_Section):

@@ -19,12 +19,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer
 from tqdm.auto import tqdm
 
+from condft.retention.self_distillation import SelfDistillation
 from condft.training.checkpoint import Checkpoint, load_training_state
 from condft.training.config import TrainingConfig
-from condft.training.distillation import SelfDistillation
-from condft.training.engine import Engine, as_found, make_engine
+from condft.training.engines.engine import Engine, as_found, make_engine
 from condft.training.objective import answer_loss_sum, count_answer_tokens
-from condft.training.order import DataOrder, iter_micro_batches
+from condft.training.sampler import DataOrder, iter_micro_batches
 from condft.training.stage import Stage, build_optimizer, build_schedule, only_components_of
 
 Collate = Callable[[list[Any]], Mapping[str, Any]]
@@ -84,7 +84,7 @@ def train_stage(
         training: Batch size, schedule, clipping, decay, checkpoint interval.
         start_step: Steps already done.
         resume_from: Their checkpoint; its parameters are already in the model.
-        distillation: Adds to the loss of some of the steps, whose records then have the `divergence`.
+        distillation: Adds to the loss of some of the steps, whose records then have `self_distillation_kl`.
         on_step: Gets each step's record.
         on_checkpoint: Called with the steps done when a checkpoint is due; always at the end of the stage.
 
@@ -163,18 +163,18 @@ class _Stepper:
         # DDP averages gradients over ranks and accelerate divides by the number of micro-batches; the loss is to be
         # a sum over all of them divided by all their tokens, so both divisions are undone
         scale = accelerator.num_processes * accelerator.gradient_accumulation_steps / tokens
-        own_texts = self.distillation.micro_batches(step, accelerator) if self.distillation else []
-        sums, divergences = [], []
-        for (_, batch), own_text in zip_longest(micro_batches, own_texts):
+        sampled_texts = self_distillation_batches(self.distillation, step, accelerator) if self.distillation else []
+        sums, kls = [], []
+        for (_, batch), text in zip_longest(micro_batches, sampled_texts):
             with accelerator.accumulate(self.wrapped):
                 loss = answer_loss_sum(self.wrapped, send_to_device(batch, accelerator.device))
                 sums.append(loss.detach())
                 loss = loss * scale
-                if self.distillation and own_text is not None:
+                if self.distillation and text is not None:
                     # in one backward pass: DeepSpeed takes one a micro-batch
-                    divergence = self.distillation.divergence(self.wrapped, self.model, own_text)
-                    divergences.append(divergence.detach())
-                    loss = loss + self.distillation.settings.weight * divergence
+                    kl = self.distillation.kl_to_base(self.wrapped, self.model, text)
+                    kls.append(kl.detach())
+                    loss = loss + self.distillation.settings.weight * kl
                 self.engine.backward(loss)
         own_sums = torch.stack(sums)
         loss_value = float(accelerator.reduce(own_sums.sum().reshape(1), reduction="sum")) / tokens
@@ -182,7 +182,7 @@ class _Stepper:
             bad = [not math.isfinite(value) for value in own_sums.tolist()]
             indices = [indices for (indices, _), is_bad in zip(micro_batches, bad, strict=True) if is_bad]
             self._stop(f"the loss is {loss_value}", step, gather_object(indices))
-        distilled = self._mean_divergence(step, micro_batches, divergences)
+        distilled = self._mean_kl(step, micro_batches, kls)
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         grad_norm = self._update(step, micro_batches)
         return {
@@ -196,14 +196,14 @@ class _Stepper:
             "seconds": time.perf_counter() - began,
         }
 
-    def _mean_divergence(self, step: int, micro_batches: MicroBatches, own: list[Tensor]) -> Record:
+    def _mean_kl(self, step: int, micro_batches: MicroBatches, own: list[Tensor]) -> Record:
         """Over all ranks and micro-batches, which read as much text each; nothing where no text was due."""
         if not own:
             return {}
         mean = float(self.accelerator.reduce(torch.stack(own).mean().reshape(1), reduction="mean"))
         if not math.isfinite(mean):
-            self._stop(f"the divergence from the base is {mean}", step, gather_object([i for i, _ in micro_batches]))
-        return {"divergence": mean}
+            self._stop(f"the KL from the base is {mean}", step, gather_object([i for i, _ in micro_batches]))
+        return {"self_distillation_kl": mean}
 
     def _update(self, step: int, micro_batches: MicroBatches) -> float:
         """Clips, steps optimizer and schedule, and returns the gradients' norm before clipping."""
@@ -223,6 +223,28 @@ class _Stepper:
             "Lower training.learning_rate, look at these examples, or resume from the "
             "last checkpoint."
         )
+
+
+def self_distillation_batches(distillation: SelfDistillation, step: int, accelerator: Accelerator) -> list[Tensor]:
+    """This process's texts in optimizer step `step` (from 1), one tensor a micro-batch; none where none is due.
+
+    The texts of a step are the same however it is divided between processes and micro-batches.
+    """
+    settings = distillation.settings
+    turn, rest = divmod(step, settings.every)
+    if rest:
+        return []
+    size, processes = settings.per_device_batch_size, accelerator.num_processes
+    batch = size * processes * accelerator.gradient_accumulation_steps
+    rows = iter_micro_batches(
+        DataOrder(len(distillation.tokens), distillation.seed, batch),
+        start_step=turn - 1,
+        steps=turn,
+        per_device_batch_size=size,
+        rank=accelerator.process_index,
+        num_ranks=processes,
+    )
+    return [distillation.tokens[indices].to(accelerator.device) for indices in rows]
 
 
 def _iter_steps(

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from condft.files import write_text
+from condft.files.atomic import write_text
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

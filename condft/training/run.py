@@ -20,10 +20,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import Optimizer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from condft.retention.self_distillation import SelfDistillation
 from condft.training.checkpoint import find_checkpoint, load_parameters, save_checkpoint
 from condft.training.config import RunConfig
-from condft.training.distillation import SelfDistillation
-from condft.training.engine import Engine
+from condft.training.engines.engine import Engine
 from condft.training.loop import Collate, Record, TrainResult, train_stage
 from condft.training.metrics import MetricsFile, read_metrics, truncate_metrics
 from condft.training.output_dir import METRICS, TENSORBOARD
@@ -162,7 +162,7 @@ class _Recorder:
         step = self.offset + record["step"]
         self.metrics.append({"global_step": step, **record})
         if record["step"] % self.config.training.log_every == 0:
-            shown = ("loss", "divergence", "grad_norm", "tokens", "seconds")
+            shown = ("loss", "self_distillation_kl", "grad_norm", "tokens", "seconds")
             values = {key: record[key] for key in shown if key in record}
             values |= {f"learning_rate/{name}": rate for name, rate in record["learning_rate"].items()}
             self.accelerator.log({f"{self.stage}/{key}": value for key, value in values.items()}, step=step)

@@ -1,16 +1,16 @@
 """CondFT as a PEFT method: config, layer, model, and its entry into PEFT's tables (on import)."""
 
+from condft.tuner.choosing.fisher import add_fisher_information
 from condft.tuner.config import CondFTConfig
-from condft.tuner.delta import Delta, apply_delta, combine_deltas, export_delta
-from condft.tuner.existing_adapter import check_existing_adapters
-from condft.tuner.fisher import add_fisher_information
-from condft.tuner.hotswap import enable_hotswap
-from condft.tuner.layer import CondFTLayer
-from condft.tuner.loading import load
-from condft.tuner.lora import LoraExport, export_lora
+from condft.tuner.export.delta import Delta, apply_delta, combine_deltas, export_delta
+from condft.tuner.export.lora import LoraExport, export_lora
+from condft.tuner.layers.layer import CondFTLayer
+from condft.tuner.loading.existing_adapter import check_existing_adapters
+from condft.tuner.loading.load import load
 from condft.tuner.model import CondFTModel
-from condft.tuner.no_pickle import refuse_pickled_adapters
 from condft.tuner.optimizers import decay_towards_base, parameter_groups
+from condft.tuner.patches.hotswap import enable_hotswap
+from condft.tuner.patches.no_pickle import refuse_pickled_adapters
 from condft.tuner.registration import register
 
 __all__ = [

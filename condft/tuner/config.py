@@ -9,11 +9,11 @@ from peft.config import PeftConfig
 from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
 
 from condft.report import Role, SpectralReport
-from condft.selection import check_budget_and_rule
-from condft.tuner.layer import Parts
+from condft.selection.select import check_budget_and_rule
+from condft.tuner.layers.layer import Parts
 from condft.tuner.model_card import NOTE, add_note
 from condft.tuner.registration import add_peft_type
-from condft.weights import Granularity
+from condft.weights.walk import Granularity
 
 __all__ = ["CondFTConfig"]
 
@@ -43,14 +43,14 @@ class CondFTConfig(PeftConfig):
         trainable_fraction: Budget: at most this fraction of the parameters that may be chosen.
         max_condition_number: Budget: every weight whose condition number is at most this.
         score: What ranks: "condition_number" (the paper's), "relative_condition_number" (against a random matrix
-            of the same shape), "entropy_deficit", "stable_rank" or "log_volume"; see `condft.scores.score_of`. Or
+            of the same shape), "entropy_deficit", "stable_rank" or "log_volume" (`condft.selection.scores`). Or
             "fisher_information", which the weights alone do not tell: backward passes over text that the model itself
             writes, see `condft.add_fisher_information`.
         order: "lowest" (the method), or the controls "highest" and "random".
         stratify: "module_type" ranks within q, k, v, ... and shares the budget between them; None ranks across.
         seed: Of the random order.
         granularity: "tensor" chooses among whole weights and single experts of fused stacks; "head" also cuts the
-            attention weights into heads (see `condft.heads`) and chooses among those.
+            attention weights into heads (see `condft.weights.heads`) and chooses among those.
         bias: "none" freezes every bias; "selected" trains those of the chosen units too, as copies: of a head's rows
             those entries, of an expert its own.
         include_roles: Units that are analysed but no candidates unless named here: "embedding", "output_head",

@@ -13,22 +13,22 @@ from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from condft.tuner.adapter_file import check_adapter_file
-from condft.tuner.base_digests import check_base, digests_of_base, units_of_another_base
-from condft.tuner.candidates import matches
-from condft.tuner.choice import resolve_selection
+from condft.tuner.choosing.candidates import matches
+from condft.tuner.choosing.resolve import resolve_selection
+from condft.tuner.choosing.saved_modules import refuse_saved_units
+from condft.tuner.choosing.tied import refuse_tied_modules, refuse_tied_units, ties_of
 from condft.tuner.config import CondFTConfig
-from condft.tuner.dequantizing import exempt_from_quantization, is_quantized, working_dtype
-from condft.tuner.fast_path import keep_off_fast_path
-from condft.tuner.layer import CondFTLayer
-from condft.tuner.mixed_batch import adapter_names_handed_down
-from condft.tuner.placeholders import give_addresses
+from condft.tuner.layers.dequantize import exempt_from_quantization, is_quantized, working_dtype
+from condft.tuner.layers.layer import CondFTLayer
+from condft.tuner.layers.mixed_batch import adapter_names_handed_down
+from condft.tuner.layers.sharded import refuse_partitions
+from condft.tuner.loading.adapter_file import check_adapter_file
+from condft.tuner.loading.base_digests import check_base, digests_of_base, units_of_another_base
+from condft.tuner.loading.materialize import give_addresses
+from condft.tuner.patches.fast_path import keep_off_fast_path
 from condft.tuner.registration import PREFIX
-from condft.tuner.saved_modules import refuse_saved_units
-from condft.tuner.sharded import refuse_partitions
 from condft.tuner.targets import Targets, layer_class, parameter_of
-from condft.tuner.tied import refuse_tied_modules, refuse_tied_units, ties_of
-from condft.weights import canonical_name
+from condft.weights.walk import canonical_name
 
 __all__ = ["CondFTModel"]
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from condft.heads import HeadSlice, heads_of
-from condft.tuner.dequantizing import is_quantized, shape_of, why_not_trainable
-from condft.tuner.experts import ExpertsLayer
-from condft.tuner.functional import SLICEABLE_LAYERS, SUPPORTED_LAYERS, FunctionalLayer
-from condft.tuner.layer import CondFTLayer, Parts
-from condft.tuner.slices import Slices
-from condft.tuner.substitution import OwnForwardLayer, SubstitutingLayer
-from condft.weights import canonical_name
+from condft.tuner.layers.dequantize import is_quantized, shape_of, why_not_trainable
+from condft.tuner.layers.experts.layer import ExpertsLayer
+from condft.tuner.layers.functional import SLICEABLE_LAYERS, SUPPORTED_LAYERS, FunctionalLayer
+from condft.tuner.layers.layer import CondFTLayer, Parts
+from condft.tuner.layers.slices import Slices
+from condft.tuner.layers.substitution import OwnForwardLayer, SubstitutingLayer
+from condft.weights.heads import HeadSlice, heads_of
+from condft.weights.walk import canonical_name
 
 __all__ = ["Target", "Targets", "layer_class", "parameter_of"]
 

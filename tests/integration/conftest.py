@@ -1,23 +1,14 @@
 """Tiny real parts of a recipe, and a configuration that runs them."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from condft.training import RunConfig, load_config
-from tests.accelerate_state import forget_accelerate
-from tests.tiny_speech import save_language_model, save_whisper, write_manifest
-
-
-@pytest.fixture(autouse=True)
-def _alone() -> None:
-    """accelerate's state is one a process; layers this small only wait for a second thread."""
-    forget_accelerate()
-    torch.set_num_threads(1)
+from tests.helpers.isolation import alone  # noqa: F401  (autouse)
+from tests.helpers.tiny_speech import save_language_model, save_whisper, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +58,3 @@ def configure(
         return path, load_config(path, overrides)
 
     return make
-
-
-def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]

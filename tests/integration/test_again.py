@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from condft.recipe import run
 from condft.training import load_config
-from tests.accelerate_state import forget_accelerate
-from tests.integration.conftest import losses
-from tests.tiny_speech import write_clip
+from tests.helpers.accelerate_state import forget_accelerate
+from tests.helpers.runs import losses
+from tests.helpers.tiny_speech import write_clip
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -15,29 +15,19 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from condft.cli import app
-from condft.multimodal import SpeechCollator, compute_features, load_manifest, make_examples, precomputed_features
 from condft.recipe import evaluate_run, load_run, run
 from condft.recipe.build import compose
 from condft.report import SpectralReport
-from condft.training import RunConfig
-from tests.integration.conftest import losses
-from tests.marks import needs_deepspeed
-from tests.tiny_speech import write_clip
+from tests.helpers.marks import needs_deepspeed
+from tests.helpers.processes import ROOT
+from tests.helpers.runs import answer_logits, losses
+from tests.helpers.tiny_speech import write_clip
 
-ROOT = Path(__file__).parents[2]
 SUMMARY_KEYS = {
     "wer_before wer_after wer_after_en wer_after_de text_ce_before text_ce_after kl_to_base num_selected",
     "trainable_parameters total_parameters frozen_unchanged seconds_analyze seconds_train seconds_total",
     "peak_rss_bytes seed commit versions",
 }
-
-
-def answer_logits(model: Any, processor: Any, config: RunConfig) -> torch.Tensor:
-    """Logits of a training batch, through the stored features of the model's own tower."""
-    clips = load_manifest(config.data.manifest or "", split="test").clips
-    batch = SpeechCollator(processor)(make_examples(clips, compute_features(model, processor, clips)))
-    with precomputed_features(model), torch.no_grad():
-        return model(**{key: value for key, value in batch.items() if key != "labels"}).logits
 
 
 def test_a_run_leaves_everything_it_promises(configure: Callable[..., Any], tmp_path: Path) -> None:
@@ -88,7 +78,7 @@ def test_self_distillation_stays_nearer_the_base(configure: Callable[..., Any], 
         apart[name] = summary["kl_to_base"]
     assert apart["distilled"] < 0.7 * apart["plain"]
     lines = [json.loads(line) for line in (tmp_path / "distilled" / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["stage"], "divergence" in line) for line in lines] == [("projector", False)] * 2 + [
+    assert [(line["stage"], "self_distillation_kl" in line) for line in lines] == [("projector", False)] * 2 + [
         ("adapt", True)
     ] * 12
     assert (tmp_path / "distilled" / "training.png").exists()
@@ -119,7 +109,7 @@ def test_a_saved_adapter_gives_the_same_logits_in_a_fresh_process(
     torch.save(adapted, tmp_path / "logits.pt")
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[1])\n"
-        "from tests.integration.test_recipe import answer_logits\n"
+        "from tests.helpers.runs import answer_logits\n"
         "from condft.recipe import load_run\n"
         "torch.set_num_threads(1)\n"
         "model, processor, config = load_run(sys.argv[2] + '/run')\n"

@@ -20,7 +20,7 @@ from typing import Any
 import peft
 import pytest
 
-from condft.files import write_json
+from condft.files.atomic import write_json
 from condft.recipe.summary import code_commit, machine, versions
 
 from .cases import CONDFT_CASES

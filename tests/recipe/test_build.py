@@ -9,11 +9,11 @@ import pytest
 import soundfile
 from datasets import Audio, Dataset
 
-from condft.multimodal import Clip, SpeechCollator, SpeechDataError
 from condft.recipe.build import Speech, compose, load_speech, usable_examples, window_of
+from condft.tasks.speech import Clip, SpeechCollator, SpeechDataError
 from condft.training import RunConfig
 from condft.training.config import DataConfig
-from tests.tiny_speech import save_language_model, save_whisper, write_clip, write_manifest
+from tests.helpers.tiny_speech import save_language_model, save_whisper, write_clip, write_manifest
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from condft.multimodal import SpeechCollator, SpeechExample, compose_audio_llm
 from condft.recipe.measure import answer_limit, check_text, warn_of_cut_answers
+from condft.tasks.speech import SpeechCollator, SpeechExample, compose_audio_llm
 from condft.training.config import EvaluationConfig
-from tests.tiny_speech import save_language_model, save_whisper
+from tests.helpers.tiny_speech import save_language_model, save_whisper
 
 
 @pytest.fixture(scope="module")

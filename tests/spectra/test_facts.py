@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from condft import report
 from condft.spectra import condition_number, condition_number_bound, spectral_facts
 from condft.spectra.facts import BOUND_FROM
-from tests.spectra.planted import planted, random_matrix, reference
+from tests.helpers.planted import planted, random_matrix, reference
 
 SMALL = [(1, 1), (1, 7), (7, 1), (5, 5), (40, 12), (12, 40)]
 SHAPES = [(150, 150), (64, 200), (200, 64), (900, 60), (300, 300), (300, 280), (290, 700), (270, 400)]

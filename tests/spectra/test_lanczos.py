@@ -18,7 +18,7 @@ from condft.spectra.operators import (
     times_columns,
     times_rows,
 )
-from tests.spectra.planted import planted, random_matrix, reference
+from tests.helpers.planted import planted, random_matrix, reference
 
 
 def never(ends):

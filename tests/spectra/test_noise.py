@@ -5,7 +5,7 @@ import torch
 
 from condft import analyze
 from condft.spectra import code_rounding_error, rounding_noise, spectral_facts
-from tests.spectra.planted import random_matrix
+from tests.helpers.planted import random_matrix
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from condft import CondFTConfig
-from condft.names import canonical_name
 from condft.tuner import decay_towards_base, parameter_groups
-from condft.tuner.updates import iter_updates
+from condft.tuner.export.updates import iter_updates
+from condft.weights.names import canonical_name
 
 
 @pytest.fixture

@@ -1,0 +1,116 @@
+"""What an analysis has found and what it still needs, and the report that comes of it."""
+
+import platform
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from condft.analysis.measure import ALGORITHM_VERSION, RTOL, UnitInfo, Wanted, completed
+from condft.analysis.screening import Bound, Screening, Step
+from condft.report import ScreenedUnit, SkippedWeight, SkipReason, SpectralReport, SpectralRow
+
+__all__ = ["Findings", "current_versions"]
+
+
+@dataclass
+class Findings:
+    """What is known of the units that were asked for. The same on every rank at each step.
+
+    Attributes:
+        infos: Name -> unit.
+        wanted: What rows must hold.
+        keep_lowest: As of `analyze`; None for a row of every unit.
+        stratify: As of `analyze`.
+        rows: Name -> row, which may hold less or more than is wanted.
+        bounds: Name -> lower bound of the condition number.
+        non_finite: Units that hold NaN or infinity.
+        versions: Of what has found all this.
+    """
+
+    infos: Mapping[str, UnitInfo]
+    wanted: Wanted
+    keep_lowest: int | None
+    stratify: str | None
+    rows: dict[str, SpectralRow] = field(default_factory=dict)
+    bounds: dict[str, Bound] = field(default_factory=dict)
+    non_finite: set[str] = field(default_factory=set)
+    versions: dict[str, str] = field(default_factory=lambda: current_versions())
+
+    def know(
+        self, rows: Mapping[str, SpectralRow], bounds: Mapping[str, float], versions: dict[str, str] | None
+    ) -> None:
+        """Starts with what earlier analyses found; `versions` are theirs if they are of one mind."""
+        self.versions = versions or self.versions
+        self.rows = dict(rows)
+        self.bounds = {name: Bound(value) for name, value in bounds.items()}
+        for row in rows.values():
+            if not self.wanted.satisfied_by(row) and row.name not in self.bounds:
+                # As final as a bound can be: more products would not come closer than the figure itself.
+                self.bounds[row.name] = Bound(row.condition_number * (1 - 2 * RTOL), final=True)
+
+    def add_row(self, name: str, row: SpectralRow | None) -> None:
+        """Adds a measured row, None for a unit that has none."""
+        if row is None:
+            self.non_finite.add(name)
+        else:
+            self.rows[name] = completed(row, self.rows.get(name))
+
+    def add_bound(self, name: str, value: float | None, *, final: bool) -> None:
+        """Adds a bound, None for a unit that holds NaN or infinity."""
+        if value is None:
+            self.non_finite.add(name)
+            return
+        before = self.bounds.get(name)
+        self.bounds[name] = Bound(value if before is None else max(value, before.value), final)
+
+    def next_step(self, batch: int = 1) -> Step:
+        """What is needed next; nothing `left` when the report is complete. `batch`: see `Screening.next_step`."""
+        if self.keep_lowest is None:
+            known = self._exact()
+            missing = [name for name in self.infos if name not in known and name not in self.non_finite]
+            return Step(exact=missing, left=missing)
+        return self._screening(self.keep_lowest).next_step(self._exact(), self.bounds, batch)
+
+    def complete(self) -> bool:
+        return not self.next_step().left
+
+    def report(self, label: str, skipped: Sequence[SkippedWeight]) -> SpectralReport:
+        """The report of a complete analysis: what was asked for, whatever else is known."""
+        names, others = set(self.rows), dict[str, float]()
+        if self.keep_lowest is not None:
+            names, others = self._screening(self.keep_lowest).outcome(self._exact())
+        rows = tuple(self.wanted.trimmed(row) for name, row in self.rows.items() if name in names)
+        spoilt = [self._skip(name) for name in self.non_finite]
+        screened = tuple(self._screened(name, value) for name, value in others.items())
+        return SpectralReport(rows, (*skipped, *spoilt), label, self.versions, self.wanted.measures, screened)
+
+    def everything(self, label: str, skipped: Sequence[SkippedWeight]) -> SpectralReport:
+        """All that is known, complete or not, as a report for the cache."""
+        rows = tuple(self.rows.values())
+        measures = "all" if all(row.log_volume is not None for row in rows) else "basic"
+        screened = tuple(self._screened(name, b.value) for name, b in self.bounds.items() if name not in self.rows)
+        return SpectralReport(rows, tuple(skipped), label, self.versions, measures, screened)
+
+    def _exact(self) -> dict[str, float]:
+        return {name: row.condition_number for name, row in self.rows.items() if self.wanted.satisfied_by(row)}
+
+    def _screening(self, keep: int) -> Screening:
+        strata: dict[str, list[str]] = defaultdict(list)
+        for name, info in self.infos.items():
+            if name not in self.non_finite:
+                strata[info.module_type if self.stratify else ""].append(name)
+        return Screening(strata, keep, RTOL)
+
+    def _screened(self, name: str, value: float) -> ScreenedUnit:
+        info = self.infos[name]
+        return ScreenedUnit(name, info.shape, info.num_parameters, info.module_type, info.role, value)
+
+    def _skip(self, name: str) -> SkippedWeight:
+        return SkippedWeight(name, self.infos[name].shape, SkipReason.NON_FINITE)
+
+
+def current_versions() -> dict[str, str]:
+    """What computes here and now."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "algorithm": str(ALGORITHM_VERSION)}

@@ -1,0 +1,1 @@
+"""Files: written atomically, and tensors recognized by their hash."""

@@ -1,0 +1,1 @@
+"""From a report to the units that train: scores, budgets, comparisons. Pure Python, no torch."""

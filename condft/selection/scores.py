@@ -1,0 +1,142 @@
+r"""The scores that rank units, each with what a random matrix of the unit's shape has. Pure Python, no torch.
+
+One family: every score has one value a unit, `inf` or `-inf` for a rank-deficient one where it says so, and, if it is
+read off the weight alone, an expectation from shape (`condft.selection.random_matrix`), which says how much of a
+ranking is shape.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from statistics import fmean
+from typing import Literal
+
+from condft.report import SpectralRow
+from condft.selection import random_matrix
+
+__all__ = ["WHOLE_SPECTRUM_SCORES", "Score", "expected_score", "how_to_measure", "score_of", "shape_share"]
+
+Score = Literal[
+    "condition_number",
+    "relative_condition_number",
+    "entropy_deficit",
+    "stable_rank",
+    "log_volume",
+    "fisher_information",
+]
+
+WHOLE_SPECTRUM_SCORES: frozenset[Score] = frozenset({"entropy_deficit", "log_volume"})
+
+_RATIOS = frozenset({"condition_number", "stable_rank"})  # compared by their logarithms, the others are nats already
+_NEGLIGIBLE = 1e-9  # nats a unit: less is rounding, not a difference
+
+
+def score_of(row: SpectralRow, score: Score) -> float:
+    r"""One unit's score; n is the smaller side of its matrix.
+
+    Args:
+        row: The unit's spectral facts.
+        score: - `"condition_number"`: $\sigma_{\max}/\sigma_{\min}$ (the paper's); `inf` if rank-deficient.
+            - `"relative_condition_number"`: its logarithm less that of a random matrix of the same shape, nats.
+            - `"entropy_deficit"`: per dimension, nats: the row's divided by n; `inf` if rank-deficient.
+            - `"stable_rank"`: $\|W\|_F^2/\sigma_{\max}^2$.
+            - `"log_volume"`: per dimension, nats: the mean of $\log \sigma_i$; `-inf` if rank-deficient. The only
+              one of these that changes when the weight is scaled.
+            - `"fisher_information"`: the row's, which is no fact of the weight alone: see
+              `condft.add_fisher_information`.
+
+    Returns:
+        The score.
+
+    Raises:
+        ValueError: The row does not have it.
+    """
+    if score == "relative_condition_number":
+        return random_matrix.relative_condition_number(row.condition_number, *row.matrix_shape)
+    value: float | None = getattr(row, score)
+    if value is None:
+        raise ValueError(f"{score} of {row.name} was not measured: {how_to_measure(score)}")
+    return value / min(row.matrix_shape) if score in WHOLE_SPECTRUM_SCORES else value
+
+
+def how_to_measure(score: Score) -> str:
+    """The way to a score that reports need not have."""
+    if score == "fisher_information":
+        return "condft.add_fisher_information measures it, of units that text passes through"
+    return 'analyze with measures="all"'
+
+
+def expected_score(matrix_shape: tuple[int, int], score: Score) -> float:
+    """The score of a random matrix of that shape, its entries Gaussian of unit variance.
+
+    Args:
+        matrix_shape: Rows and columns.
+        score: As in `score_of`.
+
+    Returns:
+        The median for `condition_number` and `stable_rank`, the mean for the others; 0 for
+        `relative_condition_number` by its definition.
+
+    Raises:
+        ValueError: `fisher_information`, of which shape tells nothing.
+    """
+    match score:
+        case "condition_number":
+            return random_matrix.expected_condition_number(*matrix_shape)
+        case "relative_condition_number":
+            return 0.0
+        case "entropy_deficit":
+            return random_matrix.expected_entropy_deficit(*matrix_shape)
+        case "stable_rank":
+            return random_matrix.expected_stable_rank(*matrix_shape)
+        case "log_volume":
+            return random_matrix.expected_log_volume(*matrix_shape)
+        case "fisher_information":
+            raise ValueError("a matrix's shape does not tell its Fisher information")
+
+
+def shape_share(strata: Iterable[Sequence[SpectralRow]], chosen: Collection[str], score: Score) -> float:
+    r"""The share of a selection that shape alone explains.
+
+    Let $s_i$ be unit i's score (as a logarithm for `condition_number` and `stable_rank`, so that all are additive)
+    and $e_i$ the same for a random matrix of its shape. A selection by score opens a gap between the mean score of
+    the chosen units and that of the candidates they were ranked against, $\bar s - \bar s_\text{chosen}$; matrices
+    that had learned nothing would show the gap $\bar e - \bar e_\text{chosen}$ if the same ones were chosen. The
+    share is the second gap over the first, the "explained" part of a mean difference in the sense of Oaxaca 1973
+    and Blinder 1973, kept within [0, 1]. Over several strata the gaps are summed over all chosen units, each
+    against its own stratum's mean.
+
+    So it is 0 within strata of one shape each, for `relative_condition_number`, and when all are chosen; near 1
+    when the chosen differ from the others by no more than random matrices do. Unlike a count of agreeing choices it
+    weighs by how far shapes set units apart: a 192 x 576 and a 1536 x 576 matrix hardly differ, a 576 x 576 one does.
+
+    Args:
+        strata: The candidates, in the groups that were ranked within.
+        chosen: Names of the chosen units.
+        score: The score they were chosen by.
+
+    Returns:
+        A float in [0, 1]; 0 for `fisher_information`, of which shape tells nothing. Units whose score is infinite,
+        that is rank-deficient ones, are left out of all means.
+    """
+    if score == "fisher_information":
+        return 0.0
+    gap = shape_gap = 0.0
+    count = 0
+    for rows in strata:
+        finite = [(row.name, *pair) for row in rows if math.isfinite((pair := _actual_and_expected(row, score))[0])]
+        inside = [(actual, expected) for name, actual, expected in finite if name in chosen]
+        if not inside:
+            continue
+        count += len(inside)
+        gap += len(inside) * (fmean(a for _, a, _ in finite) - fmean(a for a, _ in inside))
+        shape_gap += len(inside) * (fmean(e for _, _, e in finite) - fmean(e for _, e in inside))
+    if abs(gap) <= _NEGLIGIBLE * count or abs(shape_gap) <= _NEGLIGIBLE * count:
+        return 0.0
+    return min(max(shape_gap / gap, 0.0), 1.0)
+
+
+def _actual_and_expected(row: SpectralRow, score: Score) -> tuple[float, float]:
+    actual, expected = score_of(row, score), expected_score(row.matrix_shape, score)
+    if score not in _RATIOS:
+        return actual, expected
+    return math.log(actual) if actual > 0.0 else -math.inf, math.log(expected)

@@ -1,0 +1,1 @@
+"""Spectral facts of many matrices of one shape in batched calls, for GPUs."""

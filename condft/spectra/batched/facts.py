@@ -1,0 +1,218 @@
+r"""Spectral facts of many matrices of one shape in batched calls, for devices that one small matrix cannot keep busy.
+
+The routes are those of `condft.spectra.routes`, up to an order of 1024; a matrix that they have no answer for goes its
+way alone. **A matrix's facts do not depend on its company**: which kernel a library takes may depend on the size of a
+batch, so every batch of a shape has the same size, short ones filled up, and no operation mixes its members.
+
+On the CPU a matrix alone and in company then have equal facts, bit for bit, where the order is a multiple of 16
+(tested). Elsewhere MKL's kernels depend on where in memory a member begins, and single precision tells it in the
+seventh digit: another reason for threads there. On CUDA all members of a batch go through one kernel, which cuBLAS
+and cuSOLVER choose by sizes, strides and alignment, the same for every batch of a shape; it has not been run here.
+
+On the CPU experts take three times as long so as in threads (`condft.analysis.threads`), and heads are so quick that
+it hardly matters (`python -m scripts.bench.analyzer --only batches`).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from condft.spectra.batched.lanczos import run_batch
+from condft.spectra.facts import NonFiniteError, SpectralFacts, facts_of, scale_exponent, spectral_facts, tall_of
+from condft.spectra.lanczos import MAX_VECTORS, Ends
+from condft.spectra.operators import TriangularInverse
+from condft.spectra.precision import fp32_products
+from condft.spectra.routes import (
+    EIGEN_UP_TO,
+    NEARLY_SQUARE,
+    PROVEN_TOLERANCE,
+    PROVEN_UP_TO,
+    PROVEN_WIDTH,
+    SMALL,
+    Answer,
+    Measures,
+    answer_of_eigenvalues,
+    check_measures,
+    rounding_constant,
+    settled,
+    single_precision_tells,
+    squared_condition,
+)
+
+__all__ = ["batch_size", "batched_facts"]
+
+T = TypeVar("T")
+Route = Callable[[Tensor, float], list[Answer | None]]
+
+_BATCH_BYTES = 512 * 2**20
+_MOST = 64
+_LARGEST_ORDER, _LARGEST_ENTRIES = 1024, 2**22  # larger matrices keep a device busy one by one
+
+
+def batch_size(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """How many matrices of a shape and dtype go together: as many as work in half a GiB beside the weights; 1 if none.
+
+    It depends on nothing else, so that the facts of a matrix do not either.
+    """
+    n, m = sorted(shape)
+    if not _routes(m, n, "basic", dtype) or dtype.itemsize == 1 or n > _LARGEST_ORDER or m * n > _LARGEST_ENTRIES:
+        return 1
+    # The stack, the part of it that a route looks at and that part in double precision; the Gram matrix, its factor
+    # and copies; the basis and the projection of Lanczos.
+    members = m * n * (2 * dtype.itemsize + 8)
+    return max(1, min(_MOST, _BATCH_BYTES // (members + 40 * n * n + 8 * MAX_VECTORS * (n + MAX_VECTORS))))
+
+
+@fp32_products()
+def batched_facts(
+    matrices: Sequence[Tensor], *, measures: Measures = "basic", rtol: float = 1e-3
+) -> list[SpectralFacts | None]:
+    """The facts of each matrix, as `spectral_facts` has them to rounding.
+
+    Args:
+        matrices: `(m, k)` each, of one shape, dtype and device; `batch_size` of them at most. Not modified.
+        measures: As of `spectral_facts`.
+        rtol: As of `spectral_facts`.
+
+    Returns:
+        Facts in the order of the matrices; None for one that holds NaN or infinity.
+
+    Raises:
+        ValueError: No matrix, too many, one of another shape, or unknown measures.
+    """
+    check_measures(measures)
+    size = batch_size(matrices[0].shape, matrices[0].dtype) if matrices else 0
+    if not 0 < len(matrices) <= size:
+        raise ValueError(f"{len(matrices)} matrices in a batch of {size}")
+    stacked = tall_of(torch.stack(_filled_up(list(matrices), size)))
+    ordinary = [math.isfinite(entry) and entry > 0.0 and not scale_exponent(entry) for entry in _largest(stacked)]
+    sums = _sums_of_squares(stacked)
+    _, m, n = stacked.shape
+    answers: dict[int, Answer] = {}
+    waiting = [index for index in range(len(matrices)) if ordinary[index]]
+    for route in _routes(m, n, measures, stacked.dtype):
+        if waiting:
+            found = route(stacked[_filled_up(waiting, size)], rtol)
+            answers |= {index: answer for index, answer in zip(waiting, found, strict=False) if answer is not None}
+            waiting = [index for index in waiting if index not in answers]
+    return [
+        facts_of(answers[index], (m, n), sums[index], measures) if index in answers else _alone(matrix, measures, rtol)
+        for index, matrix in enumerate(matrices)
+    ]
+
+
+def _filled_up(items: list[T], size: int) -> list[T]:
+    return items + items[-1:] * (size - len(items))
+
+
+def _alone(matrix: Tensor, measures: Measures, rtol: float) -> SpectralFacts | None:
+    try:
+        return spectral_facts(matrix, measures=measures, rtol=rtol)
+    except NonFiniteError:
+        return None
+
+
+def _largest(stacked: Tensor) -> list[float]:
+    lowest, highest = torch.aminmax(stacked.flatten(1), dim=1)
+    largest: list[float] = torch.maximum(lowest.abs(), highest.abs()).tolist()
+    return largest
+
+
+def _sums_of_squares(stacked: Tensor) -> list[float]:
+    along = 1 if stacked.stride(1) < stacked.stride(2) else 2
+    norms = torch.linalg.vector_norm(stacked, dim=along, dtype=torch.promote_types(stacked.dtype, torch.float32))
+    sums: list[float] = norms.double().square().sum(1).tolist()
+    return sums
+
+
+def _routes(m: int, n: int, measures: Measures, dtype: torch.dtype) -> list[Route]:
+    """Those of `condft.spectra.routes.find_ends` that work in batches."""
+    double = partial(_by_gram, dtype=torch.float64, method="cholesky", measures=measures)
+    if n <= SMALL:
+        return []
+    if n <= EIGEN_UP_TO:
+        return [_by_eigenvalues]
+    if m == n:
+        return [double] if n <= PROVEN_UP_TO else []
+    routes: list[Route] = []
+    if dtype != torch.float64 and n <= NEARLY_SQUARE * m:
+        routes.append(partial(_by_gram, dtype=torch.float32, method="gram", measures=measures))
+    if m >= 2 * n:
+        routes.append(double)
+    return routes
+
+
+def _gram(tall: Tensor, dtype: torch.dtype) -> Tensor:
+    """`(B, m, n)` -> `(B, n, n)` in `dtype`, exactly symmetric."""
+    members = tall.to(dtype)
+    gram = torch.bmm(members.mT, members).tril_()
+    return gram + gram.tril(-1).mT
+
+
+def _by_eigenvalues(tall: Tensor, rtol: float) -> list[Answer | None]:
+    values = torch.linalg.eigvalsh(_gram(tall, torch.float64)).cpu()
+    constant = rounding_constant(tall, torch.float64)
+    return [answer_of_eigenvalues(each, rtol, constant) for each in values]
+
+
+def _by_gram(tall: Tensor, rtol: float, dtype: torch.dtype, method: str, measures: Measures) -> list[Answer | None]:
+    """Both ends of each Gram matrix with the proof that nothing lies beyond them; one start vector has to do."""
+    gram = _gram(tall, dtype)
+    answers = _two_ends(gram, rtol, method, measures, rounding_constant(tall, dtype))
+    width = PROVEN_WIDTH * rtol
+    # Of a matrix without an answer nothing is to be proven: any bound does.
+    lower = [0.0 if answer is None else (answer.smallest * (1 - width)) ** 2 for answer in answers]
+    upper = [1.0 if answer is None else (answer.largest * (1 + width)) ** 2 for answer in answers]
+    above = _definite(gram, lower)
+    if dtype != torch.float32 and single_precision_tells(gram.shape[1], rtol):
+        gram = gram.to(torch.float32)
+    below = _definite(gram.neg_(), [-bound for bound in upper])
+    return [
+        dataclasses.replace(answer, error=2 * width + answer.error) if answer is not None and a and b else None
+        for answer, a, b in zip(answers, above, below, strict=True)
+    ]
+
+
+def _definite(gram: Tensor, shifts: list[float]) -> list[bool]:
+    """Whether each matrix less its shift times the identity has a Cholesky factor. `gram` is changed."""
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    before = diagonal.clone()
+    diagonal -= torch.tensor(shifts, dtype=gram.dtype, device=gram.device)[:, None]
+    info = torch.linalg.cholesky_ex(gram).info
+    diagonal.copy_(before)
+    return [flag == 0 for flag in info.tolist()]
+
+
+def _two_ends(gram: Tensor, rtol: float, method: str, measures: Measures, constant: float) -> list[Answer | None]:
+    """What one start vector finds of each; the error is what rounding the Gram matrix does to the smaller end."""
+    tolerance = PROVEN_TOLERANCE * rtol
+
+    def until(ends: Ends) -> bool:
+        return ends.largest_error <= tolerance
+
+    def answer(largest: float, smallest: float, log_volume: float | None) -> Answer | None:
+        error = constant * squared_condition(largest, smallest, gram.dtype) if smallest > 0 else math.inf
+        return Answer(largest, smallest, log_volume, error, method) if error <= rtol / 5 else None
+
+    count = len(gram)
+    upper = [ends for ends in run_batch(lambda v: torch.bmm(v, gram), gram, until, [True] * count) if ends is not None]
+    # Ritz values lie within the spectrum: where already they are too far apart, so are the ends.
+    answers = [answer(e.largest, e.smallest, None) if settled(e, tolerance) else None for e in upper]
+    seen = [measures == "basic" and (e.exhausted or e.smallest_error <= tolerance) for e in upper]
+    factor, info = torch.linalg.cholesky_ex(gram)
+    definite = [flag == 0 for flag in info.tolist()]
+    wanted = [a is not None and not s and d for a, s, d in zip(answers, seen, definite, strict=True)]
+    volumes: list[float] = factor.diagonal(dim1=1, dim2=2).double().log().sum(1).tolist()
+    inverse = run_batch(TriangularInverse(factor), gram, until, wanted) if any(wanted) else [None] * count
+    for index, ends in enumerate(inverse):
+        if seen[index]:
+            continue
+        answers[index] = None
+        if ends is not None and settled(ends, tolerance) and 0.0 < ends.largest < math.inf:
+            answers[index] = answer(upper[index].largest, 1.0 / ends.largest, volumes[index])
+    return answers

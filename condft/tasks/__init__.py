@@ -1,0 +1,1 @@
+"""What is learned: data and metrics, one package a modality."""

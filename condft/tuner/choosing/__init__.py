@@ -1,0 +1,1 @@
+"""Which units of a model train: candidates, ties, saved modules, and the selection."""

@@ -1,0 +1,66 @@
+"""Units inside of modules that are trained and saved whole: refused, since each would hold a copy of the other.
+
+`modules_to_save` copies a module with all that is in it, wrappers too, and the keys of what is saved no longer say
+whose copy is whose: such an adapter trains, and then can be neither saved nor loaded.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from peft.utils.other import ModulesToSaveWrapper
+from torch import nn
+
+from condft.tuner.layers.layer import CondFTLayer
+from condft.weights.names import canonical_name
+
+__all__ = ["named_around", "refuse_saved_units"]
+
+
+def refuse_saved_units(model: nn.Module, paths: Iterable[str], modules_to_save: Iterable[str]) -> None:
+    """Compares what an adapter is to train with what it, or another one in the model, saves whole; and vice versa.
+
+    Args:
+        model: With the adapters that are there already.
+        paths: Canonical paths of the modules whose weights the new adapter trains.
+        modules_to_save: As in the new adapter's config: names or suffixes.
+
+    Raises:
+        ValueError: Names the module and the one that it is in.
+    """
+    names = tuple(modules_to_save)
+    wrapped = [canonical_name(path) for path, module in model.named_modules() if isinstance(module, CondFTLayer)]
+    saved = {
+        canonical_name(path) for path, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)
+    }
+    planned = set(paths)
+    for path in (*sorted(planned), *wrapped):
+        outer = next(named_around(path, names), None)
+        if outer is None and path in planned:
+            outer = next((parent for parent in _with_parents(path) if parent in saved), None)
+        if outer is not None:
+            raise ValueError(
+                f"weights of {path} are units of an adapter, and modules_to_save trains {outer} whole: each would "
+                f"hold a copy of the other, and neither could be saved. Leave {outer} out of modules_to_save, or "
+                f"{path} out of the selection (exclude_modules, target_units)."
+            )
+
+
+def named_around(path: str, names: Iterable[str]) -> Iterator[str]:
+    """Paths of the modules that a module is in, itself first, which `modules_to_save` asks for.
+
+    Args:
+        path: Canonical path of the module.
+        names: As in a config: names or suffixes.
+
+    >>> list(named_around("model.projector.linear_1", ["projector"]))
+    ['model.projector']
+    """
+    wanted = tuple(names)
+    for outer in _with_parents(path):
+        if any(outer == name or outer.endswith(f".{name}") for name in wanted):
+            yield outer
+
+
+def _with_parents(path: str) -> Iterator[str]:
+    while path:
+        yield path
+        path = path.rpartition(".")[0]

@@ -1,0 +1,100 @@
+"""Tied weights: trained as one, or refused with the way out; never half.
+
+A copy of one of two tied weights would untie them without a word: the head would learn while the embedding stays, and
+a merged checkpoint that is tied by its config would lose one of the two. So no unit is a tied weight, under either of
+its names. `modules_to_save` with `ensure_weight_tying=True` trains one copy for both (PEFT's own way), and so does
+`trainable_token_indices` for some rows.
+"""
+
+from collections.abc import Collection, Iterable, Set
+from dataclasses import dataclass
+
+from torch import nn
+
+from condft.tuner.choosing.saved_modules import named_around
+from condft.weights.names import canonical_name
+from condft.weights.walk import iter_modules
+
+__all__ = ["Tie", "refuse_tied_modules", "refuse_tied_units", "ties_of"]
+
+
+@dataclass(frozen=True)
+class Tie:
+    """One tensor under two names of parameters.
+
+    Attributes:
+        first: The parameter's name where the model has it first.
+        second: The other name.
+        same_place: Whether both names lead to one place, in a module that the model has twice: what is put there is
+            found under both.
+    """
+
+    first: str
+    second: str
+    same_place: bool = False
+
+    @property
+    def modules(self) -> tuple[str, str]:
+        """Paths of the two modules."""
+        return self.first.rpartition(".")[0], self.second.rpartition(".")[0]
+
+
+def ties_of(model: nn.Module) -> list[Tie]:
+    """Every weight that has another name as well, in the model's order; what adapters add does not count."""
+    seen: dict[int, str] = {}
+    ties = []
+    modules = dict(model.named_modules(remove_duplicate=False))
+    places: set[tuple[int, str]] = set()
+    for path, module, inside_adapter in iter_modules(model):
+        parent, _, name = path.rpartition(".")
+        place = id(modules[parent]), name
+        same_place = place in places
+        places.add(place)
+        for key, parameter in () if inside_adapter else module.named_parameters(recurse=False):
+            first = seen.setdefault(id(parameter), f"{path}.{key}")
+            if first != f"{path}.{key}":
+                ties.append(Tie(canonical_name(first), canonical_name(f"{path}.{key}"), same_place))
+    return ties
+
+
+def refuse_tied_units(parameters: Collection[str], ties: Iterable[Tie]) -> None:
+    """Refuses parameters that are tied to another one, other than by one place in a module that the model has twice.
+
+    Raises:
+        ValueError: Names the two and the way out.
+    """
+    for tie in ties:
+        for name, partner in ((tie.first, tie.second), (tie.second, tie.first)):
+            if name in parameters and not tie.same_place:
+                path = name.rpartition(".")[0]
+                raise ValueError(
+                    f"{name} is tied to {partner}: training a copy of it would untie the two. Leave it out of "
+                    "target_modules, include_roles and target_units; or train the two as one, with "
+                    f"modules_to_save={[path]!r} and ensure_weight_tying=True; or load the model with "
+                    "tie_word_embeddings=False."
+                )
+
+
+def refuse_tied_modules(modules_to_save: Iterable[str], ties: Iterable[Tie], tied_by_peft: Set[str]) -> None:
+    """Refuses modules that would be copied whole without the module that they share a weight with.
+
+    Args:
+        modules_to_save: As in the config: names or suffixes.
+        ties: Those of the model.
+        tied_by_peft: Paths of modules whose copies PEFT will tie to that of the input embedding.
+
+    Raises:
+        ValueError: Names the two and the way out.
+    """
+    wanted = tuple(modules_to_save)
+    for tie in ties:
+        if tied_by_peft.isdisjoint(tie.modules):
+            for path, partner in (tie.modules, tie.modules[::-1]):
+                for outer in named_around(path, wanted):
+                    if partner.startswith(f"{outer}."):
+                        continue  # one copy holds both
+                    raise ValueError(
+                        f"{outer} of modules_to_save is tied to {partner}: a copy of it would untie the two. Set "
+                        "ensure_weight_tying=True to train one copy for both (of input and output embeddings, named "
+                        "as embed_tokens or lm_head), or load the model with tie_word_embeddings=False."
+                    )

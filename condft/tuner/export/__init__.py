@@ -1,0 +1,1 @@
+"""A trained adapter in other forms: a weighted difference, or a LoRA."""

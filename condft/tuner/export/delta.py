@@ -1,0 +1,246 @@
+"""The update of an adapter as a difference, `trained - base`: a plain state dict, a safetensors file, sums of them.
+
+Differences, not the trained values, because differences can be weighted and added. They are exact for almost every
+weight: `trained - base` has no rounding error in fp32 if trained/base lies in [1/2, 2] (Sterbenz), and then
+`base + difference` is the trained value bit for bit; elsewhere the error is at most one rounding of the larger of
+the two. The adapter itself, which holds the trained values, is the place for bits (`merge_and_unload`).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from condft.files.atomic import atomic_path
+from condft.files.hashing import tensor_digest
+from condft.tuner.export.updates import Update, iter_updates
+from condft.tuner.layers.layer import CondFTLayer
+from condft.tuner.loading.load import adapted
+from condft.weights.names import canonical_name
+
+__all__ = ["Delta", "DeltaTensor", "apply_delta", "combine_deltas", "export_delta"]
+
+_METADATA_KEY = "condft_delta"
+_VERSION = 1
+_INDEX = "#index"
+
+
+@dataclass(frozen=True, eq=False)
+class DeltaTensor:
+    """The difference of one parameter; what did not change along one dimension is left out.
+
+    Attributes:
+        values: The difference; only the entries `index` of dimension `dim` if `index` is given.
+        shape: The parameter's shape.
+        base_dtype: The base parameter's dtype, such as "bfloat16".
+        base_digest: `condft.files.hashing.tensor_digest` of the base parameter.
+        dim: Dimension that `index` counts in.
+        index: The entries along `dim` that were trained (experts of a stack, token rows, heads), int64, ascending;
+            None for all.
+    """
+
+    values: Tensor
+    shape: tuple[int, ...]
+    base_dtype: str
+    base_digest: str
+    dim: int = 0
+    index: Tensor | None = None
+
+    def dense(self) -> Tensor:
+        """The difference in the parameter's whole shape."""
+        if self.index is None:
+            return self.values
+        return self.values.new_zeros(self.shape).index_copy_(self.dim, self.index, self.values)
+
+
+@dataclass(frozen=True, eq=False)
+class Delta:
+    """What an adapter changes in its base model.
+
+    Attributes:
+        tensors: Parameter name in the base model -> its difference.
+        base_model: Name or path of the base model, for people; what is compared are the digests.
+    """
+
+    tensors: Mapping[str, DeltaTensor] = field(default_factory=dict)
+    base_model: str | None = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The differences as a plain state dict of the base model's names and shapes."""
+        return {name: tensor.dense() for name, tensor in self.tensors.items()}
+
+    def save(self, file: str | Path) -> None:
+        """Writes a safetensors file, atomically; names, shapes, dtypes and base digests are in its metadata."""
+        stored: dict[str, Tensor] = {}
+        rows: dict[str, dict[str, Any]] = {}
+        for name, tensor in self.tensors.items():
+            stored[name] = tensor.values.contiguous()
+            rows[name] = {"shape": tensor.shape, "base_dtype": tensor.base_dtype, "base_digest": tensor.base_digest}
+            if tensor.index is not None:
+                stored[name + _INDEX] = tensor.index
+                rows[name]["dim"] = tensor.dim
+        header = {"version": _VERSION, "base_model": self.base_model, "tensors": rows}
+        with atomic_path(file) as temporary:
+            save_file(stored, temporary, metadata={"format": "pt", _METADATA_KEY: json.dumps(header)})
+
+    @classmethod
+    def load(cls, file: str | Path) -> "Delta":
+        """Reads what `save` wrote, onto the CPU.
+
+        Raises:
+            ValueError: A file that is damaged, of another version, or no difference.
+        """
+        try:
+            with safe_open(file, framework="pt") as opened:
+                metadata = opened.metadata() or {}
+                stored = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (no iterator)
+        except SafetensorError as error:
+            raise ValueError(f"{file} is cut short or no safetensors file ({error}): export it again") from error
+        if _METADATA_KEY not in metadata:
+            raise ValueError(f"{file} holds no difference: it lacks the metadata that export_delta writes")
+        header = json.loads(metadata[_METADATA_KEY])
+        if header["version"] != _VERSION:
+            raise ValueError(f"{file} has version {header['version']}, this condft reads {_VERSION}: update condft")
+        tensors: dict[str, DeltaTensor] = {}
+        for name, row in header["tensors"].items():
+            index = stored.get(name + _INDEX)
+            described = (tuple(row["shape"]), row["base_dtype"], row["base_digest"], row.get("dim", 0), index)
+            tensors[name] = DeltaTensor(stored[name], *described)
+        return cls(tensors, header["base_model"])
+
+
+def export_delta(
+    model: nn.Module | str | Path,
+    file: str | Path | None = None,
+    *,
+    base: nn.Module | str | Path | None = None,
+    adapter_name: str = "default",
+    dtype: torch.dtype | None = None,
+) -> Delta:
+    """The update `trained - base` of everything that an adapter trains, saved modules and token rows included.
+
+    Args:
+        model: A model with the adapter, or the adapter's folder (or hub id).
+        file: A safetensors file to write the difference to; None only returns it.
+        base: For a folder: the base model, or where it is; by default the one that the adapter names. A model that
+            is handed over is as it was when this returns.
+        adapter_name: Which adapter of a model; a folder holds one.
+        dtype: To store the difference in. By default fp32, or wider if one of the two is wider.
+
+    Returns:
+        The difference, on the CPU.
+
+    Raises:
+        ValueError: No such adapter, a merged one, or sharded weights.
+    """
+    with adapted(model, base, adapter_name) as live:
+        tensors = {update.name: _difference(update, dtype) for update in iter_updates(live, adapter_name)}
+        config = getattr(live, "peft_config", {}).get(adapter_name)
+        delta = Delta(tensors, getattr(config, "base_model_name_or_path", None))
+    if file is not None:
+        delta.save(file)
+    return delta
+
+
+def combine_deltas(deltas: Sequence[Delta | str | Path], weights: Sequence[float]) -> Delta:
+    """The weighted sum of differences to one base model: merges adapters, which need not train the same weights.
+
+    Args:
+        deltas: Differences, or their files.
+        weights: One factor each.
+
+    Returns:
+        `sum(weight * delta)` in the widest of their dtypes; what a difference lacks counts as unchanged.
+
+    Raises:
+        ValueError: Another number of weights than of differences, none at all, or two that have not the same base.
+    """
+    if len(deltas) != len(weights) or not deltas:
+        raise ValueError(f"{len(deltas)} differences need as many weights, at least one; got {len(weights)}")
+    summed: dict[str, DeltaTensor] = {}
+    loaded = [_loaded(delta) for delta in deltas]
+    for delta, weight in zip(loaded, weights, strict=True):
+        for name, tensor in delta.tensors.items():
+            scaled = replace(tensor, values=weight * tensor.values)
+            summed[name] = _sum(name, summed[name], scaled) if name in summed else scaled
+    return Delta(summed, loaded[0].base_model)
+
+
+def apply_delta(model: nn.Module, delta: Delta | str | Path, weight: float = 1.0) -> nn.Module:
+    """Adds `weight * delta` to the base model's weights in place, with one rounding into the weights' dtype.
+
+    Args:
+        model: The base model, with the weights that the difference was made from; all of them are checked before
+            the first is changed. A second difference therefore no longer fits: add them up with `combine_deltas`.
+        delta: The difference or its file.
+        weight: 1.0 gives the trained model, 0.5 half of the way.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: A model with an adapter, or another base: names the first tensor that differs, and how many do.
+    """
+    delta = _loaded(delta)
+    if any(isinstance(module, CondFTLayer) for module in model.modules()):
+        raise ValueError("the model has an adapter: apply the difference to the base model (model.unload())")
+    parameters = {canonical_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
+    _check_base(parameters, delta)
+    with torch.no_grad():
+        for name, tensor in delta.tensors.items():
+            parameter = parameters[name]
+            wide = torch.promote_types(parameter.dtype, tensor.values.dtype)
+            parameter.copy_(parameter.to(wide) + weight * tensor.dense().to(parameter.device, wide))
+    return model
+
+
+def _difference(update: Update, dtype: torch.dtype | None) -> DeltaTensor:
+    values = update.difference()
+    values = values.to("cpu", dtype or values.dtype)
+    base_dtype = str(update.base.dtype).removeprefix("torch.")
+    whole = DeltaTensor(values, tuple(update.base.shape), base_dtype, tensor_digest(update.base))
+    if update.slices is None:
+        return whole
+    return replace(whole, dim=update.slices.dim, index=torch.tensor(update.slices.indices))
+
+
+def _sum(name: str, one: DeltaTensor, other: DeltaTensor) -> DeltaTensor:
+    if (one.base_digest, one.shape) != (other.base_digest, other.shape):
+        raise ValueError(f"the differences were made from different bases: {name} differs between them")
+    if one.index is None or other.index is None or one.dim != other.dim:
+        return replace(one, values=one.dense() + other.dense(), index=None)
+    union = torch.cat([one.index, other.index]).unique()
+    values = sum(t.dense().index_select(one.dim, union) for t in (one, other))
+    assert isinstance(values, Tensor)
+    return replace(one, values=values, index=union)
+
+
+def _check_base(parameters: Mapping[str, Tensor], delta: Delta) -> None:
+    problems = [problem for name, tensor in delta.tensors.items() if (problem := _misfit(name, tensor, parameters))]
+    if problems:
+        raise ValueError(
+            f"the difference is of another base model ({delta.base_model or 'unnamed'}): {len(problems)} of "
+            f"{len(delta.tensors)} tensors differ, the first is {problems[0]}"
+        )
+
+
+def _misfit(name: str, tensor: DeltaTensor, parameters: Mapping[str, Tensor]) -> str | None:
+    parameter = parameters.get(name)
+    if parameter is None:
+        return f"{name}: absent here"
+    if tuple(parameter.shape) != tensor.shape:
+        return f"{name}: {'x'.join(map(str, parameter.shape))} here, {'x'.join(map(str, tensor.shape))} there"
+    dtype = str(parameter.dtype).removeprefix("torch.")
+    if dtype != tensor.base_dtype:
+        return f"{name}: {dtype} here, {tensor.base_dtype} there (load the base model in that dtype)"
+    return None if tensor_digest(parameter) == tensor.base_digest else f"{name}: other values"
+
+
+def _loaded(delta: Delta | str | Path) -> Delta:
+    return delta if isinstance(delta, Delta) else Delta.load(delta)

@@ -1,0 +1,122 @@
+"""What an adapter changed: every trained parameter beside the base parameter that it stands in for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+from torch import Tensor, nn
+
+from condft.tuner.layers.layer import CondFTLayer
+from condft.tuner.layers.slices import Slices
+from condft.weights.names import canonical_name
+
+__all__ = ["Update", "iter_updates"]
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """One parameter that an adapter trains.
+
+    Attributes:
+        name: The parameter's name in the base model.
+        base: All of its values in the base model (dequantised, if the base is quantised).
+        trained: The values that act when the adapter is active, in the dtype that was trained: of the whole
+            parameter, or of the slices that train.
+        slices: Which slices train; None for the whole parameter.
+        layer: The base model's module that is wrapped.
+        selected: True for a weight that CondFT selected, False for `modules_to_save` and token rows.
+    """
+
+    name: str
+    base: Tensor
+    trained: Tensor
+    slices: Slices | None
+    layer: nn.Module
+    selected: bool
+
+    def difference(self) -> Tensor:
+        """`trained - base` of what trains, in fp32, or wider if one of them is."""
+        base = self.base if self.slices is None else self.slices.take(self.base)
+        wide = torch.promote_types(torch.promote_types(base.dtype, self.trained.dtype), torch.float32)
+        return self.trained.to(wide) - base.to(self.trained.device, wide)
+
+    def dense_difference(self) -> Tensor:
+        """The same in the parameter's whole shape."""
+        part = self.difference()
+        if self.slices is None:
+            return part
+        whole = part.new_zeros(self.base.shape)
+        self.slices.write(whole, part)
+        return whole
+
+
+def iter_updates(model: nn.Module, adapter_name: str = "default") -> Iterator[Update]:
+    """Yields everything that an adapter trains, each parameter once; nothing is modified.
+
+    Args:
+        model: A model with the adapter, made by `get_peft_model`, `PeftModel.from_pretrained` or `add_adapter`.
+        adapter_name: Which adapter.
+
+    Raises:
+        ValueError: No such adapter, a merged one (the base weights are out of sight), sharded weights, or a saved
+            module that is tied to another in the base model.
+    """
+    _refuse_merged(model)
+    names_of: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if canonical_name(name) not in names_of.setdefault(id(parameter), []):
+            names_of[id(parameter)].append(canonical_name(name))
+    found = False
+    for path, module in model.named_modules():
+        for update in _updates_of(canonical_name(path), module, adapter_name, names_of):
+            found = True
+            if hasattr(update.trained, "full_tensor") or hasattr(update.base, "full_tensor"):
+                raise ValueError(
+                    f"{update.name} is sharded over several ranks: save the adapter, and export from its folder"
+                )
+            yield update
+    if not found:
+        known = sorted(getattr(model, "peft_config", {}))
+        raise ValueError(f"the model has no adapter {adapter_name!r} that trains a weight; its adapters are {known}")
+
+
+def _updates_of(name: str, module: nn.Module, adapter: str, names_of: dict[int, list[str]]) -> Iterator[Update]:
+    if isinstance(module, CondFTLayer):
+        for key, slices, copy in module.parts_of(adapter):
+            yield Update(
+                f"{name}.{key}", module.base_values(key), copy.detach(), slices, module.get_base_layer(), True
+            )
+    elif isinstance(module, ModulesToSaveWrapper) and adapter in module.modules_to_save:
+        saved = dict(module.modules_to_save[adapter].named_parameters())
+        for key, base in module.original_module.named_parameters():
+            _refuse_tied(f"{name}.{key}", names_of[id(base)])
+            yield Update(f"{name}.{key}", base.detach(), saved[key].detach(), None, module.original_module, False)
+    elif isinstance(module, TrainableTokensWrapper):
+        rows: Any = module.token_adapter
+        # A tied wrapper shows the same rows once more, under the other module's name.
+        if rows.tied_adapter is None and adapter in rows.trainable_tokens_delta:
+            indices = rows.token_indices[adapter]
+            slices = Slices.joined(0, ((index, index + 1) for index in indices))
+            ascending = torch.tensor(indices).argsort()
+            trained = rows.trainable_tokens_delta[adapter].detach()[ascending]
+            layer = rows.get_base_layer()
+            yield Update(f"{name}.weight", layer.weight.detach(), trained, slices, layer, False)
+
+
+def _refuse_merged(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        # The class attribute of PEFT's wrappers is a list too: an empty one means that nothing is merged.
+        if getattr(module, "merged_adapters", None):
+            raise ValueError(f"an adapter is merged into {canonical_name(path)}: call unmerge_adapter() first")
+
+
+def _refuse_tied(name: str, names: list[str]) -> None:
+    others = [other for other in names if other != name]
+    if others:
+        raise ValueError(
+            f"{name} is trained as a saved module, but in the base model it is tied to {others[0]}: a difference "
+            "would change both. Merge the adapter (merge_and_unload) instead, or load the base with "
+            "tie_word_embeddings=False."
+        )

@@ -1,0 +1,167 @@
+"""Quantised layers: the dense values that a copy starts from, and the dense layer that merging puts in place.
+
+The copy acts in the forward in the place of the quantised weight, which is left alone; only where some heads of it
+train is the rest of it needed, and dequantised for the length of one product.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.utils.quantization_utils import QuantizationBackend
+from torch import Tensor, nn
+
+from condft.weights.quantized import QuantizedWeight, quantized_weight
+
+__all__ = [
+    "DequantizingBackend",
+    "dense_layer",
+    "dense_values",
+    "dequantized",
+    "exempt_from_quantization",
+    "is_quantized",
+    "shape_of",
+    "why_not_trainable",
+    "working_dtype",
+]
+
+
+class DequantizingBackend(QuantizationBackend):
+    """What PEFT is told of a quantised layer: its kind, for `get_layer_status`, and how its weight is read."""
+
+    layer_type = "linear"
+    supports_merge = True
+
+    def __init__(self, backend_name: str) -> None:
+        self.backend_name = backend_name
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "DequantizingBackend | None":
+        """The backend of a layer; None if its weight is plain, or there is none."""
+        found = _quantized(module, "weight")
+        return None if found is None else cls(found.kind)
+
+    def get_base_weight(self, base_layer: nn.Module) -> Tensor:
+        return dense_values(base_layer, "weight")
+
+
+_COMPUTED_FROM = ("orig", "v")  # what torch's hooks of pruning and spectral_norm, and of weight_norm, put beside
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether the bits of a layer's `weight` are not its values."""
+    return _quantized(layer, "weight") is not None
+
+
+def why_not_trainable(module: nn.Module, key: str) -> str | None:
+    """Why no copy of a module's parameter can be trained because of how it is stored; None if it can be."""
+    if nn.utils.parametrize.is_parametrized(module, key):
+        return (
+            "it is computed by a parametrisation: make it a plain parameter first, with "
+            "torch.nn.utils.parametrize.remove_parametrizations"
+        )
+    if any(f"{key}_{part}" in module._parameters for part in _COMPUTED_FROM):
+        return (
+            "it is computed by a hook: make it a plain parameter first, with prune.remove, remove_weight_norm or "
+            "remove_spectral_norm of torch.nn.utils"
+        )
+    found = _quantized(module, key)
+    if found is None:
+        return None
+    if found.deferred is None:
+        return f"it is quantised ({found.kind}) and cannot be dequantised here"
+    is_linear = isinstance(module, nn.Linear) and key == "weight"
+    if not is_linear or found.deferred.shape != (module.out_features, module.in_features):
+        return f"it is quantised ({found.kind}), and of quantised weights CondFT trains those of Linear layers"
+    return None
+
+
+def dense_values(module: nn.Module, parameter: str) -> Tensor:
+    """A parameter's values: itself, detached, or dequantised if its bits are not its values.
+
+    Raises:
+        ValueError: It is quantised in a way that cannot be dequantised here.
+    """
+    owner, _, key = parameter.rpartition(".")
+    holder = module.get_submodule(owner)
+    found = _quantized(holder, key)
+    if found is None:
+        values: Tensor = getattr(holder, key).detach()
+        return values
+    if found.deferred is None:
+        raise ValueError(f"{parameter} of {type(module).__name__} cannot be dequantised here: it is {found.kind}")
+    return found.deferred.read()
+
+
+def shape_of(module: nn.Module, key: str) -> tuple[int, ...]:
+    """The shape of a parameter's values."""
+    found = _quantized(module, key)
+    return tuple(getattr(module, key).shape) if found is None or found.deferred is None else found.deferred.shape
+
+
+def dense_layer(module: nn.Module, weight: Tensor) -> nn.Linear:
+    """A plain Linear layer in the place of a quantised one.
+
+    Args:
+        module: The quantised layer; its bias is shared, not copied.
+        weight: `(out_features, in_features)`, taken as it is.
+    """
+    out_features, in_features = weight.shape
+    layer = nn.Linear(in_features, out_features, bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.bias = module.bias  # type: ignore[assignment]
+    return layer.train(module.training)
+
+
+@contextmanager
+def dequantized(module: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
+    """A quantised layer's weight, `(out_features, in_features)`, without its values being kept for the backward.
+
+    Inside, a function that saves the weight saves nothing, and in the backward it is dequantised again.
+    """
+    weight = dense_values(module, "weight").to(dtype)
+    mark = (weight.data_ptr(), weight.shape)  # not the weight itself, which the hooks would keep
+
+    def pack(saved: Tensor) -> Any:
+        return None if (saved.data_ptr(), saved.shape) == mark else saved
+
+    def unpack(packed: Any) -> Tensor:
+        return dense_values(module, "weight").to(dtype) if packed is None else packed
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield weight
+
+
+def working_dtype(model: nn.Module) -> torch.dtype:
+    """What a model computes in: the dtype of its first parameter of 16 bits or more that is not quantised."""
+    for module in model.modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            wide = parameter.dtype.is_floating_point and parameter.dtype.itemsize > 1
+            if wide and _quantized(module, key) is None:
+                return parameter.dtype
+    return torch.get_default_dtype()
+
+
+def exempt_from_quantization(model: Any, dense: Iterable[str]) -> None:
+    """Writes into a transformers model's config that these modules are dense by now.
+
+    Without that, a checkpoint of the merged model would be read as if they were quantised still.
+
+    Args:
+        model: Any module; one that transformers has not quantised is left as it is.
+        dense: Paths of modules in it.
+    """
+    quantizer, names = getattr(model, "hf_quantizer", None), list(dense)
+    if quantizer is None or not names:
+        return
+    config = model.config.quantization_config
+    for option in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        if hasattr(config, option):
+            exempt = getattr(config, option) or getattr(quantizer, "modules_to_not_convert", None) or ()
+            setattr(config, option, sorted({*exempt, *names}))
+
+
+def _quantized(module: nn.Module, key: str) -> QuantizedWeight | None:
+    tensor = getattr(module, key, None)
+    return quantized_weight(module, key, tensor) if isinstance(tensor, Tensor) else None

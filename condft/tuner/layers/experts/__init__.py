@@ -1,0 +1,1 @@
+"""Fused stacks of experts of which some train."""

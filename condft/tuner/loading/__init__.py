@@ -1,0 +1,1 @@
+"""Adapter files, and the base model that an adapter belongs to."""

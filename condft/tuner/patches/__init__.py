@@ -1,0 +1,1 @@
+"""Changes to the behavior of other libraries, each with its reason and the version that needs it."""

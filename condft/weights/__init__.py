@@ -1,0 +1,1 @@
+"""Where weights come from: a live model, or a checkpoint that is never instantiated."""

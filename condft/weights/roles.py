@@ -1,0 +1,61 @@
+"""What a weight is for: a layer, an expert, an embedding, an output head, a router, or just a parameter."""
+
+from typing import Any
+
+from torch import nn
+
+from condft.report import Role
+from condft.weights.names import canonical_name
+
+__all__ = ["role_of", "special_modules"]
+
+_HEAD_NAMES = frozenset({"lm_head", "score", "classifier", "qa_outputs", "embed_out"})
+_ROUTER_NAMES = frozenset({"gate", "router", "shared_expert_gate"})
+_LAYER_CLASSES = frozenset({"Conv1D", "GgufLinear"})  # told by name: importing them costs, and may fail
+
+
+def special_modules(model: nn.Module) -> dict[int, Role]:
+    """Roles that a transformers model tells by itself: its input embeddings and its output head, by module id."""
+    roles: dict[int, Role] = {}
+    for module in model.modules():
+        for getter, role in (
+            ("get_output_embeddings", Role.OUTPUT_HEAD),
+            ("get_input_embeddings", Role.EMBEDDING),
+        ):
+            found = _call_getter(module, getter)
+            if isinstance(found, nn.Module):
+                roles[id(getattr(found, "base_layer", found))] = role
+    return roles
+
+
+def role_of(model: nn.Module, path: str, module: nn.Module, key: str) -> Role:
+    """The role of parameter `key` of the module at `path`, told by its kind, its name and its neighbours."""
+    last = canonical_name(path).rpartition(".")[2]
+    parent_path = path.rpartition(".")[0]
+    if isinstance(module, nn.Embedding):
+        return Role.EMBEDDING
+    if last in _HEAD_NAMES:
+        return Role.OUTPUT_HEAD
+    if "Router" in type(module).__name__:
+        return Role.ROUTER
+    if last in _ROUTER_NAMES and hasattr(model.get_submodule(parent_path), "experts"):
+        return Role.ROUTER
+    if key == "weight" and (
+        isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or type(module).__name__ in _LAYER_CLASSES
+    ):
+        return Role.LAYER
+    if isinstance(module, nn.MultiheadAttention) and key.endswith("proj_weight"):
+        return Role.LAYER  # a linear layer's weight, which torch keeps without the layer
+    if "expert" in f"{path}.{key}".lower():
+        return Role.EXPERT
+    return Role.PARAMETER
+
+
+def _call_getter(module: nn.Module, getter: str) -> Any:
+    method = getattr(type(module), getter, None)
+    if method is None:
+        return None
+    try:
+        return method(module)
+    except (NotImplementedError, AttributeError):  # transformers' way to say that this model has none
+        return None

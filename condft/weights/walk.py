@@ -1,0 +1,288 @@
+"""Walks a live model or a checkpoint and yields its units: what can be scored, and why the rest cannot."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from condft.report import Role, SkippedWeight, SkipReason
+from condft.weights.checkpoint import open_checkpoint, stored_weights
+from condft.weights.heads import HeadSlice, heads_of
+from condft.weights.key_mapping import StoredWeights
+from condft.weights.names import WRAPPER_PARTS, canonical_name, module_type_of
+from condft.weights.quantized import packed_buffers, quantized_weight
+from condft.weights.roles import role_of, special_modules
+from condft.weights.unit import DeferredWeight, Unit, load_ahead
+
+__all__ = [
+    "Granularity",
+    "Unit",
+    "canonical_name",
+    "iter_checkpoint_units",
+    "iter_modules",
+    "iter_units",
+    "load_ahead",
+    "module_type_of",
+]
+
+Granularity = Literal["tensor", "head"]
+
+_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+
+
+def iter_units(
+    model: nn.Module, *, granularity: Granularity = "tensor", stored: StoredWeights | None = None
+) -> Iterator[Unit | SkippedWeight]:
+    """Yields every unit of a model, and every parameter that is none with its reason, each tensor once.
+
+    A tensor that several modules share (tied embeddings) is yielded under its first name and skipped as TIED
+    under the others. Tensors of more than two dimensions are read by their module: convolutions as one matrix
+    `(out, in * kernel)`, any other as a stack of matrices over the leading dimensions, one unit a slice.
+
+    Units whose values are not in memory come with `Unit.deferred` set, and `Unit.load` or `load_ahead` brings the
+    values: sharded DTensors (gathered one at a time, all ranks together), quantised weights (dequantised), and weights
+    on the meta device, which are read from the checkpoint that the model names in `name_or_path`, if it is on this
+    machine.
+
+    Args:
+        model: The model. Not modified.
+        granularity: "tensor", or "head" for the weights of attention head by head; see `condft.weights.heads`.
+        stored: Where the values of meta tensors are; by default the checkpoint that the model names.
+
+    Raises:
+        ValueError: Another granularity.
+    """
+    if granularity not in get_args(Granularity):
+        raise ValueError(f"granularity is one of {', '.join(get_args(Granularity))}, not {granularity!r}")
+    return _Walk(model, granularity, stored).items()
+
+
+def iter_checkpoint_units(
+    path: str | Path, *, granularity: Granularity = "tensor", trust_remote_code: bool = False
+) -> Iterator[Unit | SkippedWeight]:
+    """The units of a checkpoint that is never instantiated, all of them deferred; names as in the loaded model.
+
+    Args:
+        path: A folder with `config.json` and safetensors weights, or a hub id.
+        granularity: As for `iter_units`.
+        trust_remote_code: Passed on to transformers; off unless asked for.
+
+    Raises:
+        FileNotFoundError: No such checkpoint, no safetensors, or a shard is missing.
+        ValueError: A damaged file, an unknown architecture, or weights that the model needs and no file holds.
+    """
+    checkpoint = open_checkpoint(path, trust_remote_code=trust_remote_code)
+    model = checkpoint.build_model(trust_remote_code=trust_remote_code)
+    stored = checkpoint.weights_for(model)
+    if stored.absent:
+        name, found = min(stored.absent.items())
+        raise ValueError(
+            f"the files in {checkpoint.folder} lack {len(stored.absent)} of the weights of a {type(model).__name__}, "
+            f"the first is {name}: {found}. Unused are {len(stored.unused)} tensors {stored.unused[:3]}. "
+            "from_pretrained would put random values in their place."
+        )
+    return iter_units(model, granularity=granularity, stored=stored)
+
+
+def iter_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
+    """A model's modules, a shared one under each of its paths.
+
+    Args:
+        model: The model.
+
+    Yields:
+        The path; the module; whether an adapter or a parametrisation brought it, so that it is no part of the base.
+    """
+    adapters: set[str] = set()
+    for path, module in model.named_modules(remove_duplicate=False):
+        if hasattr(module, "base_layer") or hasattr(module, "original_module"):
+            adapters.add(path)
+        yield path, module, _is_adapter_part(path, adapters)
+
+
+@dataclass
+class _Walk:
+    """One pass over a model's parameters."""
+
+    model: nn.Module
+    granularity: Granularity
+    given: StoredWeights | None
+
+    @cached_property
+    def stored(self) -> StoredWeights | str:
+        """Where meta tensors are stored, or why that is not known. Looked up when the first one is met."""
+        return stored_weights(self.model) if self.given is None else self.given
+
+    def items(self) -> Iterator[Unit | SkippedWeight]:
+        special = special_modules(self.model)
+        seen: dict[int, str] = {}
+        for path, module, inside_adapter in iter_modules(self.model):
+            name = canonical_name(path)
+            for key, parameter in module.named_parameters(recurse=False):
+                full = f"{name}.{key}" if name else key
+                if inside_adapter:
+                    yield _skip(full, parameter, SkipReason.ADAPTER)
+                elif id(parameter) in seen:
+                    yield _skip(full, parameter, SkipReason.TIED, f"shares its memory with {seen[id(parameter)]}")
+                else:
+                    seen[id(parameter)] = full
+                    role = special.get(id(module)) or role_of(self.model, path, module, key)
+                    yield from self._weight(full, path, module, key, parameter, role)
+            if not inside_adapter:
+                yield from self._beside_parameters(name, path, module, special.get(id(module)))
+
+    def _beside_parameters(
+        self, name: str, path: str, module: nn.Module, special: Role | None
+    ) -> Iterator[Unit | SkippedWeight]:
+        """Weights that are no parameters: computed by a parametrisation, or packed by a quantiser."""
+        prefix = f"{name}." if name else ""
+        for key in _parametrized(module):
+            # The weight that acts is computed; its parts (`parametrizations.weight.original`) are not what is applied.
+            role = special or role_of(self.model, path, module, key)
+            yield from self._weight(f"{prefix}{key}", path, module, key, getattr(module, key), role)
+        for key, buffer, kind in packed_buffers(module):
+            yield _skip(f"{prefix}{key}", buffer, SkipReason.QUANTISED, kind)
+
+    def _weight(
+        self, name: str, path: str, module: nn.Module, key: str, tensor: Tensor, role: Role
+    ) -> Iterator[Unit | SkippedWeight]:
+        deferred: DeferredWeight | None = None
+        quantized = None if tensor.is_meta else quantized_weight(module, key, tensor)
+        sharded = hasattr(tensor, "full_tensor")  # a DTensor, by the method that gathers it
+        if quantized is not None:
+            if quantized.deferred is None or sharded:
+                yield _skip(name, tensor, SkipReason.QUANTISED, quantized.kind + ", sharded" * sharded)
+                return
+            deferred = quantized.deferred
+        elif tensor.is_meta:
+            found = self._find_stored(name, module, key, tensor)
+            if isinstance(found, SkippedWeight):
+                yield _first_reason(name, tensor) or found
+                return
+            deferred = found
+        elif sharded:
+            gather = tensor.detach().full_tensor  # type: ignore[attr-defined]
+            deferred = DeferredWeight(tuple(tensor.shape), tensor.dtype, gather, collective=True)
+        whole = tensor if deferred is None else deferred.stand_in
+        skip = _first_reason(name, whole)
+        if skip is not None:
+            yield skip
+            return
+        weight = Unit(name, whole, whole, module_type_of(canonical_name(path)), role, deferred)
+        if quantized is not None:
+            weight = replace(weight, quantization=quantized.kind, rounding_error=quantized.rounding_error)
+        yield from self._units_of(weight, path, module)
+
+    def _find_stored(self, name: str, module: nn.Module, key: str, tensor: Tensor) -> DeferredWeight | SkippedWeight:
+        stored = self.stored
+        if isinstance(stored, str):
+            return _skip(name, tensor, SkipReason.META_DEVICE, stored)
+        if name in stored.quantised:
+            return _skip(name, tensor, SkipReason.QUANTISED, stored.quantised[name])
+        if key in _parametrized(module):
+            return _effective(name, module, key, tensor, stored)
+        found = stored.deferred.get(name)
+        if found is None or found.shape != tuple(tensor.shape):
+            held = stored.absent.get(name, "the checkpoint does not hold it in this shape")
+            return _skip(name, tensor, SkipReason.META_DEVICE, held)
+        return found.to(tensor.dtype) if self.given is None else found
+
+    def _units_of(self, weight: Unit, path: str, module: nn.Module) -> Iterator[Unit | SkippedWeight]:
+        if weight.tensor.ndim == 2:
+            yield from self._heads(weight, path, module)
+        elif isinstance(module, _CONVOLUTIONS):
+            yield replace(weight, matrix=weight.tensor.flatten(1))
+        else:
+            yield from _stack(weight)
+
+    def _heads(self, weight: Unit, path: str, module: nn.Module) -> Iterator[Unit | SkippedWeight]:
+        heads: list[HeadSlice] | str | None = None
+        if self.granularity == "head" and weight.role is Role.LAYER:
+            heads = heads_of(self.model, path, module, tuple(weight.tensor.shape))
+        if not isinstance(heads, list):
+            yield weight
+            if heads is not None:
+                yield _skip(f"{weight.name}[h*]", weight.tensor, SkipReason.NOT_SPLIT, heads)
+            return
+        for head in heads:
+            part = head.take(weight.tensor.detach())
+            yield replace(
+                weight,
+                name=f"{weight.name}[{head.label}]",
+                tensor=part,
+                matrix=part,
+                module_type=f"{weight.module_type}.{head.part}" if head.part else weight.module_type,
+                take=head.take,
+            )
+
+
+def _stack(weight: Unit) -> Iterator[Unit]:
+    """The matrices of a stack; each is read by itself if its values are in a file that allows it."""
+    # Fused stacks hold several matrices in one module: the parameter's name tells gate_up from down.
+    stack_type = f"{weight.module_type}.{weight.name.rpartition('.')[2]}"
+    for index, matrix in enumerate(weight.tensor.detach().flatten(0, -3)):
+        unit = replace(weight, name=f"{weight.name}[{index}]", tensor=matrix, matrix=matrix, module_type=stack_type)
+        if weight.deferred is None:
+            yield unit
+        elif weight.deferred.read_slice is not None:
+            yield replace(unit, deferred=weight.deferred.slice(index))
+        else:
+            yield replace(unit, take=partial(_entry, index=index))
+
+
+def _entry(stack: Tensor, index: int) -> Tensor:
+    return stack.flatten(0, -3)[index]
+
+
+def _parametrized(module: nn.Module) -> list[str]:
+    """Names of the weights that parametrisations compute."""
+    return list(module.parametrizations) if nn.utils.parametrize.is_parametrized(module) else []  # type: ignore[arg-type]
+
+
+def _effective(
+    name: str, module: nn.Module, key: str, tensor: Tensor, stored: StoredWeights
+) -> DeferredWeight | SkippedWeight:
+    """A parametrised weight on the meta device, computed from its parts in the checkpoint."""
+    prefix = name.removesuffix(key)
+    missing = [part for part, _ in module.named_parameters() if f"{prefix}{part}" not in stored.deferred]
+    if missing or any(True for _ in module.buffers()):
+        return _skip(name, tensor, SkipReason.META_DEVICE, "its parametrisation needs more than the checkpoint holds")
+
+    def read() -> Tensor:
+        filled = copy.deepcopy(module).to_empty(device="cpu")
+        with torch.no_grad():
+            for part, parameter in filled.named_parameters():
+                parameter.copy_(stored.deferred[f"{prefix}{part}"].read())
+            value: Tensor = getattr(filled, key)
+        return value
+
+    return DeferredWeight(tuple(tensor.shape), tensor.dtype, read)
+
+
+def _is_adapter_part(path: str, adapters: set[str]) -> bool:
+    """Whether a module lies in an adapter wrapper, but not in the base layer that it wraps."""
+    parts = path.split(".") if adapters else []
+    for depth in range(len(parts) + 1):
+        if ".".join(parts[:depth]) in adapters and (depth == len(parts) or parts[depth] not in WRAPPER_PARTS):
+            return True
+    return ".parametrizations." in f".{path}."
+
+
+def _first_reason(name: str, tensor: Tensor) -> SkippedWeight | None:
+    """Why a tensor cannot be scored whatever its values are."""
+    if tensor.ndim < 2:
+        return _skip(name, tensor, SkipReason.FEWER_THAN_TWO_DIMENSIONS)
+    if name.rpartition(".")[2].endswith("bias"):  # of a stack of experts: vectors, not a matrix
+        return _skip(name, tensor, SkipReason.FEWER_THAN_TWO_DIMENSIONS, "a stack of bias vectors")
+    if not tensor.dtype.is_floating_point:
+        return _skip(name, tensor, SkipReason.NOT_FLOATING, str(tensor.dtype).removeprefix("torch."))
+    return _skip(name, tensor, SkipReason.EMPTY) if tensor.numel() == 0 else None
+
+
+def _skip(name: str, tensor: Tensor, reason: SkipReason, detail: str = "") -> SkippedWeight:
+    return SkippedWeight(name, tuple(tensor.shape), reason, detail)

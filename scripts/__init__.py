@@ -1,0 +1,1 @@
+"""Development scripts: models and data, benchmarks, research. Not installed."""

@@ -1,0 +1,1 @@
+"""The analyzer beside PEFT's KappaTuneSelector."""

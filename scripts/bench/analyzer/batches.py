@@ -1,0 +1,97 @@
+"""Batched calls against threads on the CPU, for heads and experts: which of them `analyze` had better use there.
+
+A process for each number of threads, which torch's pools keep once they are made:
+
+    python -m scripts.bench.analyzer.batches THREADS REPEATS
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from condft.analysis.threads import side_by_side
+from condft.spectra import SpectralFacts, batch_size, batched_facts, spectral_facts
+from condft.weights.unit import Unit
+
+__all__ = ["batches_against_threads"]
+
+# Enough for whole batches: none is filled up.
+WORK = {"heads": (128, 64, 576), "experts": (20, 768, 2048)}
+
+
+def batches_against_threads(repeats: int) -> list[dict[str, Any]]:
+    """Rows of one and of two threads."""
+    rows: list[dict[str, Any]] = []
+    for threads in (1, 2):
+        command = [sys.executable, "-m", "scripts.bench.analyzer.batches", str(threads), str(repeats)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+        rows += json.loads(output.splitlines()[-1])
+    return rows
+
+
+def measured(threads: int, repeats: int) -> list[dict[str, Any]]:
+    """Milliseconds a matrix, turn and turn about: the least of the repeats, which a busy machine spoils least."""
+    torch.set_num_threads(threads)
+    rows = []
+    for work, shape in WORK.items():
+        stack = torch.randn(shape, generator=torch.Generator().manual_seed(5)) * 0.02
+        contestants = {"threads": in_threads, "batches": in_batches, "one_by_one": one_by_one}
+        answers = {name: contestant(stack) for name, contestant in contestants.items()}
+        seconds = {name: [] for name in contestants}
+        for _ in range(repeats):
+            for name, contestant in contestants.items():
+                seconds[name].append(timed(lambda contestant=contestant, stack=stack: contestant(stack)))
+        off = [
+            abs(batched.condition_number / alone.condition_number - 1)
+            for batched, alone in zip(answers["batches"], answers["one_by_one"], strict=True)
+        ]
+        least = {name: min(values) / len(stack) * 1e3 for name, values in seconds.items()}
+        middle = {name: statistics.median(values) / len(stack) * 1e3 for name, values in seconds.items()}
+        rows.append(
+            {
+                "work": work,
+                "shape": shape,
+                "batch": batch_size(shape[1:], stack.dtype),
+                "torch_threads": threads,
+                "least_ms_each": least,
+                "median_ms_each": middle,
+                "batches_over_threads": least["batches"] / least["threads"],
+                "largest_difference": max(off),
+            }
+        )
+    return rows
+
+
+def in_threads(stack: torch.Tensor) -> list[SpectralFacts]:
+    found: list[SpectralFacts] = []
+    units = [Unit(str(index), matrix, matrix, "layer", "layer") for index, matrix in enumerate(stack)]
+    side_by_side(units, lambda unit: spectral_facts(unit.matrix), lambda unit, facts: found.append(facts))
+    return found
+
+
+def in_batches(stack: torch.Tensor) -> list[SpectralFacts]:
+    size = batch_size(tuple(stack.shape[1:]), stack.dtype)
+    found = [facts for batch in stack.split(size) for facts in batched_facts(list(batch))]
+    return [facts for facts in found if facts is not None]
+
+
+def one_by_one(stack: torch.Tensor) -> list[SpectralFacts]:
+    return [spectral_facts(matrix) for matrix in stack]
+
+
+def timed(function: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    print(json.dumps(measured(int(sys.argv[1]), int(sys.argv[2]))))

@@ -1,0 +1,1 @@
+"""The tuner beside LoRA and plain unfreezing."""

@@ -1,0 +1,1 @@
+"""The studies, over one shared configuration, store and statistics."""

@@ -1,0 +1,163 @@
+"""A study's YAML, typed: one task, its measurements, and the arms with their learning rates."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from condft.training import TrainingConfig
+from condft.training.config import EvaluationConfig, override
+
+# Part of every key: raise it when the harness comes to train or measure differently, so that old runs do not count.
+HARNESS_VERSION = 2
+
+_SAID_OF_NO_RUN = {"results", "workspace", "seeds", "levels", "arms", "best_by", "final_seeds"}
+DISTILLED = "_distilled"
+"""How the names of arms end that are trained with self-distillation."""
+_SEED = "{seed}"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SpeechSection(_Section):
+    """Task (a): a text LLM learns to transcribe."""
+
+    audio_tower: str
+    manifest: str
+    projector_rate: float = Field(gt=0, description="Of the projector, in both stages and all arms alike.")
+    prompt: str = "Transcribe."
+    system_prompt: str | None = ""
+
+
+class TextSection(_Section):
+    """Tasks (b) and (c): an LLM reads another language."""
+
+    file: str = Field(description="UTF-8 prose; scripts/data/get_german.py makes one.")
+    window: int = Field(default=128, ge=8, description="Tokens of a training example.")
+    test_windows: int = Field(default=64, ge=1, description="Held out: the last ones of the file.")
+
+
+class ArmSection(_Section):
+    """One arm: how it is built is in `_study_arms.py`; here stand its learning rates and its rank in the order."""
+
+    rates: list[float] = Field(min_length=1, description="The sweep; the middle one goes first.")
+    main: bool = Field(default=False, description="Part of the main comparison, so it runs before the others.")
+
+
+class StudyConfig(_Section):
+    """Everything that the study's runs depend on.
+
+    Attributes:
+        results: The JSONL that all runs append to.
+        workspace: Folder of what runs share (projector stages, base measurements, locks); may be deleted.
+        language_model: Folder or hub name. With `{seed}` in it every seed has a base of its own, on which it sweeps
+            all rates: what varies over seeds is then the base too.
+        trainable_fraction: Budget of the arms that select, of the language model's layer weights.
+        training: Of stage 1 (`projector_steps`) and stage 2 (`steps`). Arms whose names end in `_distilled` take
+            `self_distillation`, and no others.
+        evaluation: `text_tokens` is what every point reads; `final_text_tokens` the end of a run.
+        points: Steps of stage 2 after which a run is measured.
+        wer_points: Those of them at which it transcribes too.
+        seeds: Data order, projector start and random arms. The first one also serves the learning-rate sweep, where
+            they have one base.
+        levels: Test losses at which forgetting is read off, each arm at the rate of its sweep that is best there.
+        best_by: The measure of forgetting that tells which rate is best.
+        final_seeds: Seeds whose runs read the longer text at their end; null for all.
+    """
+
+    speech: SpeechSection | None = None
+    text: TextSection | None = None
+    results: str
+    workspace: str
+    language_model: str
+    trainable_fraction: float = Field(gt=0, le=1)
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    final_text_tokens: int = Field(ge=2)
+    points: list[int] = Field(min_length=1)
+    wer_points: list[int] = Field(default_factory=list)
+    seeds: list[int] = Field(min_length=1)
+    levels: list[float] = Field(min_length=1)
+    best_by: Literal["text_ce_change", "kl_to_base"] = "text_ce_change"
+    final_seeds: list[int] | None = None
+    arms: dict[str, ArmSection]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "StudyConfig":
+        if (self.speech is None) == (self.text is None):
+            raise ValueError("give exactly one of the sections speech and text")
+        if self.points != sorted(set(self.points)) or self.points[0] < 1 or self.points[-1] != self.training.steps:
+            raise ValueError(f"points {self.points} must rise from 1 or later to training.steps={self.training.steps}")
+        if not set(self.wer_points) <= set(self.points):
+            raise ValueError(f"wer_points {self.wer_points} are not all among the points {self.points}")
+        distilled = [name for name in self.arms if name.endswith(DISTILLED)]
+        if distilled and self.training.self_distillation is None:
+            raise ValueError(f"the arm {distilled[0]} needs training.self_distillation")
+        return self
+
+    @property
+    def own_bases(self) -> bool:
+        """Whether every seed has a base of its own."""
+        return _SEED in self.language_model
+
+    @property
+    def sweep_seeds(self) -> list[int]:
+        """The seeds that run every rate of every arm: those that no other seed's best rates need hold for."""
+        return self.seeds if self.own_bases else self.seeds[:1]
+
+    def of(self, arm: str, seed: int) -> "StudyConfig":
+        """The settings of an arm's runs from a seed: with the seed's base, and self-distillation in its arms only."""
+        distillation = self.training.self_distillation if arm.endswith(DISTILLED) else None
+        return self.model_copy(
+            update={
+                "language_model": self.language_model.replace(_SEED, str(seed)),
+                "training": self.training.model_copy(update={"self_distillation": distillation}),
+            }
+        )
+
+    def determining(self) -> dict[str, Any]:
+        """What determines a run's figures, as plain JSON: not which runs there are, nor how they are read."""
+        content = self.model_dump(mode="json", exclude=_SAID_OF_NO_RUN)
+        if self.training.self_distillation is None:
+            del content["training"]["self_distillation"]  # as in the keys of runs older than this setting
+        if self.text is not None:
+            content["evaluation"]["max_new_tokens"] = 24  # nothing is transcribed; as in the keys there are
+        return {**content, "harness_version": HARNESS_VERSION}
+
+    def digest(self) -> str:
+        """16 hex digits over `determining()`."""
+        return digest_of(self.determining())
+
+
+def digest_of(content: Any) -> str:
+    """16 hex digits over the canonical JSON of plain values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Reads and checks a study's YAML.
+
+    Args:
+        path: The YAML.
+        overrides: Assignments such as `seeds=[3]`, put in place of the file's.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: A value or key that does not belong; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no study {path}; the ones that ship with condft lie in configs/study/")
+    try:
+        content = reduce(override, overrides, yaml.safe_load(path.read_text(encoding="utf-8")))
+        return StudyConfig.model_validate(content)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems)) from error

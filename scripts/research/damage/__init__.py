@@ -1,0 +1,1 @@
+"""Does a tensor's score predict the damage that training it does?"""

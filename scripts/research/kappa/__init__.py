@@ -1,0 +1,1 @@
+"""What the condition number says on real weights."""

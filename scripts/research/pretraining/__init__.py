@@ -1,0 +1,1 @@
+"""How the condition number develops while a small MoE is pre-trained."""

@@ -1,0 +1,187 @@
+"""The tasks: a base model made anew for every run, what it learns from, and what it is tested on."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import xxhash
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from condft.files.atomic import atomic_path
+from condft.recipe.build import compose, load_speech, usable_examples
+from condft.recipe.measure import measure_hearing
+from condft.tasks.speech import SpeechCollator, precomputed_features
+from condft.training import RunConfig, Stage, train_stage
+from condft.training.stage import PROJECTOR
+from scripts.research.config import StudyConfig, TextSection, digest_of
+from scripts.research.store import waiting_for
+
+Batch = Mapping[str, Any]
+
+
+class Task(Protocol):
+    """What a run needs of its task.
+
+    Attributes:
+        tokenizer: Of the language model.
+        inputs: Digest of the model's and the data's bytes.
+        layers: Prefix of the names of the weights that may be trained.
+        modules_to_save: Modules that train in every arm.
+        train: Training examples.
+        collate: Makes a batch of examples.
+        test: Batches that the test loss is taken over.
+    """
+
+    tokenizer: Any
+    inputs: str
+    layers: str
+    modules_to_save: list[str]
+    train: Sequence[Any]
+    collate: Callable[[list[Any]], Batch]
+    test: list[Batch]
+
+    def fresh(self, seed: int, accelerator: Accelerator) -> Any:
+        """A base model of its own, frozen, for a context manager: within it the model can be trained."""
+
+    def heard(self, model: Any) -> dict[str, float]:
+        """What only this task measures at some points, and costs more: word error rates."""
+
+
+class SpeechTask:
+    """Task (a): a text LLM learns to transcribe through a frozen speech encoder, whose features are shared."""
+
+    layers = "model.language_model.layers."
+
+    def __init__(self, config: StudyConfig) -> None:
+        assert config.speech is not None
+        self._config, self._speech, self.modules_to_save = config, config.speech, ["multi_modal_projector"]
+        clips = load_speech(self._run_config(0).data, num_test_clips=config.evaluation.num_clips)
+        self._seconds = clips.longest_seconds
+        model, self._processor = compose(self._run_config(0), max_seconds=self._seconds)
+        self.tokenizer = self._processor.tokenizer
+        self.collate = SpeechCollator.for_model(
+            model, self._processor, prompt=self._speech.prompt, system_prompt=self._speech.system_prompt
+        )
+        self.train, self._heard = (
+            usable_examples(model, self.collate, split, self._run_config(0), skip_bad=False, compared=compared)[0]
+            for split, compared in ((clips.train, False), (clips.test, True))
+        )
+        size = config.training.per_device_batch_size
+        by_length = sorted(self._heard, key=lambda example: len(example["features"]))
+        self.test = [self.collate(by_length[start : start + size]) for start in range(0, len(by_length), size)]
+        folders = [Path(config.language_model), Path(self._speech.audio_tower)]
+        self.inputs = inputs_digest([Path(self._speech.manifest), *map(_weights_file, folders)])
+
+    def _run_config(self, seed: int) -> RunConfig:
+        config, speech = self._config, self._speech
+        return RunConfig.model_validate(
+            {
+                "seed": seed,
+                "output_dir": config.workspace,
+                "model": {
+                    "language_model": config.language_model,
+                    "audio_tower": speech.audio_tower,
+                    "prompt": speech.prompt,
+                    "system_prompt": speech.system_prompt,
+                },
+                "data": {"manifest": speech.manifest},
+                "training": config.training.model_dump(),
+                "evaluation": config.evaluation.model_dump(),
+            }
+        )
+
+    @contextmanager
+    def fresh(self, seed: int, accelerator: Accelerator) -> Iterator[nn.Module]:
+        model, _ = compose(self._run_config(seed), max_seconds=self._seconds)
+        model.requires_grad_(False).to(accelerator.device)
+        with precomputed_features(model):
+            self._load_projector(model, seed, accelerator)
+            yield model
+
+    def _load_projector(self, model: Any, seed: int, accelerator: Accelerator) -> None:
+        """Stage 1 is the same for all arms of a seed: trained once, kept."""
+        if not self._config.training.projector_steps:
+            return
+        projector = model.model.multi_modal_projector
+        name = f"projector-{digest_of([self._config.determining(), self.inputs, seed])}"
+        path = Path(self._config.workspace) / f"{name}.safetensors"
+        with waiting_for(self._config.workspace, name):
+            if not path.exists():
+                projector.requires_grad_(True)
+                rates = {PROJECTOR: self._speech.projector_rate}
+                stage = Stage("projector", self._config.training.projector_steps, rates, seed)
+                train_stage(accelerator, model, self.train, self.collate, stage, self._config.training)
+                projector.requires_grad_(False)
+                with atomic_path(path) as temporary:
+                    save_file({key: value.cpu() for key, value in projector.state_dict().items()}, temporary)
+        projector.load_state_dict(load_file(path))
+
+    def heard(self, model: Any) -> dict[str, float]:
+        report = measure_hearing(model, self.collate, self._heard, self._config.evaluation).report
+        return {"wer": report.overall, **{f"wer_{name}": rate for name, rate in report.by_language.items()}}
+
+
+class TextTask:
+    """Tasks (b) and (c): an LLM goes on with prose of another language."""
+
+    layers = "model.layers."
+
+    def __init__(self, config: StudyConfig) -> None:
+        assert config.text is not None
+        self._config, self.modules_to_save = config, list[str]()
+        self.tokenizer = AutoTokenizer.from_pretrained(config.language_model)
+        self.train, held_out = _windows(self.tokenizer, config.text)
+        size = config.training.per_device_batch_size
+        self.test = [self.collate(held_out[start : start + size]) for start in range(0, len(held_out), size)]
+        read = [Path(config.text.file), _weights_file(Path(config.language_model))]
+        if Path(config.evaluation.text).is_file():  # else a text that ships with Python or lies on the hub
+            read.append(Path(config.evaluation.text))
+        self.inputs = inputs_digest(read)
+
+    @staticmethod
+    def collate(examples: Sequence[Mapping[str, Tensor]]) -> Batch:
+        """Whole windows: every token but the first is an answer."""
+        tokens = torch.stack([example["features"] for example in examples])
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens.clone()}
+
+    @contextmanager
+    def fresh(self, seed: int, accelerator: Accelerator) -> Iterator[nn.Module]:
+        model = AutoModelForCausalLM.from_pretrained(self._config.language_model, dtype=torch.float32)
+        yield model.requires_grad_(False).to(accelerator.device)
+
+    def heard(self, model: Any) -> dict[str, float]:
+        return {}
+
+
+def make_task(config: StudyConfig) -> Task:
+    """The study's task, its data loaded."""
+    return SpeechTask(config) if config.speech is not None else TextTask(config)
+
+
+def inputs_digest(files: Sequence[Path]) -> str:
+    """16 hex digits over the bytes of the files, in order."""
+    hasher = xxhash.xxh3_128()
+    for file in files:
+        with file.open("rb") as stream:
+            while piece := stream.read(2**24):
+                hasher.update(piece)
+    return hasher.hexdigest()[:16]
+
+
+def _weights_file(folder: Path) -> Path:
+    # A study wants checkpoints that lie still: a folder with a single file of weights, as get_models.py makes.
+    return folder / "model.safetensors"
+
+
+def _windows(tokenizer: Any, text: TextSection) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+    ids = tokenizer(Path(text.file).read_text(encoding="utf-8"), add_special_tokens=False, verbose=False)["input_ids"]
+    count = len(ids) // text.window
+    if count <= text.test_windows:
+        raise ValueError(f"{text.file} has {count} windows of {text.window} tokens; {text.test_windows} are for tests")
+    windows = [{"features": torch.tensor(ids[i * text.window : (i + 1) * text.window])} for i in range(count)]
+    return windows[: -text.test_windows], windows[-text.test_windows :]

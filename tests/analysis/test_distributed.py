@@ -1,0 +1,189 @@
+"""The work shared between ranks: who does what, and two real processes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from condft import SpectralReport, analyze
+from condft.analysis.distributed import Ranks, Shares
+from condft.analysis.measure import UnitInfo, Wanted
+from condft.report import Role
+from tests.helpers.processes import ROOT
+from tests.helpers.tiny_llama import build_tiny_llama
+from tests.workers.distributed import all_routes
+
+LLAMA_LAYER = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)]
+
+
+def info(name: str, shape: tuple[int, int], *, collective: bool = False) -> UnitInfo:
+    return UnitInfo(name, shape, shape, "float32", "type", Role.LAYER, None, collective)
+
+
+def shares(infos: list[UnitInfo], size: int, holders: Mapping[str, list[int]] | None = None) -> Shares:
+    ranks = Ranks()
+    ranks.size = size
+    everywhere = {info.name: list(range(size)) for info in infos}
+    return Shares(ranks, {info.name: info for info in infos}, holders or everywhere, {})
+
+
+def loads(share: Shares, wanted: Wanted = Wanted()) -> list[float]:  # noqa: B008 (frozen)
+    _, owner = share.assign(list(share.infos), lambda info: info.cost(wanted))
+    assert owner.keys() == share.infos.keys()
+    return [
+        sum(i.cost(wanted) for i in share.infos.values() if owner[i.name] == rank) for rank in range(share.ranks.size)
+    ]
+
+
+@pytest.mark.parametrize("collective", [False, True])
+@pytest.mark.parametrize("measures", ["basic", "all"])
+@pytest.mark.parametrize("layers", [1, 30])
+def test_each_of_two_ranks_gets_half_the_cost_of_a_llama(layers: int, measures: Any, collective: bool) -> None:
+    shapes = LLAMA_LAYER * layers
+    infos = [info(f"{index:03}.weight", shape, collective=collective) for index, shape in enumerate(shapes)]
+    parts = loads(shares(infos, 2), Wanted(measures))
+    assert max(parts) <= 1.2 * sum(parts) / 2
+
+
+@given(
+    sizes=st.lists(st.integers(1, 400), min_size=1, max_size=40),
+    collective=st.lists(st.booleans(), min_size=40, max_size=40),
+    size=st.integers(1, 5),
+)
+def test_no_rank_has_more_than_its_part_and_one_unit(sizes: list[int], collective: list[bool], size: int) -> None:
+    infos = [
+        info(f"{i}.weight", (n, n), collective=c) for i, (n, c) in enumerate(zip(sizes, collective, strict=False))
+    ]
+    share = shares(infos, size)
+    rounds, owner = share.assign(list(share.infos), lambda info: info.num_parameters)
+    assert owner.keys() == share.infos.keys()
+    assert sorted(n for r in rounds for units in r for n in units) == sorted(i.name for i in infos if i.collective)
+    for together in rounds:  # in a round, nobody does two weights while another has none
+        assert len({owner[name] for units in together for name in units}) == len(together)
+    if not any(i.collective for i in infos):
+        costs = [n * n for n in sizes]
+        parts = [sum(c for c, i in zip(costs, infos, strict=True) if owner[i.name] == rank) for rank in range(size)]
+        assert max(parts) <= sum(costs) / size + max(costs)
+
+
+def test_a_unit_goes_to_a_rank_that_holds_it() -> None:
+    infos = [info(f"{index}.weight", (100, 100)) for index in range(6)]
+    holders = {i.name: [0] if index < 2 else [0, 1] for index, i in enumerate(infos)}
+    _, owner = shares(infos, 2, holders).assign([i.name for i in infos], lambda i: 1.0)
+    assert {owner["0.weight"], owner["1.weight"]} == {0}
+    assert sorted(owner.values()) == [0, 0, 0, 1, 1, 1]
+
+
+def test_the_cost_ranks_what_takes_long() -> None:
+    basic, everything = Wanted(), Wanted("all")
+    wide, square = info("wide", (1024, 4096)), info("square", (4096, 4096))
+    assert info("tall", (4096, 1024)).cost(basic) == wide.cost(basic)
+    assert wide.cost(basic) < info("nearly square", (3600, 4096)).cost(basic)
+    assert info("small", (256, 4096)).cost(basic) < wide.cost(everything) < square.cost(basic)
+    assert square.cost(everything) < square.cost(Wanted("basic", spectrum=True))
+
+
+def run_two(case: str, folder: Path) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "tests.workers.distributed", case]
+    ranks = [subprocess.Popen([*command, str(r), str(folder)], stderr=subprocess.PIPE, cwd=ROOT) for r in range(2)]
+    try:
+        outcomes = [process.communicate(timeout=120)[1].decode() for process in ranks]
+        assert [process.returncode for process in ranks] == [0, 0], outcomes
+    finally:
+        for process in ranks:
+            process.kill()
+    return [json.loads((folder / f"{case}-{rank}.json").read_text()) for rank in range(2)]
+
+
+def one_process(model: nn.Module | None = None, **options: Any) -> Any:
+    """The report of one process with as many threads as a rank has, as it comes out of JSON."""
+    model = build_tiny_llama() if model is None else model
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return json.loads(json.dumps(analyze(model, progress=False, **options).to_dict()))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.multiprocess
+def test_two_ranks_give_the_report_of_one_process(tmp_path: Path) -> None:
+    first, second = run_two("replicated", tmp_path)
+    assert second.pop("alone") == first["plain"]
+    assert first == second
+    assert first["plain"] == one_process()
+    assert {row["method"] for row in first["routes"]["rows"]} == {"cholesky", "eigen", "gram", "qr", "lu", "svd"}
+    assert first["routes"] == one_process(all_routes())
+    assert first["all"] == one_process(measures="all")
+    assert first["kept"] == one_process(keep_lowest=5)
+    assert first["stratified"] == one_process(keep_lowest=2, stratify="module_type")
+    assert [row["name"] for row in first["names"]["rows"]] == ["model.embed_tokens.weight"]
+
+
+@pytest.mark.multiprocess
+def test_a_rank_that_holds_only_meta_tensors_gets_the_report(tmp_path: Path) -> None:
+    first, second = run_two("meta", tmp_path)
+    assert first == second
+    assert first["plain"] == one_process()
+
+
+@pytest.mark.multiprocess
+def test_sharded_weights_are_gathered_and_the_first_rank_alone_writes(tmp_path: Path) -> None:
+    first, second = run_two("sharded", tmp_path)
+    assert first == second
+    expected = one_process()
+    for name, report in (("plain", expected), ("again", expected), ("kept", one_process(keep_lowest=5))):
+        assert first[name]["rows"] == report["rows"], name
+        assert first[name]["screened"] == report["screened"], name
+    assert first["head"]["rows"] == one_process(granularity="head")["rows"]
+    (entry,) = (tmp_path / "cache-0").glob("*.json")
+    assert [row.name for row in SpectralReport.load(entry).rows] == [row["name"] for row in expected["rows"]]
+    assert not (tmp_path / "cache-1").exists()
+
+
+@pytest.mark.multiprocess
+def test_an_error_on_one_rank_is_the_same_error_on_both(tmp_path: Path) -> None:
+    build_tiny_llama().save_pretrained(tmp_path / "checkpoint")
+    build_tiny_llama().save_pretrained(tmp_path / "broken")
+    weights = tmp_path / "broken" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    first, second = run_two("errors", tmp_path)
+    assert first == second
+    assert first["file"].startswith("FileNotFoundError: ")
+    assert "nowhere" in first["file"]
+    assert first["shard"].startswith("ValueError: ")
+    assert "broken/model.safetensors is damaged" in first["shard"]
+    assert "the ranks hold different models: weight is" in first["shapes"]
+    for kind in ("replicated", "sharded"):
+        message, names, report = first[kind]
+        assert message.startswith("NaN or infinity in 2 of 29 weights")
+        assert names == ["model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight"]
+        assert len(SpectralReport.from_dict(report).rows) == 27
+
+
+@pytest.mark.multiprocess
+def test_an_error_amid_the_gathers_ends_both_ranks(tmp_path: Path) -> None:
+    first, second = run_two("late", tmp_path)
+    assert first == second == {"late": "ValueError: the third matrix is one too many"}
+
+
+def test_an_error_that_cannot_travel_keeps_its_message() -> None:
+    class Local(ValueError):
+        pass
+
+    with pytest.raises(Local, match="as it is"):
+        Ranks().run(lambda: (_ for _ in ()).throw(Local("as it is")))
+
+
+def test_without_torch_distributed_there_is_one_rank() -> None:
+    ranks = Ranks()
+    assert (ranks.size, ranks.rank, ranks.run(lambda: 3), ranks.from_first(lambda: 4)) == (1, 0, [3], 4)
+    assert analyze(nn.Linear(4, 3), progress=False).rows

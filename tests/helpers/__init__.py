@@ -1,0 +1,1 @@
+"""Builders and marks that tests share."""

@@ -1,0 +1,3 @@
+"""Each test of retention starts with fresh accelerate state, on one thread."""
+
+from tests.helpers.isolation import alone  # noqa: F401  (autouse)

@@ -1,0 +1,38 @@
+"""The prose that scripts/data/get_german.py keeps, and a real package made and read back."""
+
+import gzip
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from scripts.data.get_german import TEXT, read_package
+from scripts.data.prose import GERMAN, prose_of
+
+PROSE = (
+    "Ein Verzeichnisname wird in der Schrift einer\n    Schreibmaschine zwischen doppelten Zeichen dargestellt und "
+    "ist damit\n    leicht von dem übrigen Text zu unterscheiden."
+)
+
+
+def test_prose_stays_and_code_tables_and_english_go() -> None:
+    english = "This paragraph is long enough to be kept, but there is not one word of German in all of it."
+    book = "\n\n".join(["$ mc /etc/apt/", f"    {PROSE}", "| der | die | das |", english, "Kurz ist der Satz.", PROSE])
+    assert prose_of(book, GERMAN) == " ".join(PROSE.split())
+    assert prose_of("", GERMAN) == ""
+
+
+def test_a_package_is_read(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / TEXT).parent.mkdir(parents=True)
+    (root / TEXT).write_bytes(gzip.compress(PROSE.encode()))
+    (root / "DEBIAN").mkdir()
+    control = "Package: p\nVersion: 1\nArchitecture: all\nMaintainer: nobody <n@example.org>\nDescription: test\n"
+    (root / "DEBIAN" / "control").write_text(control)
+    subprocess.run(["dpkg-deb", "-b", str(root), str(tmp_path / "p.deb")], check=True, capture_output=True)
+    assert read_package(tmp_path / "p.deb") == PROSE
+    with pytest.raises(FileNotFoundError, match="apt-get download"):
+        read_package(tmp_path / "none.deb")
+    (tmp_path / "bad.deb").write_text("no archive")
+    with pytest.raises(RuntimeError, match="dpkg-deb -x"):
+        read_package(tmp_path / "bad.deb")

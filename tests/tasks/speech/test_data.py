@@ -1,0 +1,228 @@
+"""Manifests and datasets: good ones are read whole, every kind of bad clip is named with its place."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from datasets import Audio, Dataset, DatasetDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from condft.tasks.speech import (
+    Clip,
+    SpeechDataError,
+    clips_digest,
+    describe_skipped,
+    load_manifest,
+    load_speech_dataset,
+    longest_seconds,
+    read_audio,
+)
+
+MakeClip = Callable[..., Path]
+
+
+def write_lines(folder: Path, *lines: object) -> Path:
+    path = folder / "manifest.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def test_a_manifest_is_read_in_order_with_all_fields(manifest: Path) -> None:
+    data = load_manifest(manifest)
+    assert [clip.seconds for clip in data.clips] == [0.4, 1.5, 0.9, 0.66]
+    second = data.clips[1]
+    assert (second.text, second.language, second.speaker, second.split) == ("one two", "de", "voice-1", "train")
+    assert second.source == f"{manifest}:2"
+    assert data.skipped == []
+    assert longest_seconds(data.clips) == 1.5
+
+
+def test_splits_are_told_apart_and_an_unknown_one_names_those_there_are(manifest: Path) -> None:
+    assert len(load_manifest(manifest, split="train").clips) == 3
+    assert len(load_manifest(manifest, split="test").clips) == 1
+    with pytest.raises(SpeechDataError, match=r"no clip in split 'dev'; its splits are \['test', 'train'\]"):
+        load_manifest(manifest, split="dev")
+
+
+def test_optional_fields_and_blank_lines_may_be_left_out(make_clip: MakeClip, tmp_path: Path) -> None:
+    make_clip(tmp_path / "a.wav", 0.1)
+    (clip,) = load_manifest(write_lines(tmp_path, "", {"audio": "a.wav", "text": "one"}, "")).clips
+    assert (clip.language, clip.speaker, clip.split) == ("und", None, None)
+    assert clip.source.endswith(":2")
+
+
+BAD_LINES = {
+    "not-json": ("{'audio'", "not JSON"),
+    "not-object": ([1], "not a JSON object but a list"),
+    "no-text": ({"audio": "good.flac"}, r"lacks the field 'text'; it has \['audio'\]"),
+    "no-audio": ({"text": "one"}, "lacks the field 'audio'"),
+    "text-type": ({"audio": "good.flac", "text": 3}, "field 'text' must be a string, not int"),
+    "language-type": ({"audio": "good.flac", "text": "one", "language": []}, "'language' must be a string, not list"),
+    "empty-text": ({"audio": "good.flac", "text": " \t"}, "the text is empty"),
+    "missing": ({"audio": "no.flac", "text": "one"}, r"no\.flac does not exist"),
+    "folder": ({"audio": ".", "text": "one"}, "does not exist"),
+    "empty-file": ({"audio": "empty.flac", "text": "one"}, r"empty\.flac is empty \(0 bytes\)"),
+    "unreadable": ({"audio": "noise.flac", "text": "one"}, r"noise\.flac is not readable as audio"),
+    "too-long": ({"audio": "long.flac", "text": "one"}, r"lasts 1\.25 s, more than the 1 s allowed"),
+    "no-samples": ({"audio": "silent.wav", "text": "one"}, r"silent\.wav holds no samples"),
+}
+
+
+@pytest.fixture
+def folder(make_clip: MakeClip, tmp_path: Path) -> Path:
+    make_clip(tmp_path / "good.flac", 0.5)
+    make_clip(tmp_path / "long.flac", 1.25)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(0, np.float32), 16000)
+    (tmp_path / "empty.flac").touch()
+    (tmp_path / "noise.flac").write_bytes(b"no audio at all")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_a_bad_line_is_named_or_skipped(folder: Path, name: str) -> None:
+    line, message = BAD_LINES[name]
+    manifest = write_lines(folder, {"audio": "good.flac", "text": "one"}, line)
+    with pytest.raises(SpeechDataError, match=rf"manifest\.jsonl:2: .*{message}.*skip_bad"):
+        load_manifest(manifest, max_seconds=1)
+    data = load_manifest(manifest, max_seconds=1, skip_bad=True)
+    assert len(data.clips) == 1
+    assert data.skipped[0].source == f"{manifest}:2"
+    assert describe_skipped(data.skipped).startswith(f"1 clip skipped: {manifest}:2: ")
+    assert describe_skipped([]) == "no clip skipped"
+
+
+def test_only_bad_clips_or_none_is_an_error_even_when_skipping(folder: Path) -> None:
+    with pytest.raises(SpeechDataError, match=r"no usable clip, 2 bad ones; the first, .*:1: not JSON"):
+        load_manifest(write_lines(folder, "?", "[]"), skip_bad=True)
+    with pytest.raises(SpeechDataError, match="is empty: it lists no clip"):
+        load_manifest(write_lines(folder), skip_bad=True)
+    with pytest.raises(FileNotFoundError, match=r"absent\.jsonl is no file"):
+        load_manifest(folder / "absent.jsonl")
+
+
+def test_a_split_asked_for_must_be_a_field(folder: Path) -> None:
+    with pytest.raises(SpeechDataError, match="lacks the field 'split'"):
+        load_manifest(write_lines(folder, {"audio": "good.flac", "text": "one"}), split="train")
+
+
+def test_a_clip_of_no_split_is_in_none(folder: Path) -> None:
+    clip = {"audio": "good.flac", "text": "one"}
+    path = write_lines(folder, {**clip, "split": None}, {**clip, "split": "dev"})
+    with pytest.raises(SpeechDataError, match=r"no clip in split 'train'; its splits are \[None, 'dev'\]"):
+        load_manifest(path, split="train")
+
+
+def test_a_byte_order_mark_costs_no_clip(folder: Path) -> None:
+    line = b'{"audio": "good.flac", "text": "one"}\r\n'
+    (folder / "manifest.jsonl").write_bytes(b"\xef\xbb\xbf" + line + line)  # as some editors save UTF-8
+    assert [clip.text for clip in load_manifest(folder / "manifest.jsonl").clips] == ["one", "one"]
+
+
+def test_bytes_that_are_not_utf8_are_named(folder: Path) -> None:
+    (folder / "manifest.jsonl").write_bytes(b'{"audio": "\xff"}\n')
+    with pytest.raises(SpeechDataError, match=r":1: not UTF-8 .* at byte 11"):
+        load_manifest(folder / "manifest.jsonl")
+
+
+@pytest.mark.parametrize(("sampling_rate", "channels"), [(16000, 1), (8000, 1), (44100, 2)])
+def test_audio_is_mono_float32_at_the_rate_asked_for(
+    make_clip: MakeClip, tmp_path: Path, sampling_rate: int, channels: int
+) -> None:
+    path = make_clip(tmp_path / "a.flac", 0.5, sampling_rate=sampling_rate, channels=channels)
+    reference = make_clip(tmp_path / "b.flac", 0.5)
+    audio = read_audio(Clip(path, "one", 0.5, "here"))
+    assert audio.dtype == np.float32
+    assert audio.shape == (8000,)
+    expected, _ = soundfile.read(reference, dtype="float32")
+    middle = slice(1000, 7000)  # resampling rings at the ends; the noise of the clips differs
+    assert np.corrcoef(audio[middle], expected[middle])[0, 1] > 0.99
+
+
+def test_stereo_is_averaged(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.tile([[0.5, -0.25]], (100, 1)), 16000)
+    assert read_audio(Clip(tmp_path / "a.wav", "one", 0.1, "here")) == pytest.approx(0.125, abs=1e-4)
+
+
+def test_audio_that_breaks_off_names_its_line(folder: Path) -> None:
+    whole = (folder / "long.flac").read_bytes()
+    (folder / "long.flac").write_bytes(whole[: len(whole) // 2] + bytes(100))
+    (clip,) = load_manifest(write_lines(folder, {"audio": "long.flac", "text": "one"})).clips
+    with pytest.raises(SpeechDataError, match=r"manifest\.jsonl:1: .*long\.flac cannot be decoded"):
+        read_audio(clip)
+
+
+def test_an_mp3_cut_short_is_refused_though_it_decodes(folder: Path) -> None:
+    wave = np.sin(np.arange(32000) / 5) * 0.3
+    soundfile.write(folder / "a.mp3", wave, 16000)
+    (clip,) = load_manifest(write_lines(folder, {"audio": "a.mp3", "text": "one"})).clips
+    assert len(read_audio(clip)) == 32000
+    whole = (folder / "a.mp3").read_bytes()
+    (folder / "a.mp3").write_bytes(whole[: len(whole) // 2])
+    (clip,) = load_manifest(write_lines(folder, {"audio": "a.mp3", "text": "one"})).clips
+    with pytest.raises(SpeechDataError, match=r"manifest\.jsonl:1: .*a\.mp3 breaks off after .* s of the 2\.00 s"):
+        read_audio(clip)
+
+
+def test_audio_with_nan_is_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full(100, np.nan), 16000, subtype="FLOAT")
+    with pytest.raises(SpeechDataError, match=r"here: .*a\.wav holds NaN or infinity"):
+        read_audio(Clip(tmp_path / "a.wav", "one", 0.1, "here"))
+
+
+@pytest.mark.parametrize("kind", ["path", "audio", "bytes"])
+def test_a_dataset_gives_the_same_clips_as_files(manifest: Path, clips: list[Clip], kind: str) -> None:
+    paths = [str(clip.audio) for clip in clips]
+    audio: list[object] = list(paths)
+    if kind == "bytes":
+        audio = [{"bytes": Path(path).read_bytes(), "path": None} for path in paths]
+    columns = {"sound": audio, "words": [clip.text for clip in clips], "lang": [clip.language for clip in clips]}
+    dataset = Dataset.from_dict(columns)
+    if kind == "audio":
+        dataset = dataset.cast_column("sound", Audio(sampling_rate=8000))
+    data = load_speech_dataset(dataset, audio_column="sound", text_column="words", language_column="lang")
+    for loaded, clip in zip(data.clips, clips, strict=True):
+        assert (loaded.text, loaded.language, loaded.seconds) == (clip.text, clip.language, clip.seconds)
+        assert np.array_equal(read_audio(loaded), read_audio(clip))
+
+
+def test_a_datasets_bad_rows_and_columns_are_named(clips: list[Clip]) -> None:
+    rows = {"audio": [str(clips[0].audio), "no.flac"], "text": ["one", "two"]}
+    dataset = Dataset.from_dict(rows)
+    with pytest.raises(SpeechDataError, match=r"row 1: .*no\.flac does not exist"):
+        load_speech_dataset(dataset)
+    assert len(load_speech_dataset(dataset, skip_bad=True).skipped) == 1
+    with pytest.raises(SpeechDataError, match=r"^fleurs\[train\] row 1: "):
+        load_speech_dataset(dataset, name="fleurs[train]")
+    with pytest.raises(SpeechDataError, match=r"no column 'speech'; it has \['audio', 'text'\]"):
+        load_speech_dataset(dataset, audio_column="speech")
+    with pytest.raises(TypeError, match=r"\(a split\), not DatasetDict"):
+        load_speech_dataset(DatasetDict(train=dataset))
+
+
+@settings(deadline=None)
+@given(line=st.one_of(st.text(), st.from_type(type(None)), st.dictionaries(st.text(), st.integers() | st.text())))
+def test_whatever_a_line_holds_the_error_is_ours(tmp_path_factory: pytest.TempPathFactory, line: object) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    path.write_bytes((line if isinstance(line, str) else json.dumps(line)).encode("utf-8", "surrogatepass"))
+    with pytest.raises(SpeechDataError):
+        load_manifest(path)
+
+
+def test_a_digest_of_clips_tells_what_is_said_and_heard_in_which_order(clips: list[Clip], manifest: Path) -> None:
+    digest = clips_digest(clips)
+    assert digest == clips_digest(load_manifest(manifest).clips)
+    as_bytes = [dataclasses.replace(clip, audio=Path(str(clip.audio)).read_bytes(), source="row") for clip in clips]
+    assert clips_digest(as_bytes) == digest
+    for other in (
+        clips[::-1],
+        clips[1:],
+        [dataclasses.replace(clips[0], text="else"), *clips[1:]],
+        [dataclasses.replace(clips[0], language="nl"), *clips[1:]],
+        [dataclasses.replace(clips[0], audio=b"else"), *clips[1:]],
+    ):
+        assert clips_digest(other) != digest

@@ -1,0 +1,122 @@
+"""Adapter files that are damaged, foreign or pickled."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.hotswap import hotswap_adapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from condft import CondFTConfig
+from condft.tuner import load
+from tests.helpers.adapters import train
+from tests.helpers.tiny_llama import build_tiny_llama
+from tests.helpers.tiny_models import logits
+
+NAME = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def saved(saved_adapter: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return shutil.copytree(saved_adapter, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize("length", [0, 5, 200, -1])
+def test_a_file_cut_short_is_refused(saved: Path, length: int) -> None:
+    data = (saved / NAME).read_bytes()
+    (saved / NAME).write_bytes(data[:length])
+    with pytest.raises(SafetensorError):
+        PeftModel.from_pretrained(build_tiny_llama(), saved)
+    with pytest.raises(SafetensorError):
+        build_tiny_llama().load_adapter(str(saved))
+    with pytest.raises(ValueError, match=rf"{NAME} is cut short or damaged \(.*\): get it anew"):
+        load(saved, build_tiny_llama())
+
+
+def test_foreign_tensors_are_refused_and_reach_no_base_weight(saved: Path) -> None:
+    """PEFT itself would write the second one into the base model."""
+    foreign = {"base_model.model.model.norm.weight": torch.zeros(32), "something.else": torch.zeros(2)}
+    save_file(load_file(saved / NAME) | foreign, saved / NAME)
+    base = build_tiny_llama()
+    with pytest.raises(ValueError, match=r"holds 2 tensors .* the first is 'base_model.model.model.norm.weight'"):
+        PeftModel.from_pretrained(base, saved)
+    assert torch.equal(base.model.norm.weight, build_tiny_llama().model.norm.weight)
+
+
+def test_embeddings_that_peft_adds_are_not_foreign(tmp_path: Path, token_ids: Tensor) -> None:
+    def resized() -> Any:
+        model = build_tiny_llama(tied=False)
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            model.resize_token_embeddings(100, mean_resizing=False)
+        return model
+
+    model = get_peft_model(resized(), CondFTConfig(num_tensors=3))
+    train(model, token_ids)
+    model.save_pretrained(tmp_path, save_embedding_layers=True)
+    assert len(load_file(tmp_path / NAME)) == 3 + 2
+    loaded = PeftModel.from_pretrained(resized(), tmp_path)
+    assert torch.equal(logits(loaded, token_ids), logits(model, token_ids))
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_what_stands_beside_the_selection_is_not_foreign(
+    tmp_path: Path, token_ids: Tensor, low_cpu_mem_usage: bool
+) -> None:
+    config = CondFTConfig(
+        num_tensors=3, modules_to_save=["norm"], trainable_token_indices={"embed_tokens": [7, 2]}, bias="selected"
+    )
+    model = get_peft_model(build_tiny_llama(tied=False), config)
+    train(model, token_ids)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build_tiny_llama(tied=False), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+    assert torch.equal(logits(loaded, token_ids), logits(model, token_ids))
+
+
+def _with_a_given_config(folder: Path) -> None:
+    PeftModel.from_pretrained(build_tiny_llama(), folder, config=CondFTConfig.from_pretrained(folder))
+
+
+def _swapped_in(folder: Path) -> None:
+    model = get_peft_model(build_tiny_llama(), CondFTConfig.from_pretrained(folder))
+    hotswap_adapter(model, str(folder), "default", torch_device="cpu")
+
+
+DOORS: dict[str, Callable[[Path], Any]] = {
+    "PeftModel": lambda folder: PeftModel.from_pretrained(build_tiny_llama(), folder),
+    "with a config": _with_a_given_config,
+    "hotswap_adapter": _swapped_in,
+    "condft.load": lambda folder: load(folder, build_tiny_llama()),
+    "transformers": lambda folder: build_tiny_llama().load_adapter(str(folder), use_safetensors=False),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_no_pickle_is_read(saved: Path, door: str) -> None:
+    """The file is no pickle at all: whoever opened it would say so."""
+    (saved / NAME).unlink()
+    (saved / "adapter_model.bin").write_bytes(b"not to be opened")
+    with pytest.raises(ValueError, match=r"adapter_model.bin is a pickle.* read from safetensors only.*save_file"):
+        DOORS[door](saved)
+
+
+def test_the_way_out_of_a_pickle(saved: Path, token_ids: Tensor) -> None:
+    expected = logits(PeftModel.from_pretrained(build_tiny_llama(), saved), token_ids)
+    torch.save(load_file(saved / NAME), saved / "adapter_model.bin")
+    (saved / NAME).unlink()
+    save_file(torch.load(saved / "adapter_model.bin", weights_only=True), saved / NAME)
+    assert torch.equal(logits(PeftModel.from_pretrained(build_tiny_llama(), saved), token_ids), expected)
+
+
+def test_other_methods_read_what_they_read_before(tmp_path: Path, token_ids: Tensor) -> None:
+    model = get_peft_model(build_tiny_llama(), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    model.save_pretrained(tmp_path, safe_serialization=False)
+    loaded = PeftModel.from_pretrained(build_tiny_llama(), tmp_path)
+    assert torch.equal(logits(loaded, token_ids), logits(model, token_ids))

@@ -1,0 +1,1 @@
+"""Scripts that tests launch as processes of their own."""
