@@ -83,7 +83,7 @@ _HOMES = {
     "spectral_facts": "condft.spectra",
 }
 
-if not TYPE_CHECKING:  # a type checker would take every misspelt name for this function's
+if not TYPE_CHECKING:  # a type checker would take every misspelled name for this function's
 
     def __getattr__(name: str) -> object:
         home = _HOMES.get(name)

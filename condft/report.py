@@ -42,7 +42,7 @@ class SkipReason(StrEnum):
     ADAPTER = "adapter"
     NOT_REQUESTED = "not_requested"
     NON_FINITE = "non_finite"
-    QUANTISED = "quantised"
+    QUANTiZED = "quantized"
     NOT_SPLIT = "not_split"  # an attention weight that stays one unit though heads were asked for
 
 
@@ -53,7 +53,7 @@ class SpectralRow:
     Attributes:
         name: Parameter name in the live model, with `[i]` appended for slice i of a stack.
         shape: The unit's own shape (a slice's, not the stack's).
-        matrix_shape: Rows and columns of the matrix that was analysed: `(out, in * kernel)` for a convolution.
+        matrix_shape: Rows and columns of the matrix that was analyzed: `(out, in * kernel)` for a convolution.
         dtype: Storage dtype, such as `bfloat16`.
         num_parameters: Number of entries.
         module_type: The module's path with every layer index replaced by `*`; units are compared within it.
@@ -68,7 +68,7 @@ class SpectralRow:
         entropy_deficit: Nats lost against equal singular values of the same Frobenius norm; None if it was not
             measured.
         relative_error: What the route vouches for: an estimate of the relative error of `condition_number`.
-        noise_floor: Spectral norm that rounding to the storage dtype, or to the codes of a quantised weight, has.
+        noise_floor: Spectral norm that rounding to the storage dtype, or to the codes of a quantized weight, has.
         resolved: Whether `sigma_min` lies above it; if not, the condition number may be the rounding's.
         method: The route that found the figures (see `condft.spectra.routes`).
         spectrum: All singular values in descending order, each a fp32 number; None if they were not asked for.
@@ -158,7 +158,7 @@ class SpectralReport:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the analysed weights (their names and digests), independent of order and of rounding."""
+        """SHA-256 of the analyzed weights (their names and digests), independent of order and of rounding."""
         text = "\n".join(f"{row.name} {row.digest}" for row in self.rows)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -13,11 +13,11 @@ from typing import Any
 from torch import nn
 from tqdm.auto import tqdm
 
-from condft.analysis.cache import Cache, Catalogue, Known, Stamp, open_cache
-from condft.analysis.distributed import Ranks, Shares, walk_together
-from condft.analysis.measure import UnitInfo, Wanted, lower_bound, measure, measure_together
+from condft.analysis.cache import Cache, CachedRows, FolderFingerprint, WeightIndex, open_cache
+from condft.analysis.distributed import ProcessGroup, WorkPlan, walk_together
+from condft.analysis.measure import MeasureSpec, UnitInfo, lower_bound, measure, measure_together
 from condft.analysis.screening import LAST_STEPS, Step
-from condft.analysis.state import Findings, current_versions
+from condft.analysis.state import AnalysisState, current_versions
 from condft.report import SkippedWeight, SkipReason, SpectralReport, SpectralRow
 from condft.selection.select import Stratify, check_stratify
 from condft.spectra import Measures, check_measures
@@ -68,16 +68,16 @@ def analyze(
     """Spectral facts of every weight tensor of two or more dimensions.
 
     Args:
-        model: A live model (also one with PEFT adapters: its base weights are analysed), or a checkpoint folder or
+        model: A live model (also one with PEFT adapters: its base weights are analyzed), or a checkpoint folder or
             hub id, whose weights are read one at a time without ever building the model.
         names: Only these units; all others are listed as not requested.
         granularity: "tensor", or "head": attention weights head by head (see `condft.weights.heads`).
         measures: "basic": condition number, its two ends, Frobenius norm and stable rank. "all" adds log-volume and
-            entropy deficit, which need a factorisation of every weight.
+            entropy deficit, which need a factorization of every weight.
         keep_lowest: Figures for that many units of lowest condition number only (in each module type if `stratify`),
             ties by name: those that a whole analysis would rank lowest. The others are listed in `screened` with the
             highest condition number kept as their bound; most are ruled out by a few products, without a
-            factorisation.
+            factorization.
         stratify: What `keep_lowest` counts within.
         spectrum: Keep all singular values of every unit too (an SVD each).
         cache: Whether to use rows that were found before and keep new ones, by the content of the weights: True for
@@ -103,32 +103,32 @@ def analyze(
         raise ValueError(f"names={names!r} is one string: give a collection such as {[names]}")
     if keep_lowest is not None and keep_lowest < 1:
         raise ValueError(f"keep_lowest={keep_lowest} keeps nothing: it must be at least 1")
-    ranks = Ranks(shared=shared)
+    ranks = ProcessGroup(shared=shared)
     label = str(model) if isinstance(model, str | Path) else type(model).__name__
     # The first rank's arguments hold on all of them: another one that has no weights may not know the names.
     label, asked, store = ranks.from_first(lambda: (label, None if names is None else set(names), open_cache(cache)))
-    work = _Analysis(ranks, label, asked, Wanted(measures, spectrum), keep_lowest, stratify, store)
+    work = _Analysis(ranks, label, asked, MeasureSpec(measures, spectrum), keep_lowest, stratify, store)
     if isinstance(model, nn.Module):
         return work.run(lambda: iter_units(model, granularity=granularity), progress=progress)
-    stamp = catalogue = None
+    stamp = catalog = None
     if store is not None:
-        stamp, catalogue = ranks.from_first(lambda: _recall(store, model, granularity, trust_remote_code))
-        report = None if catalogue is None else work.from_cache(catalogue)
+        stamp, catalog = ranks.from_first(lambda: _recall(store, model, granularity, trust_remote_code))
+        report = None if catalog is None else work.from_cache(catalog)
         if report is not None:
             return report
     return work.run(
         lambda: iter_checkpoint_units(model, granularity=granularity, trust_remote_code=trust_remote_code),
         progress=progress,
         stamp=stamp,
-        digests={} if catalogue is None else catalogue.digests,
+        digests={} if catalog is None else catalog.digests,
     )
 
 
 def _recall(
     store: Cache, path: str | Path, granularity: str, trust_remote_code: bool
-) -> tuple[Stamp, Catalogue | None]:
+) -> tuple[FolderFingerprint, WeightIndex | None]:
     folder = checkpoint_folder(path, trust_remote_code=trust_remote_code)
-    stamp = Stamp.of(folder, granularity, trust_remote_code=trust_remote_code)
+    stamp = FolderFingerprint.of(folder, granularity, trust_remote_code=trust_remote_code)
     return stamp, store.recall(stamp)
 
 
@@ -136,23 +136,23 @@ def _recall(
 class _Analysis:
     """One call of `analyze`; the arguments are those of the first rank. `store` is used by the first rank alone."""
 
-    ranks: Ranks
+    ranks: ProcessGroup
     label: str
     names: set[str] | None
-    wanted: Wanted
+    wanted: MeasureSpec
     keep_lowest: int | None
     stratify: str | None
     store: Cache | None
 
-    def from_cache(self, catalogue: Catalogue) -> SpectralReport | None:
+    def from_cache(self, catalog: WeightIndex) -> SpectralReport | None:
         """The report of a checkpoint whose units are known, if the cache has all of it."""
-        infos = {info.name: info for info in catalogue.infos}
-        asked = self._asked(infos, catalogue.skipped)
-        if not asked or not catalogue.digests.keys() >= asked.keys():
+        infos = {info.name: info for info in catalog.infos}
+        asked = self._asked(infos, catalog.skipped)
+        if not asked or not catalog.digests.keys() >= asked.keys():
             return None
-        digests = {name: catalogue.digests[name] for name in asked}
+        digests = {name: catalog.digests[name] for name in asked}
         findings = self._look_up(infos, digests)
-        skipped = [*catalogue.skipped, *_not_requested(infos, asked)]
+        skipped = [*catalog.skipped, *_not_requested(infos, asked)]
         return findings.report(self.label, skipped) if findings.complete() else None
 
     def run(
@@ -160,7 +160,7 @@ class _Analysis:
         walk: Callable[[], Iterable[Unit | SkippedWeight]],
         *,
         progress: bool,
-        stamp: Stamp | None = None,
+        stamp: FolderFingerprint | None = None,
         digests: Mapping[str, str] | None = None,
     ) -> SpectralReport:
         """Walks, looks up, measures. `digests` are those that are known already, of a checkpoint with this `stamp`."""
@@ -176,7 +176,7 @@ class _Analysis:
                 digests = shares.digests(list(asked))
             digests = {name: digests[name] for name in asked}
             if stamp is not None and self.ranks.first:
-                self.store.remember(stamp, Catalogue(tuple(shares.infos.values()), tuple(skipped), dict(digests)))
+                self.store.remember(stamp, WeightIndex(tuple(shares.infos.values()), tuple(skipped), dict(digests)))
             findings = self._look_up(shares.infos, digests)
         if not findings.complete():
             keeper = _Keeper(self, shares.infos, findings, digests, everything_skipped)
@@ -198,16 +198,16 @@ class _Analysis:
             )
         return {name: info for name, info in infos.items() if name in self.names}
 
-    def _findings(self, asked: Mapping[str, UnitInfo]) -> Findings:
-        return Findings(asked, self.wanted, self.keep_lowest, self.stratify)
+    def _findings(self, asked: Mapping[str, UnitInfo]) -> AnalysisState:
+        return AnalysisState(asked, self.wanted, self.keep_lowest, self.stratify)
 
-    def _look_up(self, infos: Mapping[str, UnitInfo], digests: Mapping[str, str]) -> Findings:
+    def _look_up(self, infos: Mapping[str, UnitInfo], digests: Mapping[str, str]) -> AnalysisState:
         """What the cache knows of these units, on every rank."""
         store = self.store
         assert store is not None
         asked = {name: infos[name] for name in digests}
 
-        def with_known(known: Known) -> Findings:
+        def with_known(known: CachedRows) -> AnalysisState:
             findings = self._findings(asked)
             findings.know(known.rows, known.bounds, known.versions)
             return findings
@@ -223,7 +223,7 @@ class _Keeper:
 
     analysis: _Analysis
     infos: Mapping[str, UnitInfo]
-    findings: Findings
+    findings: AnalysisState
     digests: Mapping[str, str]
     skipped: Sequence[SkippedWeight]
     last: float = field(default_factory=time.monotonic)
@@ -237,7 +237,7 @@ class _Keeper:
 
 
 def _find_out(
-    shares: Shares, findings: Findings, digests: Mapping[str, str], keeper: _Keeper, *, progress: bool
+    shares: WorkPlan, findings: AnalysisState, digests: Mapping[str, str], keeper: _Keeper, *, progress: bool
 ) -> None:
     """Bounds and rows until the findings are complete."""
 
@@ -265,7 +265,7 @@ def _find_out(
             keeper.keep(now=True)
 
 
-def _bounds(shares: Shares, findings: Findings, step: Step) -> None:
+def _bounds(shares: WorkPlan, findings: AnalysisState, step: Step) -> None:
     found = shares.map(
         list(step.bounds),
         lambda info: info.num_parameters,
@@ -275,7 +275,7 @@ def _bounds(shares: Shares, findings: Findings, step: Step) -> None:
         findings.add_bound(name, value, final=step.bounds[name] == LAST_STEPS)
 
 
-def _whole_to_own(shares: Shares, names: Sequence[str], cost: Callable[[UnitInfo], float]) -> float:
+def _whole_to_own(shares: WorkPlan, names: Sequence[str], cost: Callable[[UnitInfo], float]) -> float:
     """Cost of the named units over that of this rank's share of them: one rank's progress stands for all."""
     _, owner = shares.assign(names, cost)
     own = sum(cost(shares.infos[name]) for name in names if owner[name] == shares.ranks.rank)
@@ -286,8 +286,8 @@ def _whole_to_own(shares: Shares, names: Sequence[str], cost: Callable[[UnitInfo
 class _Rows:
     """Measures units whose values are in memory."""
 
-    shares: Shares
-    wanted: Wanted
+    shares: WorkPlan
+    wanted: MeasureSpec
     digests: Mapping[str, str]
 
     def of(self, unit: Unit) -> SpectralRow | None:

@@ -30,7 +30,7 @@ from condft.analysis.measure import ALGORITHM_VERSION, UnitInfo, adopted, comple
 from condft.files.atomic import write_json
 from condft.report import Role, SkippedWeight, SkipReason, SpectralReport, SpectralRow
 
-__all__ = ["Cache", "Catalogue", "Known", "Stamp", "open_cache"]
+__all__ = ["Cache", "CachedRows", "FolderFingerprint", "WeightIndex", "open_cache"]
 
 _MOST_RELATIVES = 16  # reports of sibling models to look into, the newest first
 # A file may change twice within one tick of its clock (2 s on FAT): one that changed just now is not remembered.
@@ -38,7 +38,7 @@ _TICK_NS = 2_000_000_000
 
 
 @dataclass
-class Known:
+class CachedRows:
     """What is known of some units.
 
     Attributes:
@@ -53,7 +53,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class WeightIndex:
     """What a walk over a model yields, without values.
 
     Attributes:
@@ -68,7 +68,7 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
-class Stamp:
+class FolderFingerprint:
     """The files that decide what the units of a checkpoint folder are, and how they stand there now.
 
     Attributes:
@@ -84,7 +84,7 @@ class Stamp:
     taken_ns: int
 
     @classmethod
-    def of(cls, folder: Path, granularity: str, *, trust_remote_code: bool) -> "Stamp":
+    def of(cls, folder: Path, granularity: str, *, trust_remote_code: bool) -> "FolderFingerprint":
         taken_ns = time.time_ns()
         files: dict[str, Any] = {
             "transformers": importlib.metadata.version("transformers"),  # which maps keys to parameters
@@ -108,7 +108,7 @@ class Stamp:
         """Whether the files are as they were, and none changed so lately that a second change might not show."""
         trusted = self.files["trust_remote_code"]
         newest = max((entry[2] for entry in self.files.values() if isinstance(entry, list)), default=0)
-        now = Stamp.of(self.folder, self.granularity, trust_remote_code=trusted)
+        now = FolderFingerprint.of(self.folder, self.granularity, trust_remote_code=trusted)
         return now.files == self.files and newest <= self.taken_ns - _TICK_NS
 
 
@@ -132,8 +132,8 @@ class Cache:
     _unwritable: bool = False
 
     def find(
-        self, infos: Mapping[str, UnitInfo], digests: Mapping[str, str], enough: Callable[[Known], bool]
-    ) -> Known:
+        self, infos: Mapping[str, UnitInfo], digests: Mapping[str, str], enough: Callable[[CachedRows], bool]
+    ) -> CachedRows:
         """What is known of the units that have a digest.
 
         Args:
@@ -141,7 +141,7 @@ class Cache:
             digests: Name -> digest, of the units asked for.
             enough: Whether that is all that one needs to know; until then, reports of related models are read too.
         """
-        known = Known()
+        known = CachedRows()
         own = self._entry(infos, digests)
         report = None if own is None else self._report(own, _content(digests))
         if report is not None:
@@ -165,29 +165,29 @@ class Cache:
         versions = report.versions | {"content": content}
         self._write(path, dataclasses.replace(report, versions=versions).to_dict())
 
-    def recall(self, stamp: Stamp) -> Catalogue | None:
-        """The catalogue of a checkpoint folder if none of its files has changed since it was remembered."""
+    def recall(self, stamp: FolderFingerprint) -> WeightIndex | None:
+        """The catalog of a checkpoint folder if none of its files has changed since it was remembered."""
         path = self._pointer(stamp)
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-            return _catalogue_from_json(value) if value["files"] == stamp.files else None
+            return _catalog_from_json(value) if value["files"] == stamp.files else None
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             self._tell(path, f"is damaged ({error!r})")
             return None
 
-    def remember(self, stamp: Stamp, catalogue: Catalogue) -> None:
+    def remember(self, stamp: FolderFingerprint, catalog: WeightIndex) -> None:
         """Remembers a checkpoint folder by the stamp that was taken before its files were read."""
         if not stamp.still_holds():
             return
         before = self.recall(stamp)
-        digests = catalogue.digests if before is None else before.digests | catalogue.digests
-        value = _catalogue_to_json(dataclasses.replace(catalogue, digests=digests))
+        digests = catalog.digests if before is None else before.digests | catalog.digests
+        value = _catalog_to_json(dataclasses.replace(catalog, digests=digests))
         if before is None or digests != before.digests:
             self._write(self._pointer(stamp), {"folder": str(stamp.folder), "files": stamp.files, **value})
 
-    def _pointer(self, stamp: Stamp) -> Path:
+    def _pointer(self, stamp: FolderFingerprint) -> Path:
         key = _hash([str(stamp.folder.resolve()), stamp.granularity])
         return self.folder / "checkpoints" / f"{_slug(stamp.folder.resolve().name)}-{key[:16]}.json"
 
@@ -243,7 +243,7 @@ class Cache:
 
 
 def _take_rows(
-    known: Known, report: SpectralReport, infos: Mapping[str, UnitInfo], digests: Mapping[str, str]
+    known: CachedRows, report: SpectralReport, infos: Mapping[str, UnitInfo], digests: Mapping[str, str]
 ) -> bool:
     """Adds the rows of the units that have the same name and digest; whether any was new."""
     taken = False
@@ -279,15 +279,15 @@ def _slug(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "_", Path(label).name).strip("._")[:60] or "model"
 
 
-def _catalogue_to_json(catalogue: Catalogue) -> dict[str, Any]:
+def _catalog_to_json(catalog: WeightIndex) -> dict[str, Any]:
     return {
-        "units": [dataclasses.asdict(info) for info in catalogue.infos],
-        "skipped": [dataclasses.asdict(skip) for skip in catalogue.skipped],
-        "digests": catalogue.digests,
+        "units": [dataclasses.asdict(info) for info in catalog.infos],
+        "skipped": [dataclasses.asdict(skip) for skip in catalog.skipped],
+        "digests": catalog.digests,
     }
 
 
-def _catalogue_from_json(value: dict[str, Any]) -> Catalogue:
+def _catalog_from_json(value: dict[str, Any]) -> WeightIndex:
     infos = tuple(
         UnitInfo(
             **{
@@ -303,4 +303,4 @@ def _catalogue_from_json(value: dict[str, Any]) -> Catalogue:
         SkippedWeight(skip["name"], tuple(skip["shape"]), SkipReason(skip["reason"]), skip["detail"])
         for skip in value["skipped"]
     )
-    return Catalogue(infos, skipped, dict(value["digests"]))
+    return WeightIndex(infos, skipped, dict(value["digests"]))

@@ -14,12 +14,12 @@ import torch
 
 from condft.analysis.batching import left_after_batches
 from condft.analysis.measure import UnitInfo, digest_units
-from condft.analysis.threads import side_by_side
+from condft.analysis.threads import thread_map
 from condft.files.hashing import tensor_digest
 from condft.report import SkippedWeight, SkipReason
 from condft.weights.unit import Unit, load_ahead
 
-__all__ = ["Ranks", "Shares", "walk_together"]
+__all__ = ["ProcessGroup", "WorkPlan", "walk_together"]
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class _Failure:
     error: Exception
 
 
-class Ranks:
+class ProcessGroup:
     """The processes that work together.
 
     Attributes:
@@ -80,7 +80,7 @@ class Ranks:
 
 
 @dataclass(frozen=True)
-class Shares:
+class WorkPlan:
     """The units of a model and who holds them.
 
     Attributes:
@@ -90,13 +90,13 @@ class Shares:
         units: Name -> unit, of those that this rank holds.
     """
 
-    ranks: Ranks
+    ranks: ProcessGroup
     infos: Mapping[str, UnitInfo]
     holders: Mapping[str, Sequence[int]]
     units: Mapping[str, Unit]
 
     @classmethod
-    def between(cls, ranks: Ranks, units: Sequence[Unit]) -> "Shares":
+    def between(cls, ranks: ProcessGroup, units: Sequence[Unit]) -> "WorkPlan":
         """Tells every rank what the others hold.
 
         Raises:
@@ -129,13 +129,13 @@ class Shares:
         Args:
             names: The same on every rank.
             cost: What balances the ranks.
-            work: The work of one unit, whose values are in memory; of small ones in threads, see `side_by_side`.
+            work: The work of one unit, whose values are in memory; of small ones in threads, see `thread_map`.
             in_bulk: The same of many units at once, whose values it loads itself.
             together: The same of units of one shape in memory, see `condft.analysis.batching`.
             done: Called with every unit of this rank and its result, in the caller's thread. Not after `in_bulk`.
 
         Raises:
-            Exception: As `Ranks.run`.
+            Exception: As `ProcessGroup.run`.
         """
         rounds, owner = self.assign(names, cost)
         here = [name for name in self.infos if owner.get(name) == self.ranks.rank]
@@ -151,7 +151,7 @@ class Shares:
 
             def do(units: Iterator[Unit]) -> None:
                 alone = units if together is None else left_after_batches(units, together, note)
-                side_by_side(alone, work, note)
+                thread_map(alone, work, note)
 
             try:
                 do(gathered)
@@ -220,8 +220,8 @@ class Shares:
 
 
 def walk_together(
-    ranks: Ranks, walk: Callable[[], Iterable[Unit | SkippedWeight]]
-) -> tuple[Shares, list[SkippedWeight]]:
+    ranks: ProcessGroup, walk: Callable[[], Iterable[Unit | SkippedWeight]]
+) -> tuple[WorkPlan, list[SkippedWeight]]:
     """The units of all ranks, and the weights that are none on any."""
     units: list[Unit] = []
 
@@ -235,7 +235,7 @@ def walk_together(
         return skipped
 
     by_rank = ranks.run(own)
-    shares = Shares.between(ranks, units)
+    shares = WorkPlan.between(ranks, units)
     # A weight that has no values on one rank may have them on another.
     meta = [{skip.name for skip in skips if skip.reason is SkipReason.META_DEVICE} for skips in by_rank]
     nowhere = set.intersection(*meta)

@@ -23,8 +23,8 @@ from condft.weights.unit import Unit, load_ahead
 __all__ = [
     "ALGORITHM_VERSION",
     "RTOL",
+    "MeasureSpec",
     "UnitInfo",
-    "Wanted",
     "adopted",
     "completed",
     "digest_units",
@@ -41,7 +41,7 @@ ALGORITHM_VERSION = 4
 RTOL = 1e-3
 
 # Costs in flops of a fp32 matrix product, fitted to measured times (see `UnitInfo.cost`). A step of Lanczos waits for
-# memory, so that an entry costs more than the flops that it takes part in; a factorisation is slower than a product.
+# memory, so that an entry costs more than the flops that it takes part in; a factorization is slower than a product.
 _OVERHEAD = 5e7
 _LANCZOS_PER_ENTRY = 60  # of a Gram matrix
 _LANCZOS_PER_ENTRY_OF_LARGE = 400  # of a square that has none
@@ -50,7 +50,7 @@ _FACTOR_AND_PROOFS = 1.5  # n^3
 
 
 @dataclass(frozen=True)
-class Wanted:
+class MeasureSpec:
     """What a row must hold.
 
     Attributes:
@@ -106,7 +106,7 @@ class UnitInfo:
     def num_parameters(self) -> int:
         return self.matrix_shape[0] * self.matrix_shape[1]
 
-    def cost(self, wanted: Wanted) -> float:
+    def cost(self, wanted: MeasureSpec) -> float:
         """Flops that a matrix product would do in the time that the row takes, with the route that shape suggests.
 
         Measured on one core, fp32 (Gaussian matrices from 192x576 to 14336x4096): the ratio of time to cost lies
@@ -127,7 +127,7 @@ class UnitInfo:
         return around + (2 * certified if m >= 2 * n else 6 * m * n * n)  # in double precision, or a QR
 
 
-def measure(unit: Unit, wanted: Wanted, digest: str | None = None) -> SpectralRow | None:
+def measure(unit: Unit, wanted: MeasureSpec, digest: str | None = None) -> SpectralRow | None:
     """The row of a unit whose values are in memory; None if it holds NaN or infinity.
 
     Args:
@@ -144,7 +144,9 @@ def measure(unit: Unit, wanted: Wanted, digest: str | None = None) -> SpectralRo
     return _row(unit, facts, digest)
 
 
-def measure_together(units: Sequence[Unit], wanted: Wanted, digests: Sequence[str | None]) -> list[SpectralRow | None]:
+def measure_together(
+    units: Sequence[Unit], wanted: MeasureSpec, digests: Sequence[str | None]
+) -> list[SpectralRow | None]:
     """What `measure` says of each, in batched calls; see `condft.spectra.batched_facts` for which units may go."""
     if wanted.spectrum:
         return [measure(unit, wanted, digest) for unit, digest in zip(units, digests, strict=True)]
@@ -184,7 +186,7 @@ def lower_bound(unit: Unit, steps: int) -> float | None:
 def adopted(row: SpectralRow, info: UnitInfo) -> SpectralRow:
     """A row of the same values as the row of this unit: with what depends on where the values stand.
 
-    The same values may be another model's: dequantised here and stored like that there, say.
+    The same values may be another model's: dequantized here and stored like that there, say.
     """
     precision = getattr(torch, info.dtype) if info.rounding_error is None else info.rounding_error
     noise_floor = rounding_noise(info.matrix_shape, precision, row.frobenius_norm)

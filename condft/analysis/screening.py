@@ -1,9 +1,9 @@
 """`keep_lowest`: which figures are still needed to know the k units of lowest condition number. Pure Python.
 
-Known are exact condition numbers of some units and certified lower bounds of others. A unit whose bound exceeds the
-k-th lowest exact figure of its stratum is ruled out. What is left over is measured in the order of the bounds, so few
-units need a factorisation; and since the outcome is a function of the k lowest alone, it depends neither on the order
-of work nor on who did it nor on what was known before.
+Some units have exact condition numbers, others certified lower bounds. A unit whose bound exceeds the k-th lowest
+exact figure of its stratum is ruled out. What is left over is measured in the order of the bounds, so few units need a
+factorization; and since the outcome is a function of the k lowest alone, it depends neither on the order of work nor
+on who did it nor on what was known before.
 """
 
 import math

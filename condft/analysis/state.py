@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from condft.analysis.measure import ALGORITHM_VERSION, RTOL, UnitInfo, Wanted, completed
+from condft.analysis.measure import ALGORITHM_VERSION, RTOL, MeasureSpec, UnitInfo, completed
 from condft.analysis.screening import Bound, Screening, Step
 from condft.report import ScreenedUnit, SkippedWeight, SkipReason, SpectralReport, SpectralRow
 
-__all__ = ["Findings", "current_versions"]
+__all__ = ["AnalysisState", "current_versions"]
 
 
 @dataclass
-class Findings:
+class AnalysisState:
     """What is known of the units that were asked for. The same on every rank at each step.
 
     Attributes:
@@ -30,7 +30,7 @@ class Findings:
     """
 
     infos: Mapping[str, UnitInfo]
-    wanted: Wanted
+    wanted: MeasureSpec
     keep_lowest: int | None
     stratify: str | None
     rows: dict[str, SpectralRow] = field(default_factory=dict)

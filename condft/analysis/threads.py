@@ -15,7 +15,7 @@ import torch
 
 from condft.weights.unit import Unit
 
-__all__ = ["side_by_side"]
+__all__ = ["thread_map"]
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ _MOST_WORKERS = 8  # more of them wait for Python's lock; they share the threads
 _STARTING = threading.Lock()
 
 
-def side_by_side(units: Iterable[Unit], work: Callable[[Unit], T], done: Callable[[Unit, T], None]) -> None:
+def thread_map(units: Iterable[Unit], work: Callable[[Unit], T], done: Callable[[Unit, T], None]) -> None:
     """Does the work of every unit; of small ones on the CPU several at a time, in threads of their own.
 
     Args:

@@ -96,7 +96,7 @@ def _with_fisher_information(report: "SpectralReport", model: str, *, trust_remo
 
 
 def compare(
-    a: Annotated[str, typer.Argument(help="A report (.json), or a checkpoint folder or hub id, which is analysed.")],
+    a: Annotated[str, typer.Argument(help="A report (.json), or a checkpoint folder or hub id, which is analyzed.")],
     b: Annotated[str, typer.Argument(help="What to compare with it.")],
     json: Annotated[Path | None, typer.Option(help="Write the comparison there.")] = None,
     plot: Annotated[

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from condft.plots.figures import colours_of, save_figure, short_labels
+from condft.plots.figures import colors_of, save_figure, short_labels
 from condft.report import SpectralReport, SpectralRow
 
 __all__ = ["plot_comparison"]
 
 
 def plot_comparison(a: SpectralReport, b: SpectralReport, path: str | Path) -> None:
-    """κ in B over κ in A for every unit that both have, one colour a module type, the diagonal dashed.
+    """κ in B over κ in A for every unit that both have, one color a module type, the diagonal dashed.
 
     Units of infinite κ in either stand as crosses at three times the largest finite κ.
 
@@ -36,7 +36,7 @@ def plot_comparison(a: SpectralReport, b: SpectralReport, path: str | Path) -> N
     ceiling = 3.0 * max((value for pair in pairs for value in pair if value < math.inf), default=10.0)
     figure = Figure(figsize=(8.0, 5.8), layout="constrained")
     axes = figure.subplots()
-    colours, labels = colours_of(by_type), short_labels(by_type)
+    colors, labels = colors_of(by_type), short_labels(by_type)
     for module_type, members in sorted(by_type.items()):
         for marker, deficient in ((".", False), ("x", True)):
             points = [
@@ -46,7 +46,7 @@ def plot_comparison(a: SpectralReport, b: SpectralReport, path: str | Path) -> N
             ]
             x, y = [p[0] for p in points], [p[1] for p in points]
             label = None if deficient else labels[module_type]
-            axes.plot(x, y, marker, color=colours[module_type], markersize=6, alpha=0.75, label=label)
+            axes.plot(x, y, marker, color=colors[module_type], markersize=6, alpha=0.75, label=label)
     floor = min(value for pair in pairs for value in pair)
     axes.plot(
         [min(floor, ceiling), ceiling],

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from condft.plots.figures import colours_of, dashes, save_figure, short_labels
+from condft.plots.figures import colors_of, dashes, save_figure, short_labels
 from condft.report import SpectralReport, SpectralRow
 from condft.selection.random_matrix import expected_condition_number
 
@@ -22,9 +22,9 @@ _LAYER_INDEX = re.compile(r"(?:^|\.)(\d+)(?=\.|\[|$)")
 
 
 def plot_condition_numbers(report: SpectralReport, path: str | Path, *, selected: Collection[str] = ()) -> None:
-    """κ of every unit by depth: one panel a part of the model, one colour a module type, the selection ringed.
+    """κ of every unit by depth: one panel a part of the model, one color a module type, the selection ringed.
 
-    A dashed line in a type's colour is the median condition number of a random matrix of its shape; types of one
+    A dashed line in a type's color is the median condition number of a random matrix of its shape; types of one
     shape share a line whose dashes take turns. Units of infinite κ stand as crosses on the panel's upper edge.
 
     Args:
@@ -75,21 +75,21 @@ def _draw_part(axes: Axes, rows: Sequence[SpectralRow], selected: set[str]) -> N
     by_type: dict[str, list[SpectralRow]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: (_depth(row.name), row.name)):
         by_type[row.module_type].append(row)
-    colours, labels = colours_of(by_type), short_labels(by_type)
+    colors, labels = colors_of(by_type), short_labels(by_type)
     finite = [row.condition_number for row in rows if row.condition_number < math.inf]
     ceiling = 3.0 * max(finite, default=10.0)
     for module_type, members in sorted(by_type.items()):
-        colour = colours[module_type]
+        color = colors[module_type]
         x = [_depth(row.name) for row in members]
         y = [min(row.condition_number, ceiling) for row in members]
         alone = len(set(x)) == len(x)  # several units a layer (heads, experts) make no line
         style = ".-" if alone else "."
-        axes.plot(x, y, style, color=colour, linewidth=0.6, markersize=4, label=labels[module_type])
+        axes.plot(x, y, style, color=color, linewidth=0.6, markersize=4, label=labels[module_type])
         deficient = [i for i, row in enumerate(members) if row.condition_number == math.inf]
-        axes.plot([x[i] for i in deficient], [y[i] for i in deficient], _RANK_DEFICIENT, color=colour)
+        axes.plot([x[i] for i in deficient], [y[i] for i in deficient], _RANK_DEFICIENT, color=color)
         ringed = [i for i, row in enumerate(members) if row.name in selected]
-        axes.plot([x[i] for i in ringed], [y[i] for i in ringed], "o", mfc="none", mec=colour, ms=8, mew=1.3)
-    _draw_random(axes, by_type, colours)
+        axes.plot([x[i] for i in ringed], [y[i] for i in ringed], "o", mfc="none", mec=color, ms=8, mew=1.3)
+    _draw_random(axes, by_type, colors)
     axes.set_yscale("log")
     axes.set_xlabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -100,7 +100,7 @@ def _draw_part(axes: Axes, rows: Sequence[SpectralRow], selected: set[str]) -> N
     axes.legend(handles=handles, fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _draw_random(axes: Axes, by_type: Mapping[str, Sequence[SpectralRow]], colours: Mapping[str, str]) -> None:
+def _draw_random(axes: Axes, by_type: Mapping[str, Sequence[SpectralRow]], colors: Mapping[str, str]) -> None:
     """One dashed line a module type and shape; lines of the same height take turns with their dashes."""
     heights: dict[float, list[str]] = defaultdict(list)
     for module_type, members in sorted(by_type.items()):
@@ -109,4 +109,4 @@ def _draw_random(axes: Axes, by_type: Mapping[str, Sequence[SpectralRow]], colou
     for height, module_types in heights.items():
         for index, module_type in enumerate(module_types):
             style = dashes(index, len(module_types))
-            axes.axhline(height, color=colours[module_type], linestyle=style, linewidth=1.0, zorder=1)
+            axes.axhline(height, color=colors[module_type], linestyle=style, linewidth=1.0, zorder=1)

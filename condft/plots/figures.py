@@ -1,4 +1,4 @@
-"""What the pictures share: one colour a module type, short labels, dashes that tell lines apart, atomic saving."""
+"""What the pictures share: one color a module type, short labels, dashes that tell lines apart, atomic saving."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 
 from condft.files.atomic import atomic_path
 
-__all__ = ["check_picture_path", "colours_of", "dashes", "save_figure", "short_labels"]
+__all__ = ["check_picture_path", "colors_of", "dashes", "save_figure", "short_labels"]
 
 
-def colours_of(module_types: Iterable[str]) -> dict[str, str]:
-    """A colour for each module type, the same in every picture of the same types."""
+def colors_of(module_types: Iterable[str]) -> dict[str, str]:
+    """A color for each module type, the same in every picture of the same types."""
     return {name: f"C{index % 10}" for index, name in enumerate(sorted(set(module_types)))}
 
 

@@ -21,7 +21,7 @@ def plot_spectra(report: SpectralReport, names: Sequence[str], path: str | Path)
 
     The left panel counts ranks from the largest value, the right one from the smallest, so that both ends, of which κ
     is made, are seen. Dashed: the Marchenko-Pastur law of the same shape, its i-th value at the quantile
-    1 - (i - 1/2)/n. A flat line is a weight that passes every direction on; a steep one has specialised.
+    1 - (i - 1/2)/n. A flat line is a weight that passes every direction on; a steep one has specialized.
 
     Args:
         report: Of an analysis with `spectrum=True`.

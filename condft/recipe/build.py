@@ -29,7 +29,7 @@ from condft.tasks.speech import (
     longest_seconds,
     make_examples,
 )
-from condft.tasks.speech.wer import normalise
+from condft.tasks.speech.wer import normalize
 from condft.training import RunConfig
 from condft.training.config import DataConfig
 from condft.tuner import CondFTConfig
@@ -199,7 +199,7 @@ def usable_examples(
     usable = []
     for example in make_examples([clip for clip in clips if clip.source not in gone], features):
         problem = collator.problem_of(example)
-        if problem is None and compared and not normalise(example["text"]):
+        if problem is None and compared and not normalize(example["text"]):
             problem = f"the text {example['text']!r} has no word to compare with"
         if problem is None:
             usable.append(example)

@@ -7,7 +7,7 @@ from peft import PeftModel
 from transformers import AutoProcessor
 
 from condft.recipe.build import compose, load_speech, usable_examples
-from condft.recipe.measure import kl_on_own_text, measure_hearing, measure_text, warn_of_cut_answers
+from condft.recipe.measure import kl_on_sampled_text, measure_hearing, measure_text, warn_of_cut_answers
 from condft.recipe.run import ADAPTER, CONFIG
 from condft.tasks.speech import SpeechCollator, load_manifest, precomputed_features
 from condft.training import RunConfig, load_config
@@ -76,7 +76,7 @@ def evaluate_run(
         after = measure_text(model, tokenizer, settings)
         with model.disable_adapter():
             before = measure_text(model, tokenizer, settings)
-        kl = kl_on_own_text(model, tokenizer, settings, seed=config.seed)
+        kl = kl_on_sampled_text(model, tokenizer, settings, seed=config.seed)
     return {
         "wer": heard.overall,
         **{f"wer_{language}": rate for language, rate in heard.by_language.items()},

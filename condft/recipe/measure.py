@@ -21,11 +21,11 @@ __all__ = [
     "Hearing",
     "answer_limit",
     "check_text",
-    "kl_on_own_text",
+    "kl_on_sampled_text",
+    "make_self_distillation",
     "measure_fisher",
     "measure_hearing",
     "measure_text",
-    "rehearsal_of",
     "warn_of_cut_answers",
 ]
 
@@ -139,7 +139,7 @@ def measure_fisher(
     return add_fisher_information(report, model, _own_text(model, tokenizer, settings, seed + 1))
 
 
-def rehearsal_of(model: Any, tokenizer: Any, config: RunConfig) -> SelfDistillation | None:
+def make_self_distillation(model: Any, tokenizer: Any, config: RunConfig) -> SelfDistillation | None:
     """What the run rehearses, if anything: text that the base writes now, other than KL is measured on.
 
     Args:
@@ -161,7 +161,7 @@ def rehearsal_of(model: Any, tokenizer: Any, config: RunConfig) -> SelfDistillat
     return SelfDistillation(settings, tokens, model.disable_adapter, seed=config.seed)
 
 
-def kl_on_own_text(model: Any, tokenizer: Any, settings: EvaluationConfig, *, seed: int) -> float:
+def kl_on_sampled_text(model: Any, tokenizer: Any, settings: EvaluationConfig, *, seed: int) -> float:
     """KL(base ‖ adapted) in nats per token, on text that the base model itself generates.
 
     Args:
@@ -179,7 +179,7 @@ def _own_text(base: Any, tokenizer: Any, settings: EvaluationConfig, seed: int) 
     return sample_from_base(
         base,
         tokenizer,
-        num_sequences=settings.self_generated_sequences,
-        num_tokens=settings.self_generated_tokens,
+        num_sequences=settings.sampled_sequences,
+        num_tokens=settings.sampled_tokens,
         seed=seed,
     )

@@ -18,11 +18,11 @@ from condft.plots import plot_condition_numbers, plot_training
 from condft.recipe.build import Speech, compose, load_speech, tuning_config, usable_examples, window_of
 from condft.recipe.measure import (
     check_text,
-    kl_on_own_text,
+    kl_on_sampled_text,
+    make_self_distillation,
     measure_fisher,
     measure_hearing,
     measure_text,
-    rehearsal_of,
     warn_of_cut_answers,
 )
 from condft.recipe.summary import code_commit, machine, print_summary, versions
@@ -164,7 +164,7 @@ def _adapt(parts: _Parts, config: RunConfig, accelerator: Accelerator, resume: b
     with precomputed_features(model):
         heard_before = measure_hearing(model, parts.collator, parts.test, settings).report
         text_before = measure_text(model, tokenizer, settings)
-        rehearsal = rehearsal_of(model, tokenizer, config)
+        rehearsal = make_self_distillation(model, tokenizer, config)
         began = time.perf_counter()
         results = train(
             accelerator,
@@ -185,7 +185,7 @@ def _adapt(parts: _Parts, config: RunConfig, accelerator: Accelerator, resume: b
     with precomputed_features(model):
         heard = measure_hearing(model, parts.collator, parts.test, settings)
         text_after = measure_text(model, tokenizer, settings)
-        kl = kl_on_own_text(model, tokenizer, settings, seed=config.seed)
+        kl = kl_on_sampled_text(model, tokenizer, settings, seed=config.seed)
     rates = {"wer_before": heard_before.overall, "wer_after": heard.report.overall}
     rates |= {f"wer_before_{name}": rate for name, rate in heard_before.by_language.items()}
     rates |= {f"wer_after_{name}": rate for name, rate in heard.report.by_language.items()}

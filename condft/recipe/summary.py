@@ -20,7 +20,7 @@ _PACKAGES = ("condft", "torch", "transformers", "peft", "accelerate", "datasets"
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of every package whose behaviour the figures depend on."""
+    """Versions of Python and of every package whose behavior the figures depend on."""
     return {"python": ".".join(map(str, sys.version_info[:3])), **{name: version(name) for name in _PACKAGES}}
 
 

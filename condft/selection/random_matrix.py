@@ -2,7 +2,7 @@ r"""What a random matrix has: the spectral figures that shape alone explains. Pu
 
 Throughout, a matrix has independent standard normal entries, n = min(rows, columns) and N = max(rows, columns).
 Condition number, stable rank and entropy deficit do not depend on the entries' variance, so these are the figures
-of a freshly initialised weight, and the yardstick of a trained one.
+of a freshly initialized weight, and the yardstick of a trained one.
 
 How the median of $\sigma_{\max}/\sigma_{\min}$ is found. Both ends of the spectrum are taken at their median;
 their correlation vanishes as n grows.

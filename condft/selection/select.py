@@ -78,7 +78,7 @@ def select_units(
     """Chooses units of a report within one budget.
 
     Args:
-        report: The analysed units.
+        report: The analyzed units.
         num_tensors: Choose that many units (all candidates if there are fewer). The default budget, with 100. The only
             one for a report made with `keep_lowest`, which must have kept as many candidates.
         trainable_fraction: Choose units that together hold at most this fraction, in (0, 1], of the candidates'

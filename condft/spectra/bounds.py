@@ -1,4 +1,4 @@
-r"""Golub-Kahan-Lanczos bidiagonalisation: a lower bound of the condition number from products with the matrix alone.
+r"""Golub-Kahan-Lanczos bidiagonalization: a lower bound of the condition number from products with the matrix alone.
 
 From one start vector, $A V_k = U_k B_k$ and $A^T U_k = V_k B_k^T + \beta_{k+1} v_{k+1} e_k^T$ with $B_k$ upper
 bidiagonal (Golub & Van Loan, §10.4). The singular values of $B_k$ lie within the spectrum, so that their ratio is at
@@ -23,7 +23,7 @@ _LOOKS = 6  # the next one after this part of the steps so far, and two at least
 def iter_ritz_values(tall: Tensor, dtype: torch.dtype, max_steps: int) -> Iterator[tuple[float, float]]:
     """Yields the largest and the smallest Ritz value now and then, the last time after `max_steps` products.
 
-    The right vectors are orthogonalised against all before them, twice; that keeps the left ones orthogonal enough
+    The right vectors are orthogonalized against all before them, twice; that keeps the left ones orthogonal enough
     on its own (Simon & Zha 2000). Ends early where an invariant subspace is found.
 
     Args:

@@ -1,4 +1,4 @@
-"""Factorisations in double precision whose triangular factor has the singular values of a tall matrix."""
+"""Factorizations in double precision whose triangular factor has the singular values of a tall matrix."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ _LEAST_WIDTH = 96  # narrower products do not reach the speed of wide ones
 
 
 def qr_factor(tall: Tensor) -> Tensor:
-    """R of the QR factorisation of `(m, n)`, folding in one block of rows after the other.
+    """R of the QR factorization of `(m, n)`, folding in one block of rows after the other.
 
     Sequential TSQR (Demmel et al. 2012): as backward stable as one QR of the whole, with extra memory of one block.
 
@@ -43,7 +43,7 @@ def gram_matrix(tall: Tensor, dtype: torch.dtype) -> Tensor:
             gram[start:, start:stop].addmm_(rows[:, start:].mT, rows[:, start:stop])
         del rows  # before the next block comes
     for start in range(0, n, width):
-        for below in range(start + width, n, width):  # tile by tile: at once it takes as long as a factorisation
+        for below in range(start + width, n, width):  # tile by tile: at once it takes as long as a factorization
             tile = gram[below : below + width, start : start + width]
             gram[start : start + width, below : below + width] = tile.contiguous().mT.contiguous()
     return gram

@@ -88,7 +88,7 @@ def spectral_facts(
     Args:
         matrix: `(m, k)`, any floating dtype and device. Not modified. Extra memory is at most two `(n, n)` matrices
             and a block of rows.
-        measures: "basic" leaves `log_volume` and `entropy_deficit` out: they need a factorisation.
+        measures: "basic" leaves `log_volume` and `entropy_deficit` out: they need a factorization.
         rtol: Relative accuracy asked of the condition number.
         spectrum: All singular values too, which takes the SVD.
 

@@ -4,7 +4,7 @@ From b start vectors, $A^T A\,Q_k = Q_k T_k + q_{k+1} R_k e_k^T$ (Golub & Underw
 The square roots of the eigenvalues of $T_k$, the Ritz values, lie within the spectrum of A: the largest is never above
 $\sigma_1$, the smallest never under $\sigma_n$.
 
-A process whose start vectors hardly hold an end settles on its neighbour, without any sign of it: of 1000 Gaussian
+A process whose start vectors hardly hold an end settles on its neighbor, without any sign of it: of 1000 Gaussian
 matrices one vector misses the end of some 20. So whoever asks either proves afterwards that nothing lies beyond what
 was found (`condft.spectra.factor`), with one vector, the fastest; or takes several, which miss it only together.
 """
@@ -55,7 +55,7 @@ class Ends:
 class BlockLanczos:
     """The process as far as it has come; `run` goes on with it.
 
-    All new vectors are orthogonalised against all before them, twice. T is the projection as it was computed, not the
+    All new vectors are orthogonalized against all before them, twice. T is the projection as it was computed, not the
     block tridiagonal matrix that it would be in exact arithmetic.
 
     Args:
@@ -132,7 +132,7 @@ def next_look(vectors: int, size: int) -> int:
 
 
 def ritz_ends(projection: Tensor, coupling: Tensor, size: int, dtype: torch.dtype) -> Ends:
-    """The extreme Ritz values, with errors from their residuals and the gaps to their neighbours.
+    """The extreme Ritz values, with errors from their residuals and the gaps to their neighbors.
 
     Args:
         projection: `(k, k)` on the CPU, fp64: T, its upper triangle.
@@ -166,7 +166,7 @@ def start_vectors(size: int, count: int, start: int) -> Tensor:
     return torch.linalg.qr(torch.stack(rows, dim=1)).Q.mT
 
 
-def _relative_error(values: Tensor, residuals: Tensor, index: int, neighbour: int) -> float:
+def _relative_error(values: Tensor, residuals: Tensor, index: int, neighbor: int) -> float:
     r"""Error of a Ritz value $\sqrt\theta$ from the residual $\rho$ of $\theta$.
 
     That of $\theta$ is at most $\rho$, and at most $\rho^2$ over the gap to the other eigenvalues (Parlett 1998,
@@ -175,5 +175,5 @@ def _relative_error(values: Tensor, residuals: Tensor, index: int, neighbour: in
     value, residual = float(values[index]), float(residuals[index])
     if value <= 0.0:
         return math.inf
-    gap = abs(float(values[neighbour]) - value) if len(values) > 1 else 0.0
+    gap = abs(float(values[neighbor]) - value) if len(values) > 1 else 0.0
     return 0.5 * (min(residual, residual**2 / gap) if gap else residual) / value

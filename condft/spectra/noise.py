@@ -24,7 +24,7 @@ def rounding_noise(shape: tuple[int, int], precision: torch.dtype | float, frobe
 
     Args:
         shape: `(m, n)` of the matrix.
-        precision: Floating dtype that it is stored in; or, for a quantised one, the root mean square of its rounding
+        precision: Floating dtype that it is stored in; or, for a quantized one, the root mean square of its rounding
             errors relative to that of its entries (`code_rounding_error`).
         frobenius_norm: Its Frobenius norm.
     """

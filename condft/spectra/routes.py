@@ -4,7 +4,7 @@ Routes, cheapest first; each states the error that it vouches for, and the next 
 
 - `eigen`: up to an order of 256: all eigenvalues of `W^T W` in double precision.
 - `gram`: for rectangles: `W^T W` in single precision, Lanczos on it and, where its lower end does not show that way,
-  on its inverse by a Cholesky factor; and the proof by two Cholesky factorisations that nothing lies beyond the ends.
+  on its inverse by a Cholesky factor; and the proof by two Cholesky factorizations that nothing lies beyond the ends.
 - `cholesky`: the same in double precision, where the condition number asks for it, and for squares up to some order.
 - `qr`: the triangular factor of a tall matrix in fp64, then as before; past a condition number of 1e6, where a Gram
   matrix no longer tells, what several start vectors find.
@@ -67,7 +67,7 @@ _GRAM_ROUNDING_NARROW = 1 / 500
 PROVEN_TOLERANCE = 0.05
 PROVEN_WIDTH = 0.4  # of the tolerance: how far beyond each end the proof begins
 _UNPROVEN = 0.2
-# From this order on a factorisation costs more than many steps: the lower end, if its error is estimated at no more
+# From this order on a factorization costs more than many steps: the lower end, if its error is estimated at no more
 # than this, is looked for without an inverse, for this many times the steps that the upper one took.
 _FACTORS_COST_FROM, _IN_SIGHT, _PATIENCE = 2048, 0.03, 1.5
 _EIGEN_ROUNDING = 1.0  # of the eigenvalues, in the same unit; measured: with the Gram matrix's 0.7 together
@@ -214,7 +214,7 @@ def _certified(
 ) -> Answer | None:
     """Both ends of a Gram matrix, with the proof that no other singular value lies beyond them.
 
-    A start vector that hardly holds an end leads to a settled answer that is its neighbour; then the next one has a
+    A start vector that hardly holds an end leads to a settled answer that is its neighbor; then the next one has a
     try. None where the squared condition number is too much for the precision.
     """
     width = PROVEN_WIDTH * rtol

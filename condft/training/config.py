@@ -113,8 +113,8 @@ class EvaluationConfig(_Section):
     text: str = Field(default="pydoc", min_length=1, description="pydoc, wikitext, or the path of a text file.")
     text_tokens: int = Field(default=12_000, ge=2)
     context_length: int = Field(default=512, ge=2)
-    self_generated_sequences: int = Field(default=16, ge=1)
-    self_generated_tokens: int = Field(default=96, ge=1)
+    sampled_sequences: int = Field(default=16, ge=1)
+    sampled_tokens: int = Field(default=96, ge=1)
 
 
 class RunConfig(_Section):

@@ -24,7 +24,7 @@ from condft.training.checkpoint import Checkpoint, load_training_state
 from condft.training.config import TrainingConfig
 from condft.training.engines.engine import Engine, as_found, make_engine
 from condft.training.objective import answer_loss_sum, count_answer_tokens
-from condft.training.sampler import DataOrder, iter_micro_batches
+from condft.training.sampler import EpochSampler, iter_micro_batches
 from condft.training.stage import Stage, build_optimizer, build_schedule, only_components_of
 
 Collate = Callable[[list[Any]], Mapping[str, Any]]
@@ -237,7 +237,7 @@ def self_distillation_batches(distillation: SelfDistillation, step: int, acceler
     size, processes = settings.per_device_batch_size, accelerator.num_processes
     batch = size * processes * accelerator.gradient_accumulation_steps
     rows = iter_micro_batches(
-        DataOrder(len(distillation.tokens), distillation.seed, batch),
+        EpochSampler(len(distillation.tokens), distillation.seed, batch),
         start_step=turn - 1,
         steps=turn,
         per_device_batch_size=size,
@@ -260,7 +260,7 @@ def _iter_steps(
     global_batch = accelerator.num_processes * accelerator.gradient_accumulation_steps * training.per_device_batch_size
     lengths = [len(example["features"]) for example in examples] if training.group_by_length else None
     for indices in iter_micro_batches(
-        DataOrder(len(examples), stage.seed, global_batch, lengths),
+        EpochSampler(len(examples), stage.seed, global_batch, lengths),
         start_step=start_step,
         steps=stage.steps,
         per_device_batch_size=training.per_device_batch_size,

@@ -11,7 +11,7 @@ _WINDOW = 16
 
 
 @dataclass(frozen=True)
-class DataOrder:
+class EpochSampler:
     """An endless sequence of epochs, each a permutation of the examples, cut into optimizer steps.
 
     With `lengths`, examples of like length share a step, so that a batch holds little padding: the epoch's random
@@ -74,7 +74,7 @@ class DataOrder:
 
 
 def iter_micro_batches(
-    order: DataOrder,
+    order: EpochSampler,
     *,
     start_step: int,
     steps: int,

@@ -27,7 +27,7 @@ _BIASES = ("none", "selected")
 class CondFTConfig(PeftConfig):
     """Configuration of CondFT: train the weights of low condition number, full rank, and freeze the rest.
 
-    Without `target_units` the model's weights are analysed inside `get_peft_model` and the selection is written
+    Without `target_units` the model's weights are analyzed inside `get_peft_model` and the selection is written
     into `target_units`, so that a saved adapter never analyses again. Under torch.distributed all ranks must then call
     `get_peft_model`: they share the work, ranks that hold only meta tensors too, and the first one's choice is
     everybody's.
@@ -53,10 +53,10 @@ class CondFTConfig(PeftConfig):
             attention weights into heads (see `condft.weights.heads`) and chooses among those.
         bias: "none" freezes every bias; "selected" trains those of the chosen units too, as copies: of a head's rows
             those entries, of an expert its own.
-        include_roles: Units that are analysed but no candidates unless named here: "embedding", "output_head",
+        include_roles: Units that are analyzed but no candidates unless named here: "embedding", "output_head",
             "router". A list of `target_modules` that names such a module includes it too.
         report: A `SpectralReport`, the path of one, or a hub id whose repository holds `spectral_report.json`, to
-            select from instead of analysing. It must be of the very same weights. Not saved.
+            select from instead of analyzing. It must be of the very same weights. Not saved.
         target_units: The resolved selection: full parameter names in the base model, with `[17]` appended for one
             expert of a fused stack and `[h3]`, `[q3]`, `[k3]`, `[v3]` for one head. Given by hand, it is used as
             it is.
@@ -73,7 +73,7 @@ class CondFTConfig(PeftConfig):
         offload_base: Keep the originals of whole selected weights on the CPU while their copies act: nothing reads
             them then, and on an accelerator they would cost the memory of a second copy. They are brought back where
             they act: for `disable_adapter`, another active adapter, `unload`. Each time costs a transfer. Originals of
-            weights that train in part (experts, heads) act, and quantised ones are small: both stay. On a model that
+            weights that train in part (experts, heads) act, and quantized ones are small: both stay. On a model that
             is on the CPU it changes nothing. `model.device` says "cpu" if the model's first parameter is parked.
 
     Raises:
@@ -127,7 +127,7 @@ class CondFTConfig(PeftConfig):
         default=None, metadata={"help": "Roles to make candidates too: 'embedding', 'output_head', 'router'."}
     )
     report: Any = field(
-        default=None, metadata={"help": "SpectralReport, its path or hub id, to select from instead of analysing."}
+        default=None, metadata={"help": "SpectralReport, its path or hub id, to select from instead of analyzing."}
     )
     target_units: list[str] | None = field(
         default=None, metadata={"help": "The resolved selection: full parameter names in the base model."}

@@ -24,7 +24,7 @@ from condft.tuner.layers.mixed_batch import adapter_names_handed_down
 from condft.tuner.layers.sharded import refuse_partitions
 from condft.tuner.loading.adapter_file import check_adapter_file
 from condft.tuner.loading.base_digests import check_base, digests_of_base, units_of_another_base
-from condft.tuner.loading.materialize import give_addresses
+from condft.tuner.loading.materialize import materialize
 from condft.tuner.patches.fast_path import keep_off_fast_path
 from condft.tuner.registration import PREFIX
 from condft.tuner.targets import Targets, layer_class, parameter_of
@@ -167,7 +167,7 @@ class CondFTModel(BaseTuner):
         if twins and config.init_weights:  # else each has its own perturbation
             _copy_adapter(model, twins[0], adapter_name)
         keep_off_fast_path(model)
-        give_addresses(model)
+        materialize(model)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """The module and nothing else. PEFT's own also hands weight, bias and device on, which are in place here.

@@ -37,12 +37,12 @@ class Checkpoint:
 
     @property
     def quantization(self) -> str | None:
-        """The quantisation method that the config names."""
+        """The quantization method that the config names."""
         settings = getattr(self.config, "quantization_config", None)
         if settings is None:
             return None
         settings = settings if isinstance(settings, dict) else settings.to_dict()
-        return str(getattr(settings.get("quant_method"), "value", settings.get("quant_method", "quantised")))
+        return str(getattr(settings.get("quant_method"), "value", settings.get("quant_method", "quantized")))
 
     def build_model(self, *, trust_remote_code: bool = False) -> nn.Module:
         """The model of the config on the meta device: no weights, no memory.

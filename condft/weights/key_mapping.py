@@ -29,13 +29,13 @@ class StoredWeights:
 
     Attributes:
         deferred: Parameter name -> where its values are; a tied parameter under each of its names.
-        quantised: Parameters stored in a quantised form -> which.
+        quantized: Parameters stored in a quantized form -> which.
         absent: Parameters that no file holds, or holds in another shape -> what was found.
         unused: Keys in the files that the model has no place for.
     """
 
     deferred: dict[str, DeferredWeight] = field(default_factory=dict)
-    quantised: dict[str, str] = field(default_factory=dict)
+    quantized: dict[str, str] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
 
@@ -77,7 +77,7 @@ def map_keys(model: nn.Module, tensors: Mapping[str, StoredTensor], quantization
     Args:
         model: A transformers model; its weights may be on the meta device. Their dtype is what they are read as.
         tensors: Key -> stored tensor, of all files.
-        quantization: The quantisation method that the checkpoint's config names, if any.
+        quantization: The quantization method that the checkpoint's config names, if any.
 
     Returns:
         Where each parameter is. Values equal those that `from_pretrained` would load, bit for bit.
@@ -95,7 +95,7 @@ def map_keys(model: nn.Module, tensors: Mapping[str, StoredTensor], quantization
             if name not in parameters:
                 continue  # a buffer
             if reason is not None and parameters[name].is_floating_point():
-                weights.quantised[name] = reason
+                weights.quantized[name] = reason
             elif deferred.shape != tuple(parameters[name].shape):
                 weights.absent[name] = (
                     f"{group.tensors[0].file} holds it as {deferred.shape}, the model needs "
@@ -247,11 +247,11 @@ def _complete(weights: StoredWeights, model: Any, quantization: str | None) -> N
     for names in tied_names(model):
         source = next((name for name in names if name in weights.deferred), None)
         for name in names:
-            if name in weights.deferred or name in weights.quantised or name in weights.absent:
+            if name in weights.deferred or name in weights.quantized or name in weights.absent:
                 continue
             if source is not None:
                 weights.deferred[name] = weights.deferred[source]
             elif quantization is not None:
-                weights.quantised[name] = f"{quantization}: stored under other names"
+                weights.quantized[name] = f"{quantization}: stored under other names"
             elif not any(pattern.search(name) for pattern in ignored):
                 weights.absent[name] = "no file holds it"

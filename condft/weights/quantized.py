@@ -1,17 +1,17 @@
-"""Quantised weights: told from plain ones, and dequantised one at a time; never scored as the raw codes they hold.
+"""Quantized weights: told from plain ones, and dequantized one at a time; never scored as the raw codes they hold.
 
 | kind | what happens | tested |
 | --- | --- | --- |
-| bitsandbytes 4-bit (nf4, fp4, double quantisation) | dequantised | on CPU, if bitsandbytes is installed |
-| bitsandbytes 8-bit, scales on the weight or, after a forward, on the module | dequantised | the same |
-| torchao tensors | dequantised by their own `dequantize` | int8, float8, intx weight-only on CPU, if installed |
-| GGUF blocks kept packed (transformers with `kernels`) | dequantised by transformers | on CPU, with made-up blocks |
-| float8 with one scale, one a row, or a grid (`weight_scale_inv`) | dequantised | on CPU |
+| bitsandbytes 4-bit (nf4, fp4, double quantization) | dequantized | on CPU, if bitsandbytes is installed |
+| bitsandbytes 8-bit, scales on the weight or, after a forward, on the module | dequantized | the same |
+| torchao tensors | dequantized by their own `dequantize` | int8, float8, intx weight-only on CPU, if installed |
+| GGUF blocks kept packed (transformers with `kernels`) | dequantized by transformers | on CPU, with made-up blocks |
+| float8 with one scale, one a row, or a grid (`weight_scale_inv`) | dequantized | on CPU |
 | anything else (GPTQ, AWQ, HQQ, quanto, compressed-tensors, BitNet, EETQ, MXFP4, …) | skipped by name | marks only |
 
 Not tested, for want of a GPU or the library: bitsandbytes on CUDA, its 4-bit weights repacked for AVX-512 (skipped),
 torchao int4 (needs `mslk`), a model that transformers itself left packed, and real checkpoints of the last row.
-A GGUF file loaded without `kernels` is dequantised by transformers as it is loaded: nothing here concerns it.
+A GGUF file loaded without `kernels` is dequantized by transformers as it is loaded: nothing here concerns it.
 """
 
 import copy
@@ -29,7 +29,7 @@ from condft.weights.unit import DeferredWeight
 
 __all__ = ["QuantizedWeight", "packed_buffers", "quantized_weight"]
 
-# Names under which quantisers keep a layer's codes as a buffer, where a walk over parameters does not see them.
+# Names under which quantizers keep a layer's codes as a buffer, where a walk over parameters does not see them.
 _PACKED_NAMES = ("weight", "qweight", "W_q", "weight_packed", "codes", "qidxs", "dense_weights")
 _GGUF_BLOCK = 32  # entries to a scale; super-blocks of 256 scale the scales
 _SCALE_MARKS = ("scale", "scales", "scale_inv", "scb", "absmax", "zeros", "precision_config")
@@ -40,8 +40,8 @@ class QuantizedWeight:
     """A weight whose stored bits are not its values.
 
     Attributes:
-        kind: For people: the quantisation's name.
-        deferred: Dequantises it, or None if that is not possible here.
+        kind: For people: the quantization's name.
+        deferred: Dequantizes it, or None if that is not possible here.
         rounding_error: Of its codes, relative to its entries (`spectra.code_rounding_error`); None if not known.
     """
 
@@ -51,7 +51,7 @@ class QuantizedWeight:
 
 
 def quantized_weight(module: nn.Module, key: str, tensor: Tensor) -> QuantizedWeight | None:
-    """What a module's parameter is quantised as, and its values; None for a plain one.
+    """What a module's parameter is quantized as, and its values; None for a plain one.
 
     Args:
         module: The module that holds it; some kinds keep their scales there.
@@ -79,7 +79,7 @@ def quantized_weight(module: nn.Module, key: str, tensor: Tensor) -> QuantizedWe
 
 
 def packed_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor, str]]:
-    """Quantised weights that a module keeps in buffers or in torch's own packed form: key, tensor, kind."""
+    """Quantized weights that a module keeps in buffers or in torch's own packed form: key, tensor, kind."""
     for key, buffer in module.named_buffers(recurse=False):
         is_code = not buffer.dtype.is_floating_point or _is_float8(buffer.dtype)
         if key in _PACKED_NAMES and buffer.ndim >= 1 and is_code:
@@ -92,7 +92,7 @@ def packed_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor, str]]:
 def _bitsandbytes_4bit(weight: Any) -> QuantizedWeight:
     state = weight.quant_state
     if state is None:
-        return QuantizedWeight("bitsandbytes 4-bit, not quantised yet: move the model to its device first")
+        return QuantizedWeight("bitsandbytes 4-bit, not quantized yet: move the model to its device first")
     kind = f"bitsandbytes 4-bit ({state.quant_type})"
 
     def read() -> Tensor:
@@ -118,7 +118,7 @@ def _unpacked(codes: Tensor, state: Any) -> Tensor:
     from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
 
     scales = state.absmax.T.reshape(-1).float()
-    state.original_nested = False  # else they would be quantised again
+    state.original_nested = False  # else they would be quantized again
     unpacked: Tensor
     unpacked, _ = _convert_weight_packed_for_cpu_inverse(codes, state)
     state.absmax = scales
@@ -127,7 +127,7 @@ def _unpacked(codes: Tensor, state: Any) -> Tensor:
 
 def _bitsandbytes_8bit(module: Any, weight: Any) -> QuantizedWeight | None:
     if weight.dtype != torch.int8:
-        return None  # quantised only when it is moved to its device: still the plain values
+        return None  # quantized only when it is moved to its device: still the plain values
     # The first forward moves the scales from the weight to the module.
     scale = getattr(weight, "SCB", None)
     if scale is None:

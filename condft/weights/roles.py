@@ -29,7 +29,7 @@ def special_modules(model: nn.Module) -> dict[int, Role]:
 
 
 def role_of(model: nn.Module, path: str, module: nn.Module, key: str) -> Role:
-    """The role of parameter `key` of the module at `path`, told by its kind, its name and its neighbours."""
+    """The role of parameter `key` of the module at `path`, told by its kind, its name and its neighbors."""
     last = canonical_name(path).rpartition(".")[2]
     parent_path = path.rpartition(".")[0]
     if isinstance(module, nn.Embedding):

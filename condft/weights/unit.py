@@ -1,6 +1,6 @@
 """`Unit`, the thing that is scored and trained as one, whether its values are in memory or come on demand.
 
-Values that are elsewhere (in a file, on other ranks, in a quantised form) are a `DeferredWeight`. A walk then costs
+Values that are elsewhere (in a file, on other ranks, in a quantized form) are a `DeferredWeight`. A walk then costs
 no memory, and `load_ahead` brings the weights in one after another: one is looked at while the next is read.
 """
 
@@ -76,7 +76,7 @@ class Unit:
         role: What the unit is for.
         deferred: Where the values come from, if they are not in `tensor`.
         take: Takes this unit's part out of the values that `deferred` reads.
-        quantization: What the weight is stored as if it is dequantised for the analysis, else empty.
+        quantization: What the weight is stored as if it is dequantized for the analysis, else empty.
         rounding_error: Relative rounding error of that storage, if it is known; see `spectra.rounding_noise`.
     """
 
@@ -108,7 +108,7 @@ class Unit:
 def load_ahead(units: Iterable[Unit]) -> Iterator[Unit]:
     """Yields every unit with its values in memory; while one is in use, a thread reads the next.
 
-    Neighbours that are parts of one weight (heads, slices of a stack) are read together, once. Two weights are in
+    Neighbors that are parts of one weight (heads, slices of a stack) are read together, once. Two weights are in
     memory at a time: the one in use (as long as the caller holds on to it) and the next. A large one is not read
     ahead, nor is anything beside it: it would come on top of what the work before it takes, though alone it already
     sets how much memory is needed; and its work takes far longer than the reading.
@@ -124,7 +124,7 @@ def load_ahead(units: Iterable[Unit]) -> Iterator[Unit]:
         following = _start(pool, groups[0]) if groups else None
         for index, group in enumerate(groups):
             values = _values(group[0], following)
-            alone = any(_is_large(neighbours[0]) for neighbours in groups[index : index + 2])
+            alone = any(_is_large(neighbors[0]) for neighbors in groups[index : index + 2])
             following = _start(pool, groups[index + 1]) if index + 1 < len(groups) and not alone else None
             for unit in group:
                 yield unit if values is None else unit.with_values(values)

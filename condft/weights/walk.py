@@ -45,7 +45,7 @@ def iter_units(
     `(out, in * kernel)`, any other as a stack of matrices over the leading dimensions, one unit a slice.
 
     Units whose values are not in memory come with `Unit.deferred` set, and `Unit.load` or `load_ahead` brings the
-    values: sharded DTensors (gathered one at a time, all ranks together), quantised weights (dequantised), and weights
+    values: sharded DTensors (gathered one at a time, all ranks together), quantized weights (dequantized), and weights
     on the meta device, which are read from the checkpoint that the model names in `name_or_path`, if it is on this
     machine.
 
@@ -96,7 +96,7 @@ def iter_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
         model: The model.
 
     Yields:
-        The path; the module; whether an adapter or a parametrisation brought it, so that it is no part of the base.
+        The path; the module; whether an adapter or a parametrization brought it, so that it is no part of the base.
     """
     adapters: set[str] = set()
     for path, module in model.named_modules(remove_duplicate=False):
@@ -139,14 +139,14 @@ class _Walk:
     def _beside_parameters(
         self, name: str, path: str, module: nn.Module, special: Role | None
     ) -> Iterator[Unit | SkippedWeight]:
-        """Weights that are no parameters: computed by a parametrisation, or packed by a quantiser."""
+        """Weights that are no parameters: computed by a parametrization, or packed by a quantizer."""
         prefix = f"{name}." if name else ""
         for key in _parametrized(module):
             # The weight that acts is computed; its parts (`parametrizations.weight.original`) are not what is applied.
             role = special or role_of(self.model, path, module, key)
             yield from self._weight(f"{prefix}{key}", path, module, key, getattr(module, key), role)
         for key, buffer, kind in packed_buffers(module):
-            yield _skip(f"{prefix}{key}", buffer, SkipReason.QUANTISED, kind)
+            yield _skip(f"{prefix}{key}", buffer, SkipReason.QUANTiZED, kind)
 
     def _weight(
         self, name: str, path: str, module: nn.Module, key: str, tensor: Tensor, role: Role
@@ -156,7 +156,7 @@ class _Walk:
         sharded = hasattr(tensor, "full_tensor")  # a DTensor, by the method that gathers it
         if quantized is not None:
             if quantized.deferred is None or sharded:
-                yield _skip(name, tensor, SkipReason.QUANTISED, quantized.kind + ", sharded" * sharded)
+                yield _skip(name, tensor, SkipReason.QUANTiZED, quantized.kind + ", sharded" * sharded)
                 return
             deferred = quantized.deferred
         elif tensor.is_meta:
@@ -182,8 +182,8 @@ class _Walk:
         stored = self.stored
         if isinstance(stored, str):
             return _skip(name, tensor, SkipReason.META_DEVICE, stored)
-        if name in stored.quantised:
-            return _skip(name, tensor, SkipReason.QUANTISED, stored.quantised[name])
+        if name in stored.quantized:
+            return _skip(name, tensor, SkipReason.QUANTiZED, stored.quantized[name])
         if key in _parametrized(module):
             return _effective(name, module, key, tensor, stored)
         found = stored.deferred.get(name)
@@ -240,18 +240,18 @@ def _entry(stack: Tensor, index: int) -> Tensor:
 
 
 def _parametrized(module: nn.Module) -> list[str]:
-    """Names of the weights that parametrisations compute."""
+    """Names of the weights that parametrizations compute."""
     return list(module.parametrizations) if nn.utils.parametrize.is_parametrized(module) else []  # type: ignore[arg-type]
 
 
 def _effective(
     name: str, module: nn.Module, key: str, tensor: Tensor, stored: StoredWeights
 ) -> DeferredWeight | SkippedWeight:
-    """A parametrised weight on the meta device, computed from its parts in the checkpoint."""
+    """A parametrized weight on the meta device, computed from its parts in the checkpoint."""
     prefix = name.removesuffix(key)
     missing = [part for part, _ in module.named_parameters() if f"{prefix}{part}" not in stored.deferred]
     if missing or any(True for _ in module.buffers()):
-        return _skip(name, tensor, SkipReason.META_DEVICE, "its parametrisation needs more than the checkpoint holds")
+        return _skip(name, tensor, SkipReason.META_DEVICE, "its parametrization needs more than the checkpoint holds")
 
     def read() -> Tensor:
         filled = copy.deepcopy(module).to_empty(device="cpu")

@@ -34,23 +34,23 @@ SPOKEN, SPOKEN_DIGITS, SPEAKER = "three one four seven two", "3 1 4 7 2", "en-us
 
 
 def build_smollm2(raw: Path, target: Path) -> None:
-    """SmolLM2 from its GGUF file (4-bit blocks): dequantised once and saved as an ordinary fp32 Llama.
+    """SmolLM2 from its GGUF file (4-bit blocks): dequantized once and saved as an ordinary fp32 Llama.
 
     Args:
         raw: Folder that holds one `.gguf` file.
         target: Existing folder to write the checkpoint into.
     """
     (gguf_file,) = (path.name for path in raw.glob("*.gguf"))
-    quantised = AutoModelForCausalLM.from_pretrained(raw, gguf_file=gguf_file, dtype=torch.float32)
-    # A fresh model, because transformers refuses to save one that it loaded as quantised.
-    facts = quantised.config.to_dict()
+    quantized = AutoModelForCausalLM.from_pretrained(raw, gguf_file=gguf_file, dtype=torch.float32)
+    # A fresh model, because transformers refuses to save one that it loaded as quantized.
+    facts = quantized.config.to_dict()
     for key in ("quantization_config", "_model_name_or_path", "_name_or_path", "transformers_version"):
         facts.pop(key, None)
     # GGUF keeps this as fp32; the nearest short decimal is what was meant (9.999999747378752e-06 is 1e-05).
     facts["rms_norm_eps"] = float(str(np.float32(facts["rms_norm_eps"])))
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**facts))
-    model.load_state_dict(quantised.state_dict(), assign=True)
+    model.load_state_dict(quantized.state_dict(), assign=True)
     model.tie_weights()
     model.generation_config = GenerationConfig(
         bos_token_id=facts["bos_token_id"], eos_token_id=facts["eos_token_id"], pad_token_id=facts["pad_token_id"]
@@ -79,7 +79,7 @@ def verify_smollm2(folder: Path, raw: Path | None) -> dict[str, Any]:
         The prompt and its greedy continuation.
 
     Raises:
-        ValueError: The continuation is not the known one, or the config still speaks of quantisation.
+        ValueError: The continuation is not the known one, or the config still speaks of quantization.
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     if model.dtype != torch.float32 or hasattr(model.config, "quantization_config"):

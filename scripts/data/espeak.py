@@ -25,7 +25,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 class EspeakError(RuntimeError):
-    """The synthesiser does not load, does not know a voice, or said nothing."""
+    """The synthesizer does not load, does not know a voice, or said nothing."""
 
 
 def synthesize(

@@ -7,7 +7,7 @@ Manuals of Debian's archive: whole documents are held out, chosen by a hash of t
 stays in the other file. `general.txt` is a long book of political theory and history (An Anarchist FAQ), English
 that is not about computers: what German prose about computers does to a model's English is
 not seen on English prose about computers. The texts differ a little between Debian's releases; what is trained or
-measured on them carries a digest. Free licences, GPL, GFDL and Artistic: each package's `copyright` says which.
+measured on them carries a digest. Free licenses, GPL, GFDL and Artistic: each package's `copyright` says which.
 """
 
 import argparse

@@ -66,9 +66,9 @@ def _linear(arrays: Arrays, name: str, value: np.ndarray) -> np.ndarray:
 
 
 def _layer_norm(arrays: Arrays, name: str, value: np.ndarray) -> np.ndarray:
-    centred = value - value.mean(axis=-1, keepdims=True)
-    scale = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
-    return centred / scale * arrays[f"{name}/gamma"] + arrays[f"{name}/beta"]
+    centerd = value - value.mean(axis=-1, keepdims=True)
+    scale = np.sqrt((centerd**2).mean(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
+    return centerd / scale * arrays[f"{name}/gamma"] + arrays[f"{name}/beta"]
 
 
 def _gelu(value: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ def at_equal_gain(points: Sequence[tuple[float, float]], gain: float, *, power: 
 
 
 def rank_correlation(x: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Floats:
-    """Spearman's correlation; within groups, of ranks that are taken and centred in each.
+    """Spearman's correlation; within groups, of ranks that are taken and centerd in each.
 
     Args:
         x: `(..., n)`.
@@ -104,10 +104,10 @@ def standardised_coefficients(scores: ArrayLike, target: ArrayLike, depth: Array
     """
     scores, depth, target = np.asarray(scores, float), np.asarray(depth, float), np.asarray(target, float)
     members = _members(groups, target.shape[-1])
-    columns = [_standardised(column, members) for column in (*scores, depth, depth**2)]
+    columns = [_standardized(column, members) for column in (*scores, depth, depth**2)]
     # pinv, not a solve: a score that is constant, or that repeats another one, takes no part or half
     inverse = np.linalg.pinv(np.stack(columns, axis=-1))
-    found = (inverse @ _standardised(target, members)[..., None])[..., 0]
+    found = (inverse @ _standardized(target, members)[..., None])[..., 0]
     return np.moveaxis(found, -1, 0)[: len(scores)]
 
 
@@ -142,7 +142,7 @@ def _ranks(values: Floats, members: Sequence[NDArray[np.int64]]) -> Floats:
     return ranks
 
 
-def _standardised(values: Floats, members: Sequence[NDArray[np.int64]]) -> Floats:
+def _standardized(values: Floats, members: Sequence[NDArray[np.int64]]) -> Floats:
     result = values.copy()
     for inside in members:
         result[..., inside] -= values[..., inside].mean(axis=-1, keepdims=True)

@@ -94,7 +94,7 @@ def test_keep_lowest_keeps_the_units_that_a_whole_analysis_ranks_lowest(tiny_lla
         assert unit.condition_number_bound <= whole.row(unit.name).condition_number * (1 + 1e-3)
 
 
-def test_screening_spares_the_hopeless_their_factorisation():
+def test_screening_spares_the_hopeless_their_factorization():
     """Squares among rectangles: their κ is tens of times higher, and a few products show it."""
     torch.manual_seed(0)
     model = nn.ModuleDict({f"wide{i}": nn.Linear(400, 60) for i in range(3)})

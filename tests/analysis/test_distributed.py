@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from condft import SpectralReport, analyze
-from condft.analysis.distributed import Ranks, Shares
-from condft.analysis.measure import UnitInfo, Wanted
+from condft.analysis.distributed import ProcessGroup, WorkPlan
+from condft.analysis.measure import MeasureSpec, UnitInfo
 from condft.report import Role
 from tests.helpers.processes import ROOT
 from tests.helpers.tiny_llama import build_tiny_llama
@@ -28,14 +28,14 @@ def info(name: str, shape: tuple[int, int], *, collective: bool = False) -> Unit
     return UnitInfo(name, shape, shape, "float32", "type", Role.LAYER, None, collective)
 
 
-def shares(infos: list[UnitInfo], size: int, holders: Mapping[str, list[int]] | None = None) -> Shares:
-    ranks = Ranks()
+def shares(infos: list[UnitInfo], size: int, holders: Mapping[str, list[int]] | None = None) -> WorkPlan:
+    ranks = ProcessGroup()
     ranks.size = size
     everywhere = {info.name: list(range(size)) for info in infos}
-    return Shares(ranks, {info.name: info for info in infos}, holders or everywhere, {})
+    return WorkPlan(ranks, {info.name: info for info in infos}, holders or everywhere, {})
 
 
-def loads(share: Shares, wanted: Wanted = Wanted()) -> list[float]:  # noqa: B008 (frozen)
+def loads(share: WorkPlan, wanted: MeasureSpec = MeasureSpec()) -> list[float]:  # noqa: B008 (frozen)
     _, owner = share.assign(list(share.infos), lambda info: info.cost(wanted))
     assert owner.keys() == share.infos.keys()
     return [
@@ -49,7 +49,7 @@ def loads(share: Shares, wanted: Wanted = Wanted()) -> list[float]:  # noqa: B00
 def test_each_of_two_ranks_gets_half_the_cost_of_a_llama(layers: int, measures: Any, collective: bool) -> None:
     shapes = LLAMA_LAYER * layers
     infos = [info(f"{index:03}.weight", shape, collective=collective) for index, shape in enumerate(shapes)]
-    parts = loads(shares(infos, 2), Wanted(measures))
+    parts = loads(shares(infos, 2), MeasureSpec(measures))
     assert max(parts) <= 1.2 * sum(parts) / 2
 
 
@@ -83,12 +83,12 @@ def test_a_unit_goes_to_a_rank_that_holds_it() -> None:
 
 
 def test_the_cost_ranks_what_takes_long() -> None:
-    basic, everything = Wanted(), Wanted("all")
+    basic, everything = MeasureSpec(), MeasureSpec("all")
     wide, square = info("wide", (1024, 4096)), info("square", (4096, 4096))
     assert info("tall", (4096, 1024)).cost(basic) == wide.cost(basic)
     assert wide.cost(basic) < info("nearly square", (3600, 4096)).cost(basic)
     assert info("small", (256, 4096)).cost(basic) < wide.cost(everything) < square.cost(basic)
-    assert square.cost(everything) < square.cost(Wanted("basic", spectrum=True))
+    assert square.cost(everything) < square.cost(MeasureSpec("basic", spectrum=True))
 
 
 def run_two(case: str, folder: Path) -> list[dict[str, Any]]:
@@ -180,10 +180,10 @@ def test_an_error_that_cannot_travel_keeps_its_message() -> None:
         pass
 
     with pytest.raises(Local, match="as it is"):
-        Ranks().run(lambda: (_ for _ in ()).throw(Local("as it is")))
+        ProcessGroup().run(lambda: (_ for _ in ()).throw(Local("as it is")))
 
 
 def test_without_torch_distributed_there_is_one_rank() -> None:
-    ranks = Ranks()
+    ranks = ProcessGroup()
     assert (ranks.size, ranks.rank, ranks.run(lambda: 3), ranks.from_first(lambda: 4)) == (1, 0, [3], 4)
     assert analyze(nn.Linear(4, 3), progress=False).rows

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from condft.analysis.threads import side_by_side
+from condft.analysis.threads import thread_map
 from condft.weights.unit import Unit
 
 
@@ -34,7 +34,7 @@ def threads(request) -> Iterator[int]:
 def test_results_come_in_order_and_to_the_caller_s_thread(threads):
     units = [unit("u" * (index + 1), 1100 if index == 4 else 20, 1100 if index == 4 else 10) for index in range(12)]
     found: list[tuple[str, float, int]] = []
-    side_by_side(
+    thread_map(
         units,
         lambda one: float(one.matrix.sum()),
         lambda one, result: found.append((one.name, result, threading.get_ident())),
@@ -44,7 +44,7 @@ def test_results_come_in_order_and_to_the_caller_s_thread(threads):
 
 def test_nobody_else_s_threads_change(threads):
     during: list[object] = []
-    side_by_side(
+    thread_map(
         [unit("a", 8, 8), unit("b", 8, 8)],
         lambda one: None,
         lambda one, _: during.extend([torch.get_num_threads(), in_new_thread(torch.get_num_threads)]),
@@ -56,7 +56,7 @@ def test_nobody_else_s_threads_change(threads):
 def test_workers_share_the_threads(threads):
     shares: list[int] = []
     units = [unit("u", 8, 8) for _ in range(30)]
-    side_by_side(units, lambda one: torch.get_num_threads(), lambda one, share: shares.append(share))
+    thread_map(units, lambda one: torch.get_num_threads(), lambda one, share: shares.append(share))
     assert set(shares) == {max(1, threads // min(threads, 8))}
 
 
@@ -73,7 +73,7 @@ def test_small_units_run_in_several_threads_and_a_large_one_in_the_caller_s():
     names: dict[str, str] = {}
     try:
         units = [unit("a", 8, 8), unit("b", 8, 8), unit("large", 1100, 1100)]
-        side_by_side(units, work, lambda one, name: names.update({one.name: name}))
+        thread_map(units, work, lambda one, name: names.update({one.name: name}))
     finally:
         torch.set_num_threads(before)
     assert names["large"] == threading.current_thread().name
@@ -89,7 +89,7 @@ def test_few_units_are_in_memory_at_a_time(threads):
             asked.append(index)
             yield unit("u", 5, 5)
 
-    side_by_side(units(), lambda one: one.name, lambda one, _: waiting.append(len(asked) - len(waiting)))
+    thread_map(units(), lambda one: one.name, lambda one, _: waiting.append(len(asked) - len(waiting)))
     assert max(waiting) <= threads + 2
 
 
@@ -109,9 +109,9 @@ def test_after_an_error_all_is_as_before(threads, where):
 
     units = [unit("a", 5, 5), unit("bad", 5, 5), unit("c", 5, 5)]
     with pytest.raises(ValueError, match="no") as kept:
-        side_by_side(units, work, done)
+        thread_map(units, work, done)
     assert found == ["a"]
     assert torch.get_num_threads() == threads
-    side_by_side(units[::2], work, done)
+    thread_map(units[::2], work, done)
     assert found == ["a", "a", "c"]
     assert kept.traceback

@@ -35,7 +35,7 @@ def run_two(script: str, folder: Path, *, timeout: float = 120) -> None:
 
 
 def leave() -> NoReturn:
-    """Ends this rank's process with status 0, without finalising the interpreter; what it wrote must be closed.
+    """Ends this rank's process with status 0, without finalizing the interpreter; what it wrote must be closed.
 
     FSDP2 and DDP keep their process group alive past `destroy_process_group` (torch 2.13), and with it gloo's threads.
     One of them that only now lets go of its last tensor needs the GIL, is cut off by the interpreter's end, and aborts

@@ -82,7 +82,7 @@ QWEN3_VL_MOE = Qwen3VLMoeConfig(
         "num_position_embeddings": 16,
     },
 )
-# What each brings: prefixes, ties, Conv1D, experts stored one by one, transposed stacks, fp32 exceptions, parametrised
+# What each brings: prefixes, ties, Conv1D, experts stored one by one, transposed stacks, fp32 exceptions, parametrized
 # weights computed from their parts.
 MODELS = {
     "LlamaForCausalLM": LlamaConfig(**SMALL, tie_word_embeddings=True),

@@ -49,8 +49,8 @@ def configure(
                 "text": parts["text"],
                 "text_tokens": 200,
                 "context_length": 50,
-                "self_generated_sequences": 2,
-                "self_generated_tokens": 12,
+                "sampled_sequences": 2,
+                "sampled_tokens": 12,
             },
         }
         path = tmp_path / "config.yaml"

@@ -190,9 +190,9 @@ def test_command_line(configure: Callable[..., Any], tmp_path: Path, parts: dict
     bad = runner.invoke(app, ["train", str(path), "training.stepz=1"])
     assert "did you mean 'training.steps'" in bad.output
     outputs = ["--json", str(tmp_path / "report.json"), "--plot", str(tmp_path / "kappa.png")]
-    analysed = runner.invoke(app, ["analyze", parts["language_model"], *outputs])
-    assert analysed.exit_code == 0, analysed.output
-    assert "self_attn.q_proj" in analysed.output
+    analyzed = runner.invoke(app, ["analyze", parts["language_model"], *outputs])
+    assert analyzed.exit_code == 0, analyzed.output
+    assert "self_attn.q_proj" in analyzed.output
     assert (tmp_path / "kappa.png").stat().st_size > 10_000
     assert SpectralReport.load(tmp_path / "report.json").rows
     nowhere = runner.invoke(app, ["analyze", str(tmp_path / "nowhere")])

@@ -105,7 +105,7 @@ class Suite:
             raise pytest.UsageError(f"inapplicable.py: no test matches {stale} any more; remove them")
         gone = sorted(key for key in CONDFT_CASES if key[0] in collected and key not in self.lists_found)
         if gone:
-            raise pytest.UsageError(f"cases.py: no test is parametrised with {gone} any more; rename or remove them")
+            raise pytest.UsageError(f"cases.py: no test is parametrized with {gone} any more; rename or remove them")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or not report.passed:

@@ -83,10 +83,10 @@ def test_public_names():
     for name in condft.__all__:
         assert getattr(condft, name).__name__ == name
     assert set(condft.__all__) <= set(dir(condft))
-    with pytest.raises(AttributeError, match="no attribute 'analyse'"):
-        condft.analyse  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'analyze'"):
+        condft.analyze  # noqa: B018
     with pytest.raises(ImportError):
-        from condft import analyse  # noqa: F401
+        from condft import analyze  # noqa: F401
 
 
 def test_type_checkers_and_the_program_see_the_same_names():

@@ -85,7 +85,7 @@ def test_the_route_follows_shape_and_condition(shape, spectrum, measures, method
     [((256, 160), 1101), ((200, 64), 1084), ((400, 120), 1001), ((300, 100), 1115), ((256, 256), 5083)],
 )
 def test_an_end_that_the_start_vector_hardly_holds_is_found(shape, seed):
-    """One Lanczos process takes the neighbour of the end for the end here, settled and 1 to 4 % off."""
+    """One Lanczos process takes the neighbor of the end for the end here, settled and 1 to 4 % off."""
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     values = reference(matrix)
     facts = spectral_facts(matrix)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from condft.training.sampler import DataOrder, iter_micro_batches
+from condft.training.sampler import EpochSampler, iter_micro_batches
 
 sizes = st.integers(1, 40)
 seeds = st.integers(0, 2**32 - 1)
@@ -19,13 +19,13 @@ def lengths_of(num_examples: int, grouped: bool) -> list[int] | None:
 
 @given(sizes, seeds, batches, st.integers(0, 5), st.booleans())
 def test_every_epoch_is_a_permutation(num_examples: int, seed: int, batch: int, epoch: int, grouped: bool) -> None:
-    order = DataOrder(num_examples, seed, batch, lengths_of(num_examples, grouped))
+    order = EpochSampler(num_examples, seed, batch, lengths_of(num_examples, grouped))
     assert sorted(order.epoch(epoch)) == list(range(num_examples))
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_epochs_and_seeds_differ(grouped: bool) -> None:
-    orders = [DataOrder(50, seed, 4, lengths_of(50, grouped)).epoch(epoch) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [EpochSampler(50, seed, 4, lengths_of(50, grouped)).epoch(epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert len({tuple(order) for order in orders}) == 4
 
 
@@ -33,7 +33,7 @@ def test_epochs_and_seeds_differ(grouped: bool) -> None:
 def test_steps_run_through_the_epochs_without_a_gap(
     num_examples: int, seed: int, batch: int, steps: int, grouped: bool
 ) -> None:
-    order = DataOrder(num_examples, seed, batch, lengths_of(num_examples, grouped))
+    order = EpochSampler(num_examples, seed, batch, lengths_of(num_examples, grouped))
     dealt = [index for step in range(steps) for index in order.step(step)]
     epochs = [index for epoch in range(len(dealt) // num_examples + 1) for index in order.epoch(epoch)]
     assert dealt == epochs[: len(dealt)]
@@ -45,7 +45,7 @@ def test_grouping_leaves_little_padding_in_every_epoch_and_mixes_the_lengths(num
     lengths = [(37 * i) % 101 for i in range(num_examples)]
     waste, first = {}, []
     for grouped in (False, True):
-        order = DataOrder(num_examples, 3, 8, lengths if grouped else None)
+        order = EpochSampler(num_examples, 3, 8, lengths if grouped else None)
         steps = [[lengths[i] for i in order.step(step)] for step in range(3 * num_examples // 8)]
         waste[grouped] = sum(max(step) * len(step) - sum(step) for step in steps) / sum(map(sum, steps))
         first = [sum(step) / len(step) for step in steps]
@@ -59,7 +59,7 @@ def test_ranks_and_micro_batches_deal_out_the_same_step(
     num_examples: int, seed: int, per_device: int, micro_batches: int, num_ranks: int, start: int, grouped: bool
 ) -> None:
     steps, size = start + 2, per_device * micro_batches * num_ranks
-    order = DataOrder(num_examples, seed, size, lengths_of(num_examples, grouped))
+    order = EpochSampler(num_examples, seed, size, lengths_of(num_examples, grouped))
     shares = [
         list(
             iter_micro_batches(
@@ -81,6 +81,6 @@ def test_ranks_and_micro_batches_deal_out_the_same_step(
 
 def test_bad_sizes_are_errors() -> None:
     with pytest.raises(ValueError, match="training split is empty"):
-        DataOrder(0, 0, 1)
+        EpochSampler(0, 0, 1)
     with pytest.raises(ValueError, match="3 lengths for 4 examples"):
-        DataOrder(4, 0, 1, [1, 2, 3])
+        EpochSampler(4, 0, 1, [1, 2, 3])

@@ -1,4 +1,4 @@
-"""Quantised weights are dequantised to the values that act, or skipped by name; raw codes are never scored."""
+"""Quantized weights are dequantized to the values that act, or skipped by name; raw codes are never scored."""
 
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,7 @@ def test_float8_with_a_grid_of_scales(weight: Tensor) -> None:
         values, _dequantize_fp8_weight(layer.weight, layer.weight_scale_inv, layer.block_size, torch.float32)
     )
     assert units["q_proj.weight"].quantization == "float8_e4m3fn with weight_scale_inv (FP8Linear)"
-    assert not [skip for skip in skipped.values() if skip.reason is SkipReason.QUANTISED]
+    assert not [skip for skip in skipped.values() if skip.reason is SkipReason.QUANTiZED]
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1), (48, 1)])
@@ -223,7 +223,7 @@ def test_other_kinds_are_skipped_by_name(layer: nn.Module, name: str, detail: st
     model = nn.ModuleDict({"up": layer, "down": nn.Linear(4, 4)})
     units, skipped = walk(model)
     assert [unit for unit in units if unit.startswith("up.") and "scale" not in unit] == []
-    assert skipped[name].reason is SkipReason.QUANTISED
+    assert skipped[name].reason is SkipReason.QUANTiZED
     assert detail in skipped[name].detail
 
 

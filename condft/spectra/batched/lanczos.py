@@ -48,7 +48,7 @@ def run_batch(
 
 
 def _step(operator: Callable[[Tensor], Tensor], basis: Tensor, projection: Tensor, vectors: int) -> Tensor:
-    """Product number `vectors` of each, orthogonalised twice; returns the norms of what was new, `(B, 1, 1)`."""
+    """Product number `vectors` of each, orthogonalized twice; returns the norms of what was new, `(B, 1, 1)`."""
     known = basis[:, :vectors]
     new = operator(known[:, -1:])
     inner = torch.bmm(new, known.mT)

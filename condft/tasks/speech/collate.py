@@ -1,6 +1,6 @@
 """Examples become batches: the chat prompt around the audio, the answer after it, everything padded on the left.
 
-The prompt is the same for all clips but for its number of `<sound>` tokens, so it is rendered and tokenised once.
+The prompt is the same for all clips but for its number of `<sound>` tokens, so it is rendered and tokenized once.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class SpeechCollator:
     _control: set[int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Renders and tokenises the prompt.
+        """Renders and tokenizes the prompt.
 
         Raises:
             ValueError: The template does not show the audio exactly once, or the tokenizer lacks eos or padding.
@@ -65,7 +65,7 @@ class SpeechCollator:
         if ids.count(audio_id) != 1:
             token = self.processor.audio_token
             raise ValueError(f"the rendered prompt holds {token} {ids.count(audio_id)} times, it must be once")
-        # Tokenised in one piece and split afterwards, so that the tokens are those of a user's own prompt.
+        # Tokenized in one piece and split afterwards, so that the tokens are those of a user's own prompt.
         position = ids.index(audio_id)
         self._prefix, self._suffix = ids[:position], ids[position + 1 :]
         added = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -1,4 +1,4 @@
-"""A speech encoder and a text LLM become one of transformers' own audio LLMs; no modelling code of our own.
+"""A speech encoder and a text LLM become one of transformers' own audio LLMs; no modeling code of our own.
 
     model, processor = compose_audio_llm("models/whisper-tiny.en", "models/smollm2-135m-instruct", max_seconds=4)
     model.save_pretrained("speech-llm"), processor.save_pretrained("speech-llm")
@@ -92,7 +92,7 @@ def compose_audio_llm(
         language_model_checkpoint: Folder or hub name of a decoder-only causal language model (safetensors).
         max_seconds: The longest clip the data holds. The tower's window is the next full second: it always
             encodes a whole window, so a short one is cheaper (Whisper's own is 30 s).
-        seed: Of the projector's initialisation. No global random state is read or changed.
+        seed: Of the projector's initialization. No global random state is read or changed.
         dtype: Of all parameters but the projector's.
         trust_remote_code: Whether a checkpoint may bring its own Python code.
 
@@ -106,7 +106,7 @@ def compose_audio_llm(
         OSError: A checkpoint does not exist or has no safetensors.
     """
     feature_extractor = _cut_feature_extractor(audio_checkpoint, max_seconds)
-    with torch.random.fork_rng(devices=[]):  # loading initialises what a checkpoint lacks (Whisper's decoder)
+    with torch.random.fork_rng(devices=[]):  # loading initializes what a checkpoint lacks (Whisper's decoder)
         encoder = _load_encoder(audio_checkpoint, dtype)
         language_model = _load_language_model(language_model_checkpoint, dtype, trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(language_model_checkpoint, trust_remote_code=trust_remote_code)

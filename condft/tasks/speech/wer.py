@@ -40,7 +40,7 @@ class WerReport:
     insertions: int
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Lower case, NFKC, without punctuation, words one space apart. Letters stay as they are: ß is not ss."""
     kept = []
     for character in unicodedata.normalize("NFKC", text).lower():
@@ -53,7 +53,7 @@ def normalise(text: str) -> str:
 def word_error_rate(
     references: Sequence[str], hypotheses: Sequence[str], languages: Sequence[str] | None = None
 ) -> WerReport:
-    """The corpus-level word error rate of normalised texts: total edits over total reference words.
+    """The corpus-level word error rate of normalized texts: total edits over total reference words.
 
     Args:
         references: What was said, one text a clip.
@@ -70,7 +70,7 @@ def word_error_rate(
         )
     if not references:
         raise ValueError("no clips to compare: the test split is empty")
-    truths, heard = [normalise(text) for text in references], [normalise(text) for text in hypotheses]
+    truths, heard = [normalize(text) for text in references], [normalize(text) for text in hypotheses]
     for index, (raw, truth) in enumerate(zip(references, truths, strict=True)):
         if not truth:
             raise ValueError(f"reference {index} ({raw!r}) has no word to compare with; remove the clip")
@@ -98,7 +98,7 @@ def transcribe(
     max_new_tokens: int,
     progress: bool = True,
 ) -> list[str]:
-    """Greedy transcriptions of prompt batches. Ranks share the batches, and each gets the texts of all.
+    """Greedy transcriptions of prompt batches. The processes share the batches, and each gets the texts of all.
 
     Args:
         model: Unwrapped (not DDP), with `generate`; in whatever mode, which it has again afterwards.

@@ -62,8 +62,8 @@ def add_fisher_information(
 
     Raises:
         KeyError: A name without a row.
-        ValueError: A unit whose gradient cannot be had (quantised, sharded, on the meta device, computed by a
-            parametrisation), a merged adapter, a model that gives no logits or not finite ones, or sequences of fewer
+        ValueError: A unit whose gradient cannot be had (quantized, sharded, on the meta device, computed by a
+            parametrization), a merged adapter, a model that gives no logits or not finite ones, or sequences of fewer
             than 2 tokens.
     """
     targets = Targets(model)
@@ -120,7 +120,7 @@ def _parameters(model: nn.Module, targets: Targets, units: dict[str, Target]) ->
 
 def _why_no_gradient(module: nn.Module, parameter: Any) -> str | None:
     if is_quantized(module):
-        return "it is quantised"
+        return "it is quantized"
     if isinstance(parameter, DTensor):
         return "it is sharded"
     return None if isinstance(parameter, nn.Parameter) else "it is no plain parameter"

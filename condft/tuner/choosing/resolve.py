@@ -1,4 +1,4 @@
-"""The selection of a config that carries none yet: analysed, chosen, and written into it."""
+"""The selection of a config that carries none yet: analyzed, chosen, and written into it."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from peft.utils.other import match_target_against_key
 from torch import nn
 
 from condft.analysis.analyze import analyze
-from condft.analysis.distributed import Ranks, Shares, walk_together
+from condft.analysis.distributed import ProcessGroup, WorkPlan, walk_together
 from condft.report import SkippedWeight, SkipReason, SpectralReport
 from condft.selection.scores import WHOLE_SPECTRUM_SCORES
 from condft.selection.select import Selection, select_units, shape_warning
@@ -20,7 +20,7 @@ from condft.tuner.choosing.candidates import candidate_names, no_candidates
 from condft.tuner.choosing.fisher import add_fisher_information
 from condft.tuner.config import CondFTConfig
 from condft.tuner.layers.layer import CondFTLayer
-from condft.tuner.loading.base_digests import labelled
+from condft.tuner.loading.base_digests import labeled
 from condft.tuner.targets import Targets
 from condft.weights.walk import iter_units
 
@@ -30,15 +30,15 @@ __all__ = ["resolve_selection"]
 def resolve_selection(config: CondFTConfig, model: nn.Module, targets: Targets) -> None:
     """Analyses what may be chosen, selects, and writes the selection into the config.
 
-    Ranks of torch.distributed do this together, since some may hold meta tensors where others hold the weights; and
-    the first one's choice is everybody's, whatever seed or report the others were given.
+    All processes do this together, since some may hold meta tensors where others hold the weights; and the first
+    one's choice is everybody's, whatever seed or report the others were given.
     """
-    ranks = Ranks()
+    ranks = ProcessGroup()
     granularity: Any = config.granularity  # checked by iter_units
     shares, skipped = walk_together(ranks, lambda: iter_units(model, granularity=granularity))
     _refuse_meta_weights(skipped)
     if any(isinstance(module, CondFTLayer) and module.merged for module in model.modules()):
-        raise ValueError("an adapter is merged, so the base weights cannot be analysed: call unmerge_adapter() first")
+        raise ValueError("an adapter is merged, so the base weights cannot be analyzed: call unmerge_adapter() first")
     candidates = _of_any_rank(ranks, lambda: candidate_names(config, model, shares.units, targets))
     if not candidates:
         raise ValueError(no_candidates(config, shares.infos, skipped))
@@ -63,10 +63,10 @@ def resolve_selection(config: CondFTConfig, model: nn.Module, targets: Targets) 
     config.target_units = list(selection.names)
     config.selected_by = config.rule
     rows = {row.name: row for row in report.rows}
-    # What is quantised is analysed as what it stands for, which another base may hold in other digits.
+    # What is quantized is analyzed as what it stands for, which another base may hold in other digits.
     quantized = _of_any_rank(ranks, lambda: {unit.name for unit in shares.units.values() if unit.quantization})
     plain = [name for name in selection.names if name not in quantized]
-    config.base_digests = {name: labelled(rows[name].dtype, rows[name].digest) for name in plain}
+    config.base_digests = {name: labeled(rows[name].dtype, rows[name].digest) for name in plain}
     if _saves_whole_embeddings(config, model):
         config.target_modules = None
     config.report_fingerprint = report.fingerprint
@@ -78,7 +78,7 @@ def _with_fisher_information(report: SpectralReport, model: nn.Module, candidate
     return add_fisher_information(report, model, names=missing) if missing else report
 
 
-def _of_any_rank(ranks: Ranks, names: Callable[[], set[str]]) -> set[str]:
+def _of_any_rank(ranks: ProcessGroup, names: Callable[[], set[str]]) -> set[str]:
     return set().union(*ranks.run(names))
 
 
@@ -112,13 +112,13 @@ def _refuse_meta_weights(skipped: Sequence[SkippedWeight]) -> None:
     meta = [skip.name for skip in skipped if skip.reason is SkipReason.META_DEVICE]
     if meta:
         raise ValueError(
-            f"{len(meta)} weights are on the meta device{' of every rank' if Ranks().size > 1 else ''} and cannot be "
-            f"analysed, the first is {meta[0]!r}: load the weights before get_peft_model, or hand over target_units "
-            "from an analysis made elsewhere"
+            f"{len(meta)} weights are on the meta device{' of every rank' if ProcessGroup().size > 1 else ''} and "
+            f"cannot be analyzed, the first is {meta[0]!r}: load the weights before get_peft_model, or hand over "
+            "target_units from an analysis made elsewhere"
         )
 
 
-def _check_report(report: SpectralReport, shares: Shares, candidates: set[str], granularity: str) -> None:
+def _check_report(report: SpectralReport, shares: WorkPlan, candidates: set[str], granularity: str) -> None:
     """A report of other weights must not choose for this model."""
     rows = {row.name: row for row in report.rows}
     missing = sorted(candidates - rows.keys())

@@ -102,7 +102,7 @@ def export_lora(
                 squares[0] += norm**2
                 continue
             matrix = _as_matrix(update.layer, difference)
-            down, up = (factor.to(dtype) for factor in _factorise(matrix, norm, rank, max_error))
+            down, up = (factor.to(dtype) for factor in _factorize(matrix, norm, rank, max_error))
             # Measured on what is written, rounding to `dtype` included.
             lost = torch.linalg.vector_norm(matrix - up.to(matrix) @ down.to(matrix), dtype=torch.float64).item()
             factors.append(LoraFactors(update.name, len(down), min(matrix.shape), lost / norm))
@@ -144,7 +144,7 @@ def _as_matrix(layer: nn.Module, difference: Tensor) -> Tensor:
     return difference.T if isinstance(layer, Conv1D | nn.Embedding) else difference.flatten(1)
 
 
-def _factorise(matrix: Tensor, norm: float, rank: int | None, max_error: float | None) -> tuple[Tensor, Tensor]:
+def _factorize(matrix: Tensor, norm: float, rank: int | None, max_error: float | None) -> tuple[Tensor, Tensor]:
     """A `(rank, inputs)` and B `(outputs, rank)`, each with the root of the singular values."""
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     if rank is None:

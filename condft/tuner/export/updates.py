@@ -21,7 +21,7 @@ class Update:
 
     Attributes:
         name: The parameter's name in the base model.
-        base: All of its values in the base model (dequantised, if the base is quantised).
+        base: All of its values in the base model (dequantized, if the base is quantized).
         trained: The values that act when the adapter is active, in the dtype that was trained: of the whole
             parameter, or of the slices that train.
         slices: Which slices train; None for the whole parameter.

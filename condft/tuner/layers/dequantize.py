@@ -1,7 +1,7 @@
-"""Quantised layers: the dense values that a copy starts from, and the dense layer that merging puts in place.
+"""Quantized layers: the dense values that a copy starts from, and the dense layer that merging puts in place.
 
-The copy acts in the forward in the place of the quantised weight, which is left alone; only where some heads of it
-train is the rest of it needed, and dequantised for the length of one product.
+The copy acts in the forward in the place of the quantized weight, which is left alone; only where some heads of it
+train is the rest of it needed, and dequantized for the length of one product.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class DequantizingBackend(QuantizationBackend):
-    """What PEFT is told of a quantised layer: its kind, for `get_layer_status`, and how its weight is read."""
+    """What PEFT is told of a quantized layer: its kind, for `get_layer_status`, and how its weight is read."""
 
     layer_type = "linear"
     supports_merge = True
@@ -58,7 +58,7 @@ def why_not_trainable(module: nn.Module, key: str) -> str | None:
     """Why no copy of a module's parameter can be trained because of how it is stored; None if it can be."""
     if nn.utils.parametrize.is_parametrized(module, key):
         return (
-            "it is computed by a parametrisation: make it a plain parameter first, with "
+            "it is computed by a parametrization: make it a plain parameter first, with "
             "torch.nn.utils.parametrize.remove_parametrizations"
         )
     if any(f"{key}_{part}" in module._parameters for part in _COMPUTED_FROM):
@@ -70,18 +70,18 @@ def why_not_trainable(module: nn.Module, key: str) -> str | None:
     if found is None:
         return None
     if found.deferred is None:
-        return f"it is quantised ({found.kind}) and cannot be dequantised here"
+        return f"it is quantized ({found.kind}) and cannot be dequantized here"
     is_linear = isinstance(module, nn.Linear) and key == "weight"
     if not is_linear or found.deferred.shape != (module.out_features, module.in_features):
-        return f"it is quantised ({found.kind}), and of quantised weights CondFT trains those of Linear layers"
+        return f"it is quantized ({found.kind}), and of quantized weights CondFT trains those of Linear layers"
     return None
 
 
 def dense_values(module: nn.Module, parameter: str) -> Tensor:
-    """A parameter's values: itself, detached, or dequantised if its bits are not its values.
+    """A parameter's values: itself, detached, or dequantized if its bits are not its values.
 
     Raises:
-        ValueError: It is quantised in a way that cannot be dequantised here.
+        ValueError: It is quantized in a way that cannot be dequantized here.
     """
     owner, _, key = parameter.rpartition(".")
     holder = module.get_submodule(owner)
@@ -90,7 +90,7 @@ def dense_values(module: nn.Module, parameter: str) -> Tensor:
         values: Tensor = getattr(holder, key).detach()
         return values
     if found.deferred is None:
-        raise ValueError(f"{parameter} of {type(module).__name__} cannot be dequantised here: it is {found.kind}")
+        raise ValueError(f"{parameter} of {type(module).__name__} cannot be dequantized here: it is {found.kind}")
     return found.deferred.read()
 
 
@@ -101,10 +101,10 @@ def shape_of(module: nn.Module, key: str) -> tuple[int, ...]:
 
 
 def dense_layer(module: nn.Module, weight: Tensor) -> nn.Linear:
-    """A plain Linear layer in the place of a quantised one.
+    """A plain Linear layer in the place of a quantized one.
 
     Args:
-        module: The quantised layer; its bias is shared, not copied.
+        module: The quantized layer; its bias is shared, not copied.
         weight: `(out_features, in_features)`, taken as it is.
     """
     out_features, in_features = weight.shape
@@ -116,9 +116,9 @@ def dense_layer(module: nn.Module, weight: Tensor) -> nn.Linear:
 
 @contextmanager
 def dequantized(module: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
-    """A quantised layer's weight, `(out_features, in_features)`, without its values being kept for the backward.
+    """A quantized layer's weight, `(out_features, in_features)`, without its values being kept for the backward.
 
-    Inside, a function that saves the weight saves nothing, and in the backward it is dequantised again.
+    Inside, a function that saves the weight saves nothing, and in the backward it is dequantized again.
     """
     weight = dense_values(module, "weight").to(dtype)
     mark = (weight.data_ptr(), weight.shape)  # not the weight itself, which the hooks would keep
@@ -134,7 +134,7 @@ def dequantized(module: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
 
 
 def working_dtype(model: nn.Module) -> torch.dtype:
-    """What a model computes in: the dtype of its first parameter of 16 bits or more that is not quantised."""
+    """What a model computes in: the dtype of its first parameter of 16 bits or more that is not quantized."""
     for module in model.modules():
         for key, parameter in module.named_parameters(recurse=False):
             wide = parameter.dtype.is_floating_point and parameter.dtype.itemsize > 1
@@ -146,10 +146,10 @@ def working_dtype(model: nn.Module) -> torch.dtype:
 def exempt_from_quantization(model: Any, dense: Iterable[str]) -> None:
     """Writes into a transformers model's config that these modules are dense by now.
 
-    Without that, a checkpoint of the merged model would be read as if they were quantised still.
+    Without that, a checkpoint of the merged model would be read as if they were quantized still.
 
     Args:
-        model: Any module; one that transformers has not quantised is left as it is.
+        model: Any module; one that transformers has not quantized is left as it is.
         dense: Paths of modules in it.
     """
     quantizer, names = getattr(model, "hf_quantizer", None), list(dense)

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from condft.tuner.layers.dequantize import dequantized
 from condft.tuner.layers.layer import CondFTLayer
 from condft.tuner.layers.mixed_batch import mixed_forward
-from condft.tuner.layers.mixed_precision import recast_linear
+from condft.tuner.layers.mixed_precision import mixed_precision_linear
 from condft.tuner.layers.slices import Slices
 from condft.tuner.layers.substitution import has_hooks, substituted
 
@@ -70,7 +70,7 @@ class FunctionalLayer(CondFTLayer):
         # Under autocast the copies go in as they are: autocast casts them itself, once a step, and caches that.
         if not _autocasts(x):
             if isinstance(base, nn.Linear):
-                return recast_linear(x, weight, bias)
+                return mixed_precision_linear(x, weight, bias)
             weight = weight.to(x.dtype)
             bias = None if bias is None else bias.to(x.dtype)
         if isinstance(base, nn.Linear):
@@ -86,7 +86,7 @@ class FunctionalLayer(CondFTLayer):
         if self.training and copy.requires_grad and copy.dtype.itemsize < 4:
             # Of one place and one text, so Python shows it once.
             warnings.warn(
-                f"weights are trained in {str(copy.dtype).removeprefix('torch.')} over a quantised base, where most "
+                f"weights are trained in {str(copy.dtype).removeprefix('torch.')} over a quantized base, where most "
                 "updates of full-rank training vanish in rounding. TRL's trainers cast them so, as suits LoRA: after "
                 "the trainer is made, set parameter.data = parameter.data.float() for every parameter that requires a "
                 "gradient.",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from condft.tuner.layers.dequantize import DequantizingBackend
 from condft.tuner.layers.merging import Merging
 from condft.tuner.layers.mixed_batch import unreadable
-from condft.tuner.layers.offloader import Parking
+from condft.tuner.layers.offloader import Offloader
 from condft.tuner.layers.sharded import is_sharded, on_whole_tensors
 from condft.tuner.layers.slices import Slices
 from condft.tuner.registration import PREFIX
@@ -46,7 +46,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         init_weights: True copies the base weights, False perturbs the copies.
         inference_mode: True leaves the copies without gradient.
         offload_base: While this adapter acts, the originals of whole parameters are on the CPU.
-        dense_dtype: What a quantised weight becomes when it is merged into.
+        dense_dtype: What a quantized weight becomes when it is merged into.
     """
 
     takes_samples_first = False  # whether forward takes one tensor of samples, so that a batch can be parted
@@ -73,7 +73,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         self.quantization_backend = DequantizingBackend.of(self._base)
         self._dense_dtype = dense_dtype
         self._merging = Merging()
-        self._parking = Parking()
+        self._parking = Offloader()
         self._offloading: set[str] = set()  # adapters whose originals are parked while they act
         self.update_layer(
             adapter_name, parts, init_weights=init_weights, inference_mode=inference_mode, offload_base=offload_base
@@ -168,7 +168,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         return getattr(self._base.get_submodule(owner), key)
 
     def base_values(self, parameter: str) -> Tensor:
-        """The values that the module had without any adapter, also while one is merged; dequantised, on any device."""
+        """The values that the module had without any adapter, also while one is merged; dequantized, on any device."""
         return self._merging.base_values(self, parameter)
 
     def copies_of(self, parameter: str) -> nn.ParameterDict:

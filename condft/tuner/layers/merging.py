@@ -1,7 +1,7 @@
 """`Merging`: puts an adapter's copies into the module that they act for, and gives it back as it was.
 
-A plain parameter gets the copy's values; a parameter that trains in part only those of its slices. A quantised weight
-is not quantised again, since rounding to 4 or 8 bits swallows updates of the size that full-rank training makes: its
+A plain parameter gets the copy's values; a parameter that trains in part only those of its slices. A quantized weight
+is not quantized again, since rounding to 4 or 8 bits swallows updates of the size that full-rank training makes: its
 layer stands aside for a dense one of the model's dtype, which takes the memory of a dense weight.
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from condft.tuner.layers.dequantize import dense_layer, dense_values
-from condft.tuner.layers.offloader import Parking
+from condft.tuner.layers.offloader import Offloader
 from condft.tuner.layers.slices import Slices
 
 __all__ = ["Merging"]
@@ -31,18 +31,18 @@ class Merging:
         slices: Slices | None,
         copy: Tensor,
         *,
-        parking: Parking,
+        parking: Offloader,
         dense_dtype: torch.dtype,
     ) -> None:
         """Replaces one parameter of the module, or its slices.
 
         Args:
-            layer: The wrapper; of a quantised weight its `base_layer` is replaced.
+            layer: The wrapper; of a quantized weight its `base_layer` is replaced.
             parameter: Name of the parameter in the wrapped module.
             slices: What of it is replaced; None for all of it.
             copy: The values; not modified, and not shared with the module.
             parking: Where the parameter may be parked.
-            dense_dtype: For what a quantised weight becomes.
+            dense_dtype: For what a quantized weight becomes.
         """
         module = layer.get_base_layer()
         if parameter == "weight" and layer.quantization_backend is not None:
@@ -56,7 +56,7 @@ class Merging:
             self._originals[parameter] = slices, slices.take(base)
             slices.write(base, copy)
 
-    def take_back(self, layer: Any, parking: Parking) -> None:
+    def take_back(self, layer: Any, parking: Offloader) -> None:
         """The module as it was before, the very same bytes, where the module is by now."""
         if self._quantized is not None:
             dense = layer.get_base_layer()
@@ -73,7 +73,7 @@ class Merging:
         self._quantized = None
 
     def base_values(self, layer: Any, parameter: str) -> Tensor:
-        """A parameter's values as they are without any adapter, dequantised."""
+        """A parameter's values as they are without any adapter, dequantized."""
         if self._quantized is not None and parameter == "weight":
             return dense_values(self._quantized, parameter)
         values = dense_values(layer.get_base_layer(), parameter)

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["recast_linear"]
+__all__ = ["mixed_precision_linear"]
 
 
-def recast_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def mixed_precision_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear` in `x`'s dtype, with the result and the gradients of casting weight and bias to it first.
 
     Args:
@@ -25,11 +25,11 @@ def recast_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # torch.compile decides itself what is made again in the backward.
     if weight.dtype == x.dtype or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.linear(x, weight.to(x.dtype), bias)
-    result: Tensor = _RecastLinear.apply(x, weight, bias)
+    result: Tensor = _MixedPrecisionLinear.apply(x, weight, bias)
     return result
 
 
-class _RecastLinear(torch.autograd.Function):
+class _MixedPrecisionLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)

@@ -1,4 +1,4 @@
-"""`Parking`: keeps on the CPU what a copy acts in the place of, and brings it back where it has to act itself.
+"""`Offloader`: keeps on the CPU what a copy acts in the place of, and brings it back where it has to act itself.
 
 What is parked stays a registered parameter of its module, with its values: whatever reads them (`state_dict`, a
 digest, a merge) sees the truth, and only code that supposes all parameters on one device can be surprised.
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Parking"]
+__all__ = ["Offloader"]
 
 _CPU = torch.device("cpu")
 
@@ -32,7 +32,7 @@ class _Parked:
     seen: tuple[int, int] | None = None
 
 
-class Parking:
+class Offloader:
     """The parked parameters of one module.
 
     A parameter goes to the CPU once. From then on its values stay there, so that to bring it back costs one transfer

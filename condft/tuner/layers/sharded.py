@@ -23,7 +23,7 @@ def is_sharded(layer: nn.Module) -> bool:
 
 
 def refuse_partitions(model: nn.Module) -> None:
-    """Of a model that DeepSpeed has made in partitions there is nothing here to copy or to analyse.
+    """Of a model that DeepSpeed has made in partitions there is nothing here to copy or to analyze.
 
     Raises:
         ValueError: Weights that are partitions, and not gathered just now.

@@ -3,7 +3,7 @@
 For the length of a forward the acting tensors stand in the module's `__dict__`, where attribute access finds them
 before `nn.Module.__getattr__` looks among the registered parameters. The module stays the same object with the same
 parameters, so hooks, offloading and sharding see what they always saw, and nothing is registered or removed, as a
-parametrisation would. As with those, two threads must not run one module at the same time.
+parametrization would. As with those, two threads must not run one module at the same time.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -67,7 +67,7 @@ class SubstitutingLayer(CondFTLayer):
 class OwnForwardLayer(SubstitutingLayer):
     """Wraps a linear layer, convolution or embedding by class that computes something of its own in its forward.
 
-    Such as a convolution that standardises its weight first, or an embedding that scales what it looks up.
+    Such as a convolution that standardizes its weight first, or an embedding that scales what it looks up.
     """
 
     takes_samples_first = True

@@ -16,21 +16,21 @@ from condft.tuner.layers.layer import CondFTLayer
 from condft.tuner.targets import Target, Targets
 from condft.weights.quantized import quantized_weight
 
-__all__ = ["check_base", "digests_of_base", "labelled", "units_of_another_base"]
+__all__ = ["check_base", "digests_of_base", "labeled", "units_of_another_base"]
 
 
-def labelled(dtype: str, digest: str) -> str:
+def labeled(dtype: str, digest: str) -> str:
     """A digest as the config keeps it: with the dtype that the weight had, such as `bfloat16 0f3a...`."""
     return f"{dtype} {digest}"
 
 
 def digests_of_base(targets: Targets, units: Iterable[str]) -> dict[str, str]:
-    """Unit -> `labelled` digest of its base values; without those whose values are not here as plain numbers."""
+    """Unit -> `labeled` digest of its base values; without those whose values are not here as plain numbers."""
     found: dict[str, str] = {}
     for unit in units:
         values = _base_values(targets, unit)
         if values is not None:
-            found[unit] = labelled(_name(values.dtype), tensor_digest(values))
+            found[unit] = labeled(_name(values.dtype), tensor_digest(values))
     return found
 
 
@@ -39,11 +39,11 @@ def units_of_another_base(targets: Targets, recorded: Mapping[str, str]) -> list
 
     A weight that is here in another dtype is cast to the recorded one first. If that dtype holds less than this one
     (a bf16 base, loaded in fp32), the digests must agree still; if it holds more, the bits are lost and a difference
-    says nothing. The same goes for weights that are quantised, sharded or on the meta device: they are not compared.
+    says nothing. The same goes for weights that are quantized, sharded or on the meta device: they are not compared.
 
     Args:
         targets: The model.
-        recorded: Unit -> `labelled` digest.
+        recorded: Unit -> `labeled` digest.
     """
     return [unit for unit, label in recorded.items() if _differs(_base_values(targets, unit), label)]
 
@@ -53,7 +53,7 @@ def check_base(targets: Targets, recorded: Mapping[str, str], base: str | None) 
 
     Args:
         targets: The model.
-        recorded: Unit -> `labelled` digest.
+        recorded: Unit -> `labeled` digest.
         base: Name of the base that the adapter was made on, for the message.
 
     Raises:

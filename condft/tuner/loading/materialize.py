@@ -9,12 +9,12 @@ rank's shards would never move, without a word (accelerate 1.15; LoRA's too).
 import torch
 from torch import nn
 
-from condft.analysis.distributed import Ranks
+from condft.analysis.distributed import ProcessGroup
 
-__all__ = ["give_addresses"]
+__all__ = ["materialize"]
 
 
-def give_addresses(model: nn.Module) -> None:
+def materialize(model: nn.Module) -> None:
     """On one of several ranks, moves every parameter that trains from the meta device to the CPU, filled with NaN.
 
     NaN and not zero: where nobody brings the values, the first loss says so. In a single process nothing is done.
@@ -22,7 +22,7 @@ def give_addresses(model: nn.Module) -> None:
     Args:
         model: With its adapter in place, before an optimizer is made of its parameters.
     """
-    if Ranks().size == 1:
+    if ProcessGroup().size == 1:
         return
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():

@@ -66,7 +66,7 @@ class Experts(nn.Module):
 
 
 def linears(shapes: dict[str, tuple[int, int]]) -> nn.Module:
-    """Gaussian weights of standard deviation 0.02, as models are initialised; seeded by position."""
+    """Gaussian weights of standard deviation 0.02, as models are initialized; seeded by position."""
     layers = nn.ModuleDict()
     for index, (name, (rows, columns)) in enumerate(shapes.items()):
         layer = nn.Linear(columns, rows, bias=False)

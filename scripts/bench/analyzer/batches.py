@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from condft.analysis.threads import side_by_side
+from condft.analysis.threads import thread_map
 from condft.spectra import SpectralFacts, batch_size, batched_facts, spectral_facts
 from condft.weights.unit import Unit
 
@@ -73,7 +73,7 @@ def measured(threads: int, repeats: int) -> list[dict[str, Any]]:
 def in_threads(stack: torch.Tensor) -> list[SpectralFacts]:
     found: list[SpectralFacts] = []
     units = [Unit(str(index), matrix, matrix, "layer", "layer") for index, matrix in enumerate(stack)]
-    side_by_side(units, lambda unit: spectral_facts(unit.matrix), lambda unit, facts: found.append(facts))
+    thread_map(units, lambda unit: spectral_facts(unit.matrix), lambda unit, facts: found.append(facts))
     return found
 
 

@@ -1,7 +1,7 @@
 """How far an analysis is from what its route must move and multiply: counted traffic and flops at measured rates.
 
 A `TorchDispatchMode` sees every operation that the route runs. Operations on something as large as the matrix count
-as a pass, with the bytes that they read and write; products and factorisations count their flops too. The limit is
+as a pass, with the bytes that they read and write; products and factorizations count their flops too. The limit is
 the time of those bytes at the measured bandwidth plus that of those flops at the measured rate of a fp64 GEMM.
 """
 
@@ -20,7 +20,7 @@ __all__ = ["CountedWork", "distance_to_limit", "machine_rates"]
 
 
 class CountedWork(TorchDispatchMode):
-    """Counts bytes moved by operations on large tensors, and flops of dense products and factorisations.
+    """Counts bytes moved by operations on large tensors, and flops of dense products and factorizations.
 
     Args:
         large: Elements from which a tensor counts as a pass over the matrix (or over a block of it).

@@ -1,4 +1,4 @@
-"""Peak memory of analysing a checkpoint that is never instantiated, and whether the report equals the loaded model's.
+"""Peak memory of analyzing a checkpoint that is never instantiated, and whether the report equals the loaded model's.
 
 Each measurement is a process of its own, since peak memory never goes down:
 
@@ -55,7 +55,7 @@ def write(folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def analysed(folder: Path, report: Path, *, loaded: bool) -> dict[str, Any]:
+def analyzed(folder: Path, report: Path, *, loaded: bool) -> dict[str, Any]:
     from condft.analysis.analyze import analyze
 
     source: Any = folder
@@ -106,7 +106,7 @@ def main() -> None:
         torch.ones(2, 2) @ torch.ones(2, 2)
         print(json.dumps({"peak_bytes": peak_rss_bytes()}))
     else:
-        print(json.dumps(analysed(Path(paths[0]), Path(paths[1]), loaded=kind == "loaded")))
+        print(json.dumps(analyzed(Path(paths[0]), Path(paths[1]), loaded=kind == "loaded")))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class Continuation:
         return hidden
 
     def final_hidden(self, hidden: Tensor, layer: int) -> Tensor:
-        """From the input of a layer to the normalised state that the output head reads, of the same shape."""
+        """From the input of a layer to the normalized state that the output head reads, of the same shape."""
         return self._body.norm(self._through(hidden, layer, len(self._body.layers)))
 
     def logits(self, final_hidden: Tensor) -> Tensor:

@@ -216,7 +216,7 @@ def _types(table: Table, index: Indices) -> Indices:
 
 
 def draw(table: Table, path: Path) -> None:
-    """Score against KL at equal gain, one panel a score, one colour a type."""
+    """Score against KL at equal gain, one panel a score, one color a type."""
     figure = Figure(figsize=(11, 8), layout="constrained")
     panels = figure.subplots(2, 2, sharey=True).flat
     for axes, score in zip(panels, _SHOWN, strict=True):

@@ -21,7 +21,7 @@ _FOOT = -0.4  # of the stability panels: room for labels under the lowest correl
 
 
 def draw_deficits(atlases: Sequence[Atlas], path: Path) -> None:
-    """Entropy deficit over κ, a panel a model, a colour a shape; both bounds, and a random matrix of each shape."""
+    """Entropy deficit over κ, a panel a model, a color a shape; both bounds, and a random matrix of each shape."""
     figure = Figure(figsize=(4.6 * len(atlases), 4.8), layout="constrained")
     panels = figure.subplots(1, len(atlases), sharey=True, squeeze=False)[0]
     for axes, atlas in zip(panels, atlases, strict=True):
@@ -72,7 +72,7 @@ def draw_depths(atlas: Atlas, path: Path) -> None:
     figure.supylabel("condition number κ", fontsize=9)
     figure.suptitle(
         f"{atlas.model}: κ over depth by type. Dashed: median of random matrices of that shape;\n"
-        "grey: 95 % of random squares",
+        "gray: 95 % of random squares",
         fontsize=10,
     )
     save_figure(figure, path)

@@ -20,12 +20,12 @@ def explained_by_groups(values: ArrayLike, groups: ArrayLike) -> Floats:
         `(...)`, in [0, 1]; nan where the values are constant. For chance see `explained_by_chance`.
     """
     column, labels = np.asarray(values, float), np.asarray(groups)
-    centred = column - column.mean(axis=-1, keepdims=True)
+    centerd = column - column.mean(axis=-1, keepdims=True)
     between = np.zeros(column.shape[:-1])
     for label in np.unique(labels):
-        inside = centred[..., labels == label]
+        inside = centerd[..., labels == label]
         between += inside.shape[-1] * inside.mean(axis=-1) ** 2
-    total = (centred**2).sum(axis=-1)
+    total = (centerd**2).sum(axis=-1)
     return np.divide(between, total, out=np.full_like(between, math.nan), where=total > 0)
 
 

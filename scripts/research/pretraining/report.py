@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from condft.files.atomic import write_text
-from condft.plots.figures import colours_of, save_figure, short_labels
+from condft.plots.figures import colors_of, save_figure, short_labels
 from condft.selection.random_matrix import expected_condition_number
 from scripts.research.kappa.statistics import explained_by_groups
 from scripts.research.pretraining.statistics import (
@@ -86,7 +86,7 @@ def _over_training(points: Sequence[Point]) -> list[str]:
 def _by_type(points: Sequence[Point]) -> list[str]:
     first, last = points[0]["weights"], points[-1]["weights"]
     lines = [
-        "## From the initialisation to the end, by module type (medians)",
+        "## From the initialization to the end, by module type (medians)",
         "",
         "| module type | weights | change of log κ: mean, standard deviation | "
         + " | ".join(FACTS.values())
@@ -110,7 +110,7 @@ def _order(points: Sequence[Point]) -> list[str]:
     lines = [
         "## How much of the order within the types stays (Spearman)",
         "",
-        "| step | " + " | ".join(f"{FACTS[fact]}: with the initialisation" for fact in facts) + " | κ: with the point "
+        "| step | " + " | ".join(f"{FACTS[fact]}: with the initialization" for fact in facts) + " | κ: with the point "
         "before | κ: with the end |",
         "| --- " * (3 + len(facts)) + "|",
     ]
@@ -192,15 +192,15 @@ def _draw_kappa(points: Sequence[Point], path: Path) -> None:
     figure = Figure(figsize=(13, 5), layout="constrained")
     over_steps, over_loss = figure.subplots(1, 2, sharey=True)
     groups = _groups(points[0])
-    colours = colours_of(groups)
+    colors = colors_of(groups)
     steps, losses = [point["step"] for point in points], [point["held_out_loss"] for point in points]
     for label, names in groups.items():
         values = np.array([column(point["weights"], names, _KAPPA) for point in points])
         low, middle, high = np.quantile(values, [0.1, 0.5, 0.9], axis=1)
         for axes, x in ((over_steps, steps), (over_loss, losses)):
-            axes.plot(x, middle, "o-", color=colours[label], markersize=3, label=label)
-            axes.fill_between(x, low, high, color=colours[label], alpha=0.12, linewidth=0)
-            axes.axhline(_expected(points[0], names), color=colours[label], linestyle=":", linewidth=0.8)
+            axes.plot(x, middle, "o-", color=colors[label], markersize=3, label=label)
+            axes.fill_between(x, low, high, color=colors[label], alpha=0.12, linewidth=0)
+            axes.axhline(_expected(points[0], names), color=colors[label], linestyle=":", linewidth=0.8)
     _step_axis(over_steps, steps[-1])
     over_steps.set_ylabel("κ (dotted: a random matrix of that shape)")
     over_steps.set_yscale("log")
@@ -225,10 +225,10 @@ def _draw_order(points: Sequence[Point], path: Path) -> None:
     start = points[0]["weights"]
     for index, fact in enumerate(fact for fact in FACTS if fact != "frobenius_norm"):
         found = [order_kept(start, point["weights"], fact) for point in points[1:]]
-        _draw_band(order, steps[1:], found, f"{FACTS[fact]}, with initialisation", f"C{index}")
+        _draw_band(order, steps[1:], found, f"{FACTS[fact]}, with initialization", f"C{index}")
     before = [order_kept(a["weights"], b["weights"], _KAPPA) for a, b in pairwise(points)]
     order.plot(steps[1:], [value for value, _, _ in before], "k^--", markersize=3, label="κ, with the point before")
-    order.axhline(0, color="grey", linewidth=0.6)
+    order.axhline(0, color="gray", linewidth=0.6)
     order.set_ylabel("Spearman within module types")
     for index, (fact, label) in enumerate({_KAPPA: "log κ", "relative_condition_number": "relative κ"}.items()):
         shares = [explained_with_interval(point["weights"], fact, of_log=fact == _KAPPA) for point in points]
@@ -243,11 +243,11 @@ def _draw_order(points: Sequence[Point], path: Path) -> None:
 
 
 def _draw_band(
-    axes: Axes, x: Sequence[int], found: Sequence[tuple[float, float, float]], label: str, colour: str
+    axes: Axes, x: Sequence[int], found: Sequence[tuple[float, float, float]], label: str, color: str
 ) -> None:
-    axes.plot(x, [value for value, _, _ in found], "o-", color=colour, markersize=3, label=label)
+    axes.plot(x, [value for value, _, _ in found], "o-", color=color, markersize=3, label=label)
     axes.fill_between(
-        x, [low for _, low, _ in found], [high for _, _, high in found], color=colour, alpha=0.15, linewidth=0
+        x, [low for _, low, _ in found], [high for _, _, high in found], color=color, alpha=0.15, linewidth=0
     )
 
 

@@ -40,8 +40,8 @@ class PretrainingConfig(BaseModel):
         vocabulary: Tokens of the byte-level BPE.
         model: Arguments of `Qwen3MoeConfig`.
         window: Tokens of a training example.
-        points: Steps after which every weight is measured; 0 is the initialisation.
-        seed: Of the initialisation and of the order of the text.
+        points: Steps after which every weight is measured; 0 is the initialization.
+        seed: Of the initialization and of the order of the text.
         held_out_tokens: That every point reads.
         save_every: Steps between two saved states.
     """

@@ -148,7 +148,7 @@ def draw_curves(arms: Arms, path: Path, *, title: str) -> None:
 
 
 def _style(index: int, name: str) -> dict[str, Any]:
-    """Colours are ten; after them marker and dashes tell."""
+    """Colors are ten; after them marker and dashes tell."""
     turn = index // 10
     return {"color": f"C{index % 10}", "marker": "os^vD"[turn % 5], "line": ("-", "--", ":")[turn % 3], "label": name}
 

@@ -87,8 +87,8 @@ def _measure_base(config: StudyConfig, task: Task, accelerator: Accelerator) -> 
             sample_from_base(
                 model,
                 task.tokenizer,
-                num_sequences=settings.self_generated_sequences,
-                num_tokens=settings.self_generated_tokens,
+                num_sequences=settings.sampled_sequences,
+                num_tokens=settings.sampled_tokens,
                 seed=seed,
             )
             for seed in (0, 1)
@@ -102,7 +102,7 @@ def _measure_base(config: StudyConfig, task: Task, accelerator: Accelerator) -> 
         }
 
 
-def rehearsal_of(
+def make_self_distillation(
     arm: Arm, config: StudyConfig, task: Task, accelerator: Accelerator, *, seed: int
 ) -> SelfDistillation | None:
     """What a distilled arm trains on beside: the base's own text, other draws than are measured on or chosen by."""

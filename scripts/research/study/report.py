@@ -122,13 +122,13 @@ def write_report(config: StudyConfig, results: Results) -> list[Path]:
             arm for arm in arms if config.arms[arm.name].main or arm.name in REFERENCES
         ]  # more cannot be told apart
         shown = shown or arms
-        labelled = [
+        labeled = [
             (f"{arm.name} ({arm.shown_rates})", [results.points[key] for key in arm.keys.values()]) for arm in shown
         ]
         fronts, curves = Path(f"{stem}_fronts_{level:g}.png"), Path(f"{stem}_curves_{level:g}.png")
         rates = f"(rates best at test loss {level:g})"
-        draw_fronts(labelled, fronts, title=f"Task {stem.name}: forgetting against adaptation {rates}")
-        draw_curves(labelled, curves, title=f"Task {stem.name}: adaptation over training {rates}")
+        draw_fronts(labeled, fronts, title=f"Task {stem.name}: forgetting against adaptation {rates}")
+        draw_curves(labeled, curves, title=f"Task {stem.name}: adaptation over training {rates}")
         written += [fronts, curves]
         if references := _drawn_ratios(results, arms, config.best_by, level):
             written.append(Path(f"{stem}_ratios_{level:g}.png"))

@@ -26,11 +26,11 @@ from scripts.research.store import Results, append_line, best_rates, claimed, wa
 from scripts.research.study.arms import Arm, Context, build_arm
 from scripts.research.study.measure import (
     Baseline,
+    make_self_distillation,
     mean_test_loss,
     measure_end,
     measure_point,
     precision,
-    rehearsal_of,
 )
 from scripts.research.study.plan import RunSpec, count_runs, plan_runs, run_key
 from scripts.research.tasks import Task, make_task
@@ -136,7 +136,7 @@ class _Run:
             )
             arm = build_arm(spec.arm, context)
             parameters = trainable_parameters(arm.model)
-            rehearsal = rehearsal_of(arm, config, task, study.accelerator, seed=spec.seed)
+            rehearsal = make_self_distillation(arm, config, task, study.accelerator, seed=spec.seed)
             stage = Stage("adapt", config.training.steps, self._rates(list(parameters)), spec.seed + 1)
             train_stage(
                 study.accelerator,

@@ -252,8 +252,8 @@ def test_lipschitz_constants_are_the_steepest_slopes(name):
 @pytest.mark.parametrize("deviation", [0.05, 1.0])
 def test_activation_bound_holds_for_sampled_entropies(name, deviation):
     """Around the steepest point a narrow Gaussian all but attains it: with L = 1 it would fail for GELU and SiLU."""
-    centre = {"gelu": math.sqrt(2.0), "silu": 2.3993572805154674}.get(name, 0.0)
-    y = stats.norm(centre, deviation)
+    center = {"gelu": math.sqrt(2.0), "silu": 2.3993572805154674}.get(name, 0.0)
+    y = stats.norm(center, deviation)
     samples = torch.from_numpy(y.rvs(200_000, random_state=2))
     sampled = stats.differential_entropy(ACTIVATIONS[name](samples).numpy())
     bound = activation_entropy_bound(float(y.entropy()), 1, LIPSCHITZ_CONSTANTS[name])

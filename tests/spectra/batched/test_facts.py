@@ -91,7 +91,7 @@ def test_what_the_batch_cannot_answer_goes_its_way_alone(shape):
 
 @pytest.mark.usefixtures("small_batches")
 def test_a_condition_number_past_single_precision_is_found_in_double():
-    """The Gram matrix in fp32 resolves this one's smallest value not at all, its neighbour's well."""
+    """The Gram matrix in fp32 resolves this one's smallest value not at all, its neighbor's well."""
     members = [planted((700, 288), np.linspace(kappa, 1.0, 288)).float() for kappa in (2e3, 3.0)]
     assert [facts.method for facts in batched_facts(members)] == ["cholesky", "gram"]
     for matrix, facts in zip(members, batched_facts(members), strict=True):

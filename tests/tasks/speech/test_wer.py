@@ -1,4 +1,4 @@
-"""Word error rate: normalisation, known corpora, bounds; transcription of prompt batches, also on two ranks."""
+"""Word error rate: normalization, known corpora, bounds; transcription of prompt batches, also on two ranks."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from condft.tasks.speech.wer import normalise, transcribe, word_error_rate
+from condft.tasks.speech.wer import normalize, transcribe, word_error_rate
 
 words = st.lists(st.sampled_from(["eins", "zwei", "drei", "one", "two"]), min_size=1, max_size=6).map(" ".join)
 
@@ -28,14 +28,14 @@ words = st.lists(st.sampled_from(["eins", "zwei", "drei", "one", "two"]), min_si
         ("…", ""),
     ],
 )
-def test_normalise(raw: str, plain: str) -> None:
-    assert normalise(raw) == plain
+def test_normalize(raw: str, plain: str) -> None:
+    assert normalize(raw) == plain
 
 
 @given(st.text())
 def test_normalise_is_idempotent(text: str) -> None:
-    once = normalise(text)
-    assert normalise(once) == once
+    once = normalize(text)
+    assert normalize(once) == once
     assert once == once.strip()
     assert "  " not in once
 

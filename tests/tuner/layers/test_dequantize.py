@@ -1,4 +1,4 @@
-"""Training over quantised bases: copies start from the dequantised values, the quantised bytes are never touched.
+"""Training over quantized bases: copies start from the dequantized values, the quantized bytes are never touched.
 
 bitsandbytes repacks 4-bit weights in a forward without gradients on CPUs with AVX-512 BF16, and no gradient passes
 them after that: so what is trained here has had no such forward, and references come from models of their own.
@@ -76,7 +76,7 @@ def layers_of(model: nn.Module) -> dict[str, CondFTLayer]:
 
 
 def stored_bytes(layer: nn.Module) -> dict[str, str]:
-    """Digests of everything that a quantised layer would write into a checkpoint."""
+    """Digests of everything that a quantized layer would write into a checkpoint."""
     found: dict[str, str] = {}
     for name, tensor in layer.state_dict().items():
         parts = {"": tensor} if type(tensor) is Tensor else {k: getattr(tensor, k) for k in ("qdata", "scale")}
@@ -85,7 +85,7 @@ def stored_bytes(layer: nn.Module) -> dict[str, str]:
 
 
 def dequantized(model: Any) -> LlamaForCausalLM:
-    """The plain model of the values that a quantised one computes with."""
+    """The plain model of the values that a quantized one computes with."""
     plain = LlamaForCausalLM(model.config).train()
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
@@ -122,7 +122,7 @@ def test_copies_that_were_cast_to_half_precision_are_told_of(kind: str, load: Lo
         model(token_ids)
     for parameter in trainable(model).values():
         parameter.data = parameter.data.to(torch.bfloat16)
-    with pytest.warns(UserWarning, match=r"trained in bfloat16 over a quantised base, .* parameter.data.float\(\)"):
+    with pytest.warns(UserWarning, match=r"trained in bfloat16 over a quantized base, .* parameter.data.float\(\)"):
         model(token_ids)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -163,7 +163,7 @@ def check_life_cycle(kind: str, dtype: torch.dtype, load: Load, token_ids: Tenso
 
 @pytest.mark.parametrize("kind", ["nf4", "torchao int8"])
 def test_it_trains_as_the_dequantised_model_would(kind: str, load: Load, token_ids: Tensor) -> None:
-    """bitsandbytes' and torchao's own products of frozen layers are those of the dequantised values, in fp32."""
+    """bitsandbytes' and torchao's own products of frozen layers are those of the dequantized values, in fp32."""
     model = load(kind)
     plain = get_peft_model(dequantized(model), CondFTConfig(target_units=[*UNITS, *HEADS]))
     wrapped = get_peft_model(model, CondFTConfig(target_units=[*UNITS, *HEADS]))
@@ -284,14 +284,14 @@ class PackedLinear(nn.Module):
 
 def test_what_cannot_be_dequantised_is_refused_by_name() -> None:
     model = nn.ModuleDict({"up": PackedLinear(), "down": nn.Linear(4, 4)})
-    with pytest.raises(ValueError, match=r"'up.qweight' cannot be trained: it is quantised \(PackedLinear, int32\)"):
+    with pytest.raises(ValueError, match=r"'up.qweight' cannot be trained: it is quantized \(PackedLinear, int32\)"):
         get_peft_model(model, CondFTConfig(target_units=["up.qweight"]))
-    with pytest.raises(ValueError, match=r"1 weights are quantised and cannot be trained, the first is up.qweight"):
+    with pytest.raises(ValueError, match=r"1 weights are quantized and cannot be trained, the first is up.qweight"):
         get_peft_model(nn.ModuleDict({"up": PackedLinear()}), CondFTConfig(num_tensors=1))
     stack = nn.ModuleDict({"experts": nn.Module()})
     stack["experts"].gate_up_proj = nn.Parameter(torch.zeros(2, 4, 4).to(torch.float8_e4m3fn), requires_grad=False)
     stack["experts"].gate_up_proj_scale_inv = nn.Parameter(torch.ones(2, 1, 1))
-    with pytest.raises(ValueError, match="it is quantised"):
+    with pytest.raises(ValueError, match="it is quantized"):
         get_peft_model(stack, CondFTConfig(target_units=["experts.gate_up_proj[0]"]))
 
 
@@ -313,7 +313,7 @@ def test_scaled_float8_trains_as_its_values() -> None:
 def test_a_weight_that_a_parametrisation_computes_is_refused() -> None:
     """To merge into it would be to write into a tensor that is thrown away."""
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
-    with pytest.raises(ValueError, match=r"computed by a parametrisation: .*remove_parametrizations"):
+    with pytest.raises(ValueError, match=r"computed by a parametrization: .*remove_parametrizations"):
         get_peft_model(copy.deepcopy(model), CondFTConfig(target_units=["0.weight"]))
     config = CondFTConfig(num_tensors=2)
     with pytest.warns(UserWarning, match="takes all 1 candidate"):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from condft.tuner.layers.mixed_precision import recast_linear
+from condft.tuner.layers.mixed_precision import mixed_precision_linear
 
 
 def cast_first(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -20,7 +20,7 @@ def test_the_bits_of_casting_first(dtype: torch.dtype, shape: tuple[int, ...], h
     x = torch.randn(shape).to(dtype).requires_grad_()
     weight, bias = torch.randn(96, 64, requires_grad=True), torch.randn(96, requires_grad=True) if has_bias else None
     found = []
-    for layer in (recast_linear, cast_first):
+    for layer in (mixed_precision_linear, cast_first):
         result = layer(x, weight, bias)
         inputs = [tensor for tensor in (x, weight, bias) if tensor is not None]
         found.append((result, *torch.autograd.grad(result.float().square().sum(), inputs)))
@@ -38,12 +38,12 @@ def test_the_cast_weight_is_not_kept() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(noted, lambda tensor: tensor):
-        recast_linear(x, weight, None)
+        mixed_precision_linear(x, weight, None)
     assert sorted(kept, key=str) == [(torch.bfloat16, (3, 8)), (torch.float32, (5, 8))]
 
 
 def test_frozen_operands_get_no_gradient() -> None:
     x, weight = torch.randn(3, 8, dtype=torch.bfloat16), torch.randn(5, 8, requires_grad=True)
-    recast_linear(x, weight, None).sum().backward()
+    mixed_precision_linear(x, weight, None).sum().backward()
     assert weight.grad is not None
     assert x.grad is None

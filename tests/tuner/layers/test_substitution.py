@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the budget takes all")
 
 
 class Scaled(nn.Linear):
-    """Computes with a function of its weight, as weight standardisation does."""
+    """Computes with a function of its weight, as weight standardization does."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, 3 * self.weight, self.bias)
@@ -43,7 +43,7 @@ class Around(nn.Module):
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Any, ...]]]] = {
     "scaled": (lambda: Scaled(6, 4), lambda: (torch.randn(3, 6),)),
-    "weight_standardised": (lambda: WeightStandardizedConv2d(3, 4, 3), lambda: (torch.randn(2, 3, 8, 8),)),
+    "weight_standardized": (lambda: WeightStandardizedConv2d(3, 4, 3), lambda: (torch.randn(2, 3, 8, 8),)),
     "causal": (lambda: VoxtralRealtimeCausalConv1d(8, 4, 3, cache_key="a"), lambda: (torch.randn(2, 8, 9),)),
     "positions_of_opt": (lambda: OPTLearnedPositionalEmbedding(9, 4), lambda: (torch.ones(2, 5, dtype=torch.long), 0)),
     "positions_of_bart": (lambda: BartLearnedPositionalEmbedding(9, 4), lambda: (torch.ones(2, 5), 3)),

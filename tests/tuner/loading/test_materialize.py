@@ -50,7 +50,7 @@ def test_all_ranks_choose_what_one_process_chooses(ranks: Path) -> None:
 def test_what_is_refused_is_refused_on_all_ranks(ranks: Path) -> None:
     first, second = told(ranks, "refusals")
     assert first == second
-    assert "weights are on the meta device of every rank and cannot be analysed" in first["nowhere"]
+    assert "weights are on the meta device of every rank and cannot be analyzed" in first["nowhere"]
     assert "0 of 28 candidate weights have no row in it and 28 have other values" in first["other"]
     assert "'q_prj' is near q_proj" in first["no_match"]
     assert "model.embed_tokens.weight is tied to lm_head.weight" in first["tied"]
@@ -58,7 +58,7 @@ def test_what_is_refused_is_refused_on_all_ranks(ranks: Path) -> None:
 
 @pytest.mark.multiprocess
 def test_the_first_ranks_values_fill_the_others_and_all_shards_train(ranks: Path) -> None:
-    """accelerate alone would leave the optimizer of a meta rank without its parameters: see `give_addresses`."""
+    """accelerate alone would leave the optimizer of a meta rank without its parameters: see `materialize`."""
     model = build_tuned(0)
     before = {f"before/{name}": p.detach().clone() for name, p in model.named_parameters()}
     train(model, TOKENS)

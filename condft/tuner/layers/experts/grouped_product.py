@@ -48,7 +48,7 @@ def by_gathering(x: Tensor, base: Tensor, values: Tensor, offs: Tensor, trained:
     place, trained_index = places_of(trained, len(base), x.device)
     sizes = torch.diff(offs, prepend=offs.new_zeros(1))
     ends_of_trained = sizes[trained_index].cumsum(0, dtype=offs.dtype)
-    num_rows = int(ends_of_trained[-1])  # the one synchronisation
+    num_rows = int(ends_of_trained[-1])  # the one synchronization
     if num_rows == 0:
         return _product(x, base, offs=offs)
     if num_rows == len(x):

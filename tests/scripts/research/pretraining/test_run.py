@@ -122,7 +122,7 @@ def test_another_seed_is_another_base_in_a_folder_of_its_own(config: Pretraining
     assert first.key() != second.key()
 
 
-def test_points_must_begin_at_the_initialisation(config: PretrainingConfig) -> None:
+def test_points_must_begin_at_the_initialization(config: PretrainingConfig) -> None:
     with pytest.raises(ValueError, match=r"rise from 0 to steps=20"):
         PretrainingConfig.model_validate({**config.model_dump(), "points": [5, 20]})
 
@@ -153,7 +153,7 @@ def study_of_experts(config: PretrainingConfig, folder: Path) -> StudyConfig:
         "training": {"steps": 2, "per_device_batch_size": 4, "warmup_steps": 1,
                      "self_distillation": {"num_sequences": 4, "num_tokens": 8}},
         "evaluation": {"text": config.held_out_text, "text_tokens": 64, "context_length": 16,
-                       "self_generated_sequences": 2, "self_generated_tokens": 8},
+                       "sampled_sequences": 2, "sampled_tokens": 8},
         "final_text_tokens": 64,
         "points": [2],
         "seeds": [0],
