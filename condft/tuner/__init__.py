@@ -4,7 +4,7 @@ from condft.tuner.choosing.fisher import add_fisher_information
 from condft.tuner.config import CondFTConfig
 from condft.tuner.export.delta import Delta, apply_delta, combine_deltas, export_delta
 from condft.tuner.export.lora import LoraExport, export_lora
-from condft.tuner.layers.layer import CondFTLayer
+from condft.tuner.layers.base import CondFTLayer
 from condft.tuner.loading.existing_adapter import check_existing_adapters
 from condft.tuner.loading.load import load
 from condft.tuner.model import CondFTModel

@@ -10,7 +10,7 @@ from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
 
 from condft.report import Role, SpectralReport
 from condft.selection.select import check_budget_and_rule
-from condft.tuner.layers.layer import Parts
+from condft.tuner.layers.base import Parts
 from condft.tuner.model_card import NOTE, add_note
 from condft.tuner.registration import add_peft_type
 from condft.weights.walk import Granularity

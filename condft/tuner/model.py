@@ -18,8 +18,8 @@ from condft.tuner.choosing.resolve import resolve_selection
 from condft.tuner.choosing.saved_modules import refuse_saved_units
 from condft.tuner.choosing.tied import refuse_tied_modules, refuse_tied_units, ties_of
 from condft.tuner.config import CondFTConfig
+from condft.tuner.layers.base import CondFTLayer
 from condft.tuner.layers.dequantize import exempt_from_quantization, is_quantized, working_dtype
-from condft.tuner.layers.layer import CondFTLayer
 from condft.tuner.layers.mixed_batch import adapter_names_handed_down
 from condft.tuner.layers.sharded import refuse_partitions
 from condft.tuner.loading.adapter_file import check_adapter_file

@@ -7,7 +7,7 @@ from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from condft.tuner.layers.layer import CondFTLayer
+from condft.tuner.layers.base import CondFTLayer
 from condft.weights.names import canonical_name
 
 __all__ = ["COMPONENTS", "decay_towards_base", "parameter_groups"]

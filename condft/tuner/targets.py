@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from condft.tuner.layers.base import CondFTLayer, Parts
 from condft.tuner.layers.dequantize import is_quantized, shape_of, why_not_trainable
 from condft.tuner.layers.experts.layer import ExpertsLayer
 from condft.tuner.layers.functional import SLICEABLE_LAYERS, SUPPORTED_LAYERS, FunctionalLayer
-from condft.tuner.layers.layer import CondFTLayer, Parts
 from condft.tuner.layers.slices import Slices
 from condft.tuner.layers.substitution import OwnForwardLayer, SubstitutingLayer
 from condft.weights.heads import HeadSlice, heads_of

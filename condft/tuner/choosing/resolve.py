@@ -19,7 +19,7 @@ from condft.spectra import Measures
 from condft.tuner.choosing.candidates import candidate_names, no_candidates
 from condft.tuner.choosing.fisher import add_fisher_information
 from condft.tuner.config import CondFTConfig
-from condft.tuner.layers.layer import CondFTLayer
+from condft.tuner.layers.base import CondFTLayer
 from condft.tuner.loading.base_digests import labeled
 from condft.tuner.targets import Targets
 from condft.weights.walk import iter_units

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
-from condft.tuner.layers.layer import CondFTLayer
+from condft.tuner.layers.base import CondFTLayer
 from condft.weights.names import canonical_name
 
 __all__ = ["named_around", "refuse_saved_units"]

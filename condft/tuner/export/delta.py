@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from condft.files.atomic import atomic_path
 from condft.files.hashing import tensor_digest
 from condft.tuner.export.updates import Update, iter_updates
-from condft.tuner.layers.layer import CondFTLayer
+from condft.tuner.layers.base import CondFTLayer
 from condft.tuner.loading.load import adapted
 from condft.weights.names import canonical_name
 

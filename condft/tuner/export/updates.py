@@ -8,7 +8,7 @@ import torch
 from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 
-from condft.tuner.layers.layer import CondFTLayer
+from condft.tuner.layers.base import CondFTLayer
 from condft.tuner.layers.slices import Slices
 from condft.weights.names import canonical_name
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from transformers.pytorch_utils import Conv1D
 
+from condft.tuner.layers.base import CondFTLayer
 from condft.tuner.layers.dequantize import dequantized
-from condft.tuner.layers.layer import CondFTLayer
 from condft.tuner.layers.mixed_batch import mixed_forward
 from condft.tuner.layers.mixed_precision import mixed_precision_linear
 from condft.tuner.layers.slices import Slices

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from condft.tuner.layers.layer import CondFTLayer
+from condft.tuner.layers.base import CondFTLayer
 from condft.tuner.layers.mixed_batch import mixed_forward
 
 __all__ = ["OwnForwardLayer", "SubstitutingLayer", "has_hooks", "substituted"]

@@ -10,7 +10,7 @@ from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from condft.tuner.layers.layer import CondFTLayer
+from condft.tuner.layers.base import CondFTLayer
 from condft.tuner.registration import PREFIX
 from condft.weights.names import canonical_name
 

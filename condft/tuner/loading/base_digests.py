@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from condft.files.hashing import tensor_digest
-from condft.tuner.layers.layer import CondFTLayer
+from condft.tuner.layers.base import CondFTLayer
 from condft.tuner.targets import Target, Targets
 from condft.weights.quantized import quantized_weight
 

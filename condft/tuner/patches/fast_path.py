@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from condft.tuner.layers.layer import CondFTLayer
+from condft.tuner.layers.base import CondFTLayer
 
 __all__ = ["keep_off_fast_path"]
 

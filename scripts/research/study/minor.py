@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condft.tuner.layers.layer import CondFTLayer
+from condft.tuner.layers.base import CondFTLayer
 
 
 def confine_to_minor_directions(model: Any, *, preserved: float = 0.5) -> Callable[[dict[str, Any]], None]:
