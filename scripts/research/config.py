@@ -16,7 +16,13 @@ from condft.training.config import EvaluationConfig, override
 # Part of every key: raise it when the harness comes to train or measure differently, so that old runs do not count.
 HARNESS_VERSION = 2
 
-_SAID_OF_NO_RUN = {"results", "workspace", "seeds", "levels", "arms", "best_by", "final_seeds"}
+# Settings that decide which runs there are and how they are read, but not what a run measures.
+_NOT_IN_KEYS = {"results", "workspace", "seeds", "levels", "arms", "best_by", "final_seeds"}
+# Settings that have another name in the keys of the committed runs: a new name must not make a run a new one.
+_NAMES_IN_KEYS = {
+    "sampled_sequences": "self_generated_sequences",
+    "sampled_tokens": "self_generated_tokens",
+}
 DISTILLED = "_distilled"
 """How the names of arms end that are trained with self-distillation."""
 _SEED = "{seed}"
@@ -124,7 +130,10 @@ class StudyConfig(_Section):
 
     def determining(self) -> dict[str, Any]:
         """What determines a run's figures, as plain JSON: not which runs there are, nor how they are read."""
-        content = self.model_dump(mode="json", exclude=_SAID_OF_NO_RUN)
+        content = self.model_dump(mode="json", exclude=_NOT_IN_KEYS)
+        content["evaluation"] = {
+            _NAMES_IN_KEYS.get(name, name): value for name, value in content["evaluation"].items()
+        }
         if self.training.self_distillation is None:
             del content["training"]["self_distillation"]  # as in the keys of runs older than this setting
         if self.text is not None:
