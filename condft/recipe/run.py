@@ -96,7 +96,9 @@ def run(config: RunConfig, *, resume: bool = False, overwrite: bool = False, cpu
     parts = _prepare(config, accelerator)
     report = _tune(parts, config, accelerator)
     if resume:  # and one of other inputs, now that they are known
-        find_checkpoint(config, num_processes=accelerator.num_processes, inputs=parts.inputs)
+        checkpoint = find_checkpoint(config, num_processes=accelerator.num_processes)
+        if checkpoint is not None:
+            checkpoint.check_inputs(parts.inputs)
     if accelerator.is_main_process:
         if overwrite:  # not earlier: all that a new run may fail on at once has succeeded by now
             remove_run(output_dir)
@@ -167,12 +169,12 @@ def _adapt(parts: _Parts, config: RunConfig, accelerator: Accelerator, resume: b
         rehearsal = make_self_distillation(model, tokenizer, config)
         began = time.perf_counter()
         results = train(
-            accelerator,
+            make_engine(accelerator),
             model,
             parts.train,
             parts.collator,
             config,
-            resume=resume,
+            resume_from=find_checkpoint(config, num_processes=accelerator.num_processes) if resume else None,
             distillation=rehearsal,
             inputs=parts.inputs,
         )

@@ -2,6 +2,7 @@
 
 from condft.training.checkpoint import Checkpoint, find_checkpoint
 from condft.training.config import RunConfig, TrainingConfig, load_config
+from condft.training.engines.engine import Engine, make_engine
 from condft.training.freeze_check import FreezeReport, checksum_tensors, compare, frozen_tensors
 from condft.training.loop import TrainResult, train_stage
 from condft.training.metrics import read_metrics
@@ -11,6 +12,7 @@ from condft.training.stage import Stage, stages_of
 
 __all__ = [
     "Checkpoint",
+    "Engine",
     "FreezeReport",
     "RunConfig",
     "Stage",
@@ -22,6 +24,7 @@ __all__ = [
     "frozen_tensors",
     "load_config",
     "make_accelerator",
+    "make_engine",
     "prepare_output_dir",
     "read_metrics",
     "remove_run",

@@ -18,7 +18,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
@@ -53,12 +53,26 @@ class Checkpoint:
         stage: The stage it was taken in.
         step: Optimizer steps done in that stage.
         global_step: Optimizer steps done in the whole run.
+        inputs: Digests of what the configuration only names, such as the training data, by what they are of.
     """
 
     path: Path
     stage: str
     step: int
     global_step: int
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    def check_inputs(self, inputs: Mapping[str, str]) -> None:
+        """Refuses inputs other than those that it was taken with. Only those given here are compared.
+
+        Raises:
+            ValueError: Names the inputs that differ.
+        """
+        if changed := [name for name, digest in inputs.items() if self.inputs.get(name) != digest]:
+            raise ValueError(
+                f"{self.path} was taken with another {' and another '.join(changed)} under the same name. Restore "
+                "what it was taken with, choose another output_dir, or start anew with --overwrite."
+            )
 
 
 def save_checkpoint(
@@ -72,7 +86,7 @@ def save_checkpoint(
     step: int,
     global_step: int,
     inputs: Mapping[str, str] = MappingProxyType({}),
-) -> Path:
+) -> Checkpoint:
     """Writes a checkpoint below `config.output_dir` and prunes old ones. Call it on every rank: all wait.
 
     Args:
@@ -84,10 +98,10 @@ def save_checkpoint(
         stage: Name of the stage.
         step: Optimizer steps done in the stage.
         global_step: Optimizer steps done in the run.
-        inputs: Kept inside, and compared on resume: see `find_checkpoint`.
+        inputs: Kept inside, and compared on resume: see `Checkpoint.check_inputs`.
 
     Returns:
-        The checkpoint's folder.
+        The checkpoint.
     """
     accelerator = engine.accelerator
     folder = Path(config.output_dir) / CHECKPOINTS
@@ -121,7 +135,7 @@ def save_checkpoint(
         for old in _complete_folders(folder)[: -config.training.keep_checkpoints]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
-    return target
+    return Checkpoint(target, stage, step, global_step, dict(inputs))
 
 
 def _gather(
@@ -145,20 +159,16 @@ def _on_cpu(tensor: Tensor) -> Tensor:
     return tensor.to("cpu", copy=True).contiguous()
 
 
-def find_checkpoint(
-    config: RunConfig, *, num_processes: int, inputs: Mapping[str, str] = MappingProxyType({})
-) -> Checkpoint | None:
+def find_checkpoint(config: RunConfig, *, num_processes: int) -> Checkpoint | None:
     """The newest complete checkpoint below `config.output_dir`; None where there is none yet.
 
     Args:
         config: The run.
         num_processes: It runs on.
-        inputs: Digests of what the configuration only names, such as the training data, by what they are of. Those
-            given here are compared with the checkpoint's.
 
     Raises:
-        ValueError: It was taken with another configuration (each differing key is named with both values), on another
-            number of processes, or with other inputs; or its `state.json` is damaged.
+        ValueError: It was taken with another configuration (each differing key is named with both values) or on
+            another number of processes; or its `state.json` is damaged.
     """
     folders = _complete_folders(Path(config.output_dir) / CHECKPOINTS)
     if not folders:
@@ -181,12 +191,7 @@ def find_checkpoint(
             f"{path} was taken on {state['num_processes']} processes, this is {num_processes}: the global batch would "
             f"differ. Launch with --num_processes {state['num_processes']}, or start anew with --overwrite."
         )
-    if changed := [name for name, digest in inputs.items() if state["inputs"].get(name) != digest]:
-        raise ValueError(
-            f"{path} was taken with another {' and another '.join(changed)} under the same name. Restore what it was "
-            "taken with, choose another output_dir, or start anew with --overwrite."
-        )
-    return Checkpoint(path, state["stage"], state["step"], state["global_step"])
+    return Checkpoint(path, state["stage"], state["step"], state["global_step"], state["inputs"])
 
 
 def load_parameters(checkpoint: Checkpoint, parameters: Mapping[str, Tensor]) -> None:

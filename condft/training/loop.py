@@ -7,7 +7,7 @@ and micro-batches it is divided between.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from condft.retention.self_distillation import SelfDistillation
 from condft.training.checkpoint import Checkpoint, load_training_state
 from condft.training.config import TrainingConfig
-from condft.training.engines.engine import Engine, as_found, make_engine
+from condft.training.engines.engine import Engine, as_found
 from condft.training.objective import answer_loss_sum, count_answer_tokens
 from condft.training.sampler import EpochSampler, iter_micro_batches
 from condft.training.stage import Stage, build_optimizer, build_schedule, only_components_of
@@ -42,6 +42,7 @@ class TrainResult:
         losses: Nats per answer token, one a step.
         final_loss: The last of them.
         seconds: Time spent in the steps.
+        checkpoint: The one taken at its end; None where none was taken, or where it has been pruned since.
     """
 
     stage: str
@@ -49,17 +50,18 @@ class TrainResult:
     losses: list[float]
     final_loss: float
     seconds: float
+    checkpoint: Checkpoint | None = field(default=None, compare=False)  # where it lies is none of the figures
 
     @classmethod
-    def of(cls, stage: str, records: Sequence[Record]) -> "TrainResult":
+    def of(cls, stage: str, records: Sequence[Record], checkpoint: Checkpoint | None = None) -> "TrainResult":
         """The result that the records of a stage's steps add up to."""
         losses = [record["loss"] for record in records]
         seconds = math.fsum(record["seconds"] for record in records)
-        return cls(stage, len(records), losses, losses[-1] if losses else math.nan, seconds)
+        return cls(stage, len(records), losses, losses[-1] if losses else math.nan, seconds, checkpoint)
 
 
 def train_stage(
-    accelerator: Accelerator,
+    engine: Engine,
     model: nn.Module,
     examples: Sequence[Any],
     collate: Collate,
@@ -70,12 +72,12 @@ def train_stage(
     resume_from: Checkpoint | None = None,
     distillation: SelfDistillation | None = None,
     on_step: Callable[[Record], None] | None = None,
-    on_checkpoint: Callable[[int, Engine, Optimizer, LambdaLR], None] | None = None,
+    on_checkpoint: Callable[[int, Engine, Optimizer, LambdaLR], Checkpoint] | None = None,
 ) -> TrainResult:
     """Trains one stage from `start_step` on.
 
     Args:
-        accelerator: The micro-batches of a step are its `gradient_accumulation_steps`.
+        engine: From `make_engine`. The micro-batches of a step are its accelerator's `gradient_accumulation_steps`.
         model: Changed in place; unwrapped again, and its `requires_grad` flags restored, at the end. Under FSDP2
             and ZeRO-3 its parameters stay sharded.
         examples: The training split: mappings with `features`, whose lengths group them (`group_by_length`).
@@ -86,19 +88,20 @@ def train_stage(
         resume_from: Their checkpoint; its parameters are already in the model.
         distillation: Adds to the loss of some of the steps, whose records then have `self_distillation_kl`.
         on_step: Gets each step's record.
-        on_checkpoint: Called with the steps done when a checkpoint is due; always at the end of the stage.
+        on_checkpoint: Takes a checkpoint after the steps done, when one is due; always at the end of the stage.
 
     Returns:
         The result of the steps done here.
 
     Raises:
-        ValueError: A batch without answers, a loss or gradient that is not finite, an engine not supported or
-            a model that it cannot train.
+        ValueError: A batch without answers, a loss or gradient that is not finite, or a model that the engine cannot
+            train.
     """
-    engine = make_engine(accelerator)
+    accelerator = engine.accelerator
     engine.check(model)
     set_seed(stage.seed, device_specific=True)
     records: list[Record] = []
+    checkpoint = None
     with as_found(model), only_components_of(stage, model, by_flag=engine.rests_by_flag) as parameters:
         optimizer = build_optimizer(stage, parameters, training.weight_decay)
         wrapped, prepared_optimizer = engine.prepare(
@@ -131,10 +134,10 @@ def train_stage(
                     on_step(records[-1])
                 due = training.checkpoint_every and step % training.checkpoint_every == 0
                 if on_checkpoint and (due or step == stage.steps):
-                    on_checkpoint(step, engine, optimizer, schedule)
+                    checkpoint = on_checkpoint(step, engine, optimizer, schedule)
         finally:
             accelerator.free_memory()
-    return TrainResult.of(stage.name, records)
+    return TrainResult.of(stage.name, records, checkpoint)
 
 
 class _Stepper:

@@ -21,7 +21,7 @@ from torch.optim.optimizer import Optimizer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from condft.retention.self_distillation import SelfDistillation
-from condft.training.checkpoint import find_checkpoint, load_parameters, save_checkpoint
+from condft.training.checkpoint import Checkpoint, load_parameters, save_checkpoint
 from condft.training.config import RunConfig
 from condft.training.engines.engine import Engine
 from condft.training.loop import Collate, Record, TrainResult, train_stage
@@ -73,13 +73,13 @@ def _set_deepspeed_precision(accelerator: Accelerator, precision: str) -> None:
 
 
 def train(
-    accelerator: Accelerator,
+    engine: Engine,
     model: nn.Module,
     examples: Sequence[Any],
     collate: Collate,
     config: RunConfig,
     *,
-    resume: bool = False,
+    resume_from: Checkpoint | None = None,
     distillation: SelfDistillation | None = None,
     inputs: Mapping[str, str] = MappingProxyType({}),
 ) -> list[TrainResult]:
@@ -88,33 +88,34 @@ def train(
     Call it on every rank, after `prepare_output_dir`. The model is changed in place.
 
     Args:
-        accelerator: From `make_accelerator`.
+        engine: From `make_engine(make_accelerator(config))`.
         model: The built model; what may train has `requires_grad`.
         examples: The training split.
         collate: Makes a batch (see `answer_loss_sum`) of a list of examples.
         config: The run.
-        resume: Go on from the newest checkpoint, or start where there is none.
+        resume_from: Go on from this checkpoint of the run, from `find_checkpoint`.
         distillation: Of the stages that train the language model.
-        inputs: Digests that a checkpoint must share to be resumed, see `find_checkpoint`.
+        inputs: Digests that a checkpoint must share to be resumed, see `Checkpoint.check_inputs`.
 
     Returns:
-        One result a stage; for stages done before an interruption, as their metrics tell.
+        One result a stage; for stages done before an interruption, as their metrics say. The last one always has its
+        checkpoint.
 
     Raises:
         ValueError: The checkpoint is of another run, model or inputs, or a loss is not finite.
     """
+    accelerator = engine.accelerator
     names = list(trainable_parameters(model))
-    checkpoint = None
-    if resume:
-        checkpoint = find_checkpoint(config, num_processes=accelerator.num_processes, inputs=inputs)
-    done = checkpoint.global_step if checkpoint else 0
+    if resume_from:
+        resume_from.check_inputs(inputs)
+    done = resume_from.global_step if resume_from else 0
     metrics_path = Path(config.output_dir) / METRICS
     if accelerator.is_main_process:
         truncate_metrics(metrics_path, done)
     accelerator.wait_for_everyone()
     history = read_metrics(metrics_path)
-    if checkpoint:
-        load_parameters(checkpoint, trainable_parameters(model))
+    if resume_from:
+        load_parameters(resume_from, trainable_parameters(model))
     if not accelerator.trackers:
         accelerator.init_trackers(TENSORBOARD, init_kwargs={"tensorboard": {"purge_step": done + 1}})
     results: list[TrainResult] = []
@@ -123,22 +124,23 @@ def train(
         for stage in stages_of(config):
             start = min(max(done - offset, 0), stage.steps)
             records = history[offset : offset + start]
+            checkpoint = resume_from if done == offset + stage.steps else None
             if start < stage.steps:
                 recorder = _Recorder(accelerator, config, metrics, model, names, inputs, stage.name, offset, records)
-                train_stage(
-                    accelerator,
+                checkpoint = train_stage(
+                    engine,
                     model,
                     examples,
                     collate,
                     stage,
                     config.training,
                     start_step=start,
-                    resume_from=checkpoint if start else None,
+                    resume_from=resume_from if start else None,
                     distillation=distillation if LANGUAGE_MODEL in stage.learning_rate else None,
                     on_step=recorder.record,
                     on_checkpoint=recorder.save,
-                )
-            results.append(TrainResult.of(stage.name, records))
+                ).checkpoint
+            results.append(TrainResult.of(stage.name, records, checkpoint))
             offset += stage.steps
     return results
 
@@ -167,9 +169,9 @@ class _Recorder:
             values |= {f"learning_rate/{name}": rate for name, rate in record["learning_rate"].items()}
             self.accelerator.log({f"{self.stage}/{key}": value for key, value in values.items()}, step=step)
 
-    def save(self, step: int, engine: Engine, optimizer: Optimizer, schedule: LambdaLR) -> None:
+    def save(self, step: int, engine: Engine, optimizer: Optimizer, schedule: LambdaLR) -> Checkpoint:
         here = dict(self.model.named_parameters())  # looked up anew: sharding replaces the objects, not the names
-        save_checkpoint(
+        return save_checkpoint(
             engine,
             {name: here[name] for name in self.names},
             optimizer,

@@ -16,7 +16,7 @@ from condft.files.atomic import atomic_path
 from condft.recipe.build import compose, load_speech, usable_examples
 from condft.recipe.measure import measure_hearing
 from condft.tasks.speech import SpeechCollator, precomputed_features
-from condft.training import RunConfig, Stage, train_stage
+from condft.training import RunConfig, Stage, make_engine, train_stage
 from condft.training.stage import PROJECTOR
 from scripts.research.config import StudyConfig, TextSection, digest_of
 from scripts.research.store import waiting_for
@@ -115,7 +115,7 @@ class SpeechTask:
                 projector.requires_grad_(True)
                 rates = {PROJECTOR: self._speech.projector_rate}
                 stage = Stage("projector", self._config.training.projector_steps, rates, seed)
-                train_stage(accelerator, model, self.train, self.collate, stage, self._config.training)
+                train_stage(make_engine(accelerator), model, self.train, self.collate, stage, self._config.training)
                 projector.requires_grad_(False)
                 with atomic_path(path) as temporary:
                     save_file({key: value.cpu() for key, value in projector.state_dict().items()}, temporary)

@@ -19,6 +19,7 @@ from condft.retention.self_distillation import SelfDistillation, SelfDistillatio
 from condft.training import (
     RunConfig,
     make_accelerator,
+    make_engine,
     prepare_output_dir,
     read_metrics,
     stages_of,
@@ -47,8 +48,8 @@ def disturb(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 def run(config: RunConfig, model: Any, data: Any, **options: Any) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
-    accelerator = make_accelerator(config, cpu=True)
-    train_stage(accelerator, model, *data, stages_of(config)[-1], config.training, on_step=records.append, **options)
+    engine, stage = make_engine(make_accelerator(config, cpu=True)), stages_of(config)[-1]
+    train_stage(engine, model, *data, stage, config.training, on_step=records.append, **options)
     return records
 
 
@@ -164,7 +165,7 @@ def test_a_run_rehearses_where_the_language_model_learns_and_writes_it_down(
 ) -> None:
     config, model = make_config(), condft_trainee()
     prepare_output_dir(config.output_dir)
-    train(make_accelerator(config, cpu=True), model, *data, config, distillation=rehearsal(model))
+    train(make_engine(make_accelerator(config, cpu=True)), model, *data, config, distillation=rehearsal(model))
     lines = read_metrics(f"{config.output_dir}/metrics.jsonl")
     assert [(line["stage"], line["step"]) for line in lines if KL in line] == [
         ("adapt", 2),

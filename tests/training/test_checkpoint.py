@@ -31,7 +31,7 @@ def save(make_config: MakeConfig, trainee: Any) -> Callable[..., Any]:
         sum(p.square().sum() for p in parameters.values()).backward()
         optimizer.step()
         schedule.step()
-        path = save_checkpoint(
+        checkpoint = save_checkpoint(
             make_engine(Accelerator(cpu=True)),
             parameters,
             optimizer,
@@ -41,7 +41,7 @@ def save(make_config: MakeConfig, trainee: Any) -> Callable[..., Any]:
             step=step,
             global_step=step,
         )
-        return path, parameters, optimizer, schedule
+        return checkpoint.path, parameters, optimizer, schedule
 
     return save
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-from condft.training import RunConfig, TrainResult, make_accelerator, stages_of, train_stage
+from condft.training import RunConfig, TrainResult, make_accelerator, make_engine, stages_of, train_stage
 
 MakeConfig = Callable[..., RunConfig]
 
 
 def run(config: RunConfig, model: Any, data: Any, stage: int = -1, **options: Any) -> TrainResult:
     accelerator = make_accelerator(config, cpu=True)
-    return train_stage(accelerator, model, *data, stages_of(config)[stage], config.training, **options)
+    return train_stage(make_engine(accelerator), model, *data, stages_of(config)[stage], config.training, **options)
 
 
 def trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -76,7 +76,7 @@ def test_autocast_is_on_in_every_stage(make_config: MakeConfig, trainee: Any, da
     for stage in stages_of(config):
         dtypes = set()
         hook = model.get_output_embeddings().register_forward_hook(lambda m, i, out, seen=dtypes: seen.add(out.dtype))
-        train_stage(accelerator, model, *data, stage, config.training)
+        train_stage(make_engine(accelerator), model, *data, stage, config.training)
         hook.remove()
         assert dtypes == {torch.bfloat16}
 
@@ -136,7 +136,7 @@ def test_engines_that_it_does_not_know_are_refused(make_config: MakeConfig, trai
     accelerator.state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=1)
     with pytest.raises(ValueError, match="not on FSDP version 1: set fsdp_version: 2"):
-        train_stage(accelerator, trainee(), *data, stages_of(config)[0], config.training)
+        train_stage(make_engine(accelerator), trainee(), *data, stages_of(config)[0], config.training)
 
 
 def test_accumulation_of_the_launcher_does_not_win(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,14 +8,17 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from condft.training import RunConfig, TrainResult, make_accelerator, read_metrics, train
+from condft.training import RunConfig, TrainResult, find_checkpoint, make_accelerator, make_engine, read_metrics, train
 
 MakeConfig = Callable[..., RunConfig]
 
 
 def run(config: RunConfig, model: Any, data: Any, resume: bool = False) -> list[TrainResult]:
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-    return train(make_accelerator(config, cpu=True), model, *data, config, resume=resume)
+    engine = make_engine(make_accelerator(config, cpu=True))
+    return train(
+        engine, model, *data, config, resume_from=find_checkpoint(config, num_processes=1) if resume else None
+    )
 
 
 def trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:

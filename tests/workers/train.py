@@ -24,11 +24,11 @@ from condft.training import (
     frozen_tensors,
     load_config,
     make_accelerator,
+    make_engine,
     prepare_output_dir,
     train,
 )
 from condft.training.checkpoint import load_trained
-from condft.training.engines.engine import make_engine
 from condft.training.loop import Collate
 from tests.helpers.processes import leave
 
@@ -83,6 +83,8 @@ def main(config_path: str, target: str, device: str) -> None:
     efficient = getattr(getattr(accelerator.state, "fsdp_plugin", None), "cpu_ram_efficient_loading", False)
     empty = init_empty_weights if efficient and not accelerator.is_main_process else nullcontext
 
+    engine = make_engine(accelerator)
+
     def build() -> PeftModel:
         with empty():
             model = build_condft_trainee()
@@ -91,7 +93,7 @@ def main(config_path: str, target: str, device: str) -> None:
     def train_one(model: PeftModel, collate: Collate, config: RunConfig, **options: Any) -> list[TrainResult]:
         settings = config.training.self_distillation
         rehearsal = build_self_distillation(model, settings) if settings else None
-        return train(accelerator, model, examples, collate, config, distillation=rehearsal, **options)
+        return train(engine, model, examples, collate, config, distillation=rehearsal, **options)
 
     model, examples = build(), build_examples()
     on_meta = any(parameter.is_meta for parameter in model.parameters())
@@ -118,7 +120,8 @@ def main(config_path: str, target: str, device: str) -> None:
         train_one(build(), cut_off, again)
     except CutOff:
         accelerator.wait_for_everyone()
-    resumed = train_one(build(), collate, again, resume=True)
+    resume_from = find_checkpoint(again, num_processes=accelerator.num_processes)
+    resumed = train_one(build(), collate, again, resume_from=resume_from)
     if accelerator.is_main_process:
         result = {
             "engine": str(accelerator.distributed_type),

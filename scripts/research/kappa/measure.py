@@ -19,7 +19,7 @@ from condft.selection.random_matrix import (
     expected_entropy_deficit,
     relative_condition_number,
 )
-from condft.training import RunConfig, Stage, TrainingConfig, make_accelerator, read_metrics, train_stage
+from condft.training import RunConfig, Stage, TrainingConfig, make_accelerator, make_engine, read_metrics, train_stage
 from condft.training.stage import LANGUAGE_MODEL
 from condft.weights.walk import Unit, iter_units
 from scripts.research.config import StudyConfig
@@ -161,7 +161,7 @@ def _train(
     stage = Stage("adapt", training.steps, {LANGUAGE_MODEL: rate}, seed + 1)
     began = time.perf_counter()
     train_stage(
-        accelerator,
+        make_engine(accelerator),
         model,
         task.train,
         task.collate,

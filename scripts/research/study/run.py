@@ -17,7 +17,7 @@ from condft import SpectralReport, analyze
 from condft.recipe.summary import code_commit, machine, versions
 from condft.runtime.memory import peak_rss_bytes
 from condft.selection.select import CANDIDATE_ROLES
-from condft.training import RunConfig, Stage, make_accelerator, train_stage
+from condft.training import RunConfig, Stage, make_accelerator, make_engine, train_stage
 from condft.training.objective import answer_loss_sum, count_answer_tokens
 from condft.training.stage import LANGUAGE_MODEL, PROJECTOR, component_of, trainable_parameters
 from condft.weights.walk import Unit, iter_units
@@ -139,7 +139,7 @@ class _Run:
             rehearsal = make_self_distillation(arm, config, task, study.accelerator, seed=spec.seed)
             stage = Stage("adapt", config.training.steps, self._rates(list(parameters)), spec.seed + 1)
             train_stage(
-                study.accelerator,
+                make_engine(study.accelerator),
                 arm.model,
                 task.train,
                 task.collate,

@@ -12,7 +12,15 @@ import yaml
 from peft import PeftModel
 
 from condft.tasks.speech import PassThroughTower
-from condft.training import RunConfig, find_checkpoint, make_accelerator, prepare_output_dir, read_metrics, train
+from condft.training import (
+    RunConfig,
+    find_checkpoint,
+    make_accelerator,
+    make_engine,
+    prepare_output_dir,
+    read_metrics,
+    train,
+)
 from condft.training.checkpoint import load_trained
 from tests.helpers.marks import needs_deepspeed, needs_gpu, needs_two_gpus
 from tests.helpers.processes import ROOT, WORKERS
@@ -51,7 +59,7 @@ def train_alone(content: dict[str, Any], model: PeftModel, data: Any, *, cpu: bo
     prepare_output_dir(config.output_dir)
     settings = config.training.self_distillation
     rehearsal = build_self_distillation(model, settings) if settings else None
-    results = train(make_accelerator(config, cpu=cpu), model, *data, config, distillation=rehearsal)
+    results = train(make_engine(make_accelerator(config, cpu=cpu)), model, *data, config, distillation=rehearsal)
     checkpoint = find_checkpoint(config, num_processes=1)
     assert checkpoint is not None
     return [result.losses for result in results], load_trained(checkpoint)
@@ -205,4 +213,4 @@ def test_meta_weights_that_nothing_fills_are_refused(make_config: Any, condft_tr
     with torch.device("meta"):
         model = condft_trainee()
     with pytest.raises(ValueError, match=r"weights are on the meta device of this rank.*fsdp_cpu_ram_efficient_load"):
-        train(make_accelerator(config, cpu=True), model, *data, config)
+        train(make_engine(make_accelerator(config, cpu=True)), model, *data, config)
