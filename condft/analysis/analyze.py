@@ -14,11 +14,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from condft.analysis.cache import Cache, CachedRows, FolderFingerprint, WeightIndex, open_cache
-from condft.analysis.distributed import ProcessGroup, WorkPlan, walk_together
+from condft.analysis.distributed import WorkPlan, walk_together
 from condft.analysis.measure import MeasureSpec, UnitInfo, lower_bound, measure, measure_together
 from condft.analysis.screening import LAST_STEPS, Step
 from condft.analysis.state import AnalysisState, current_versions
 from condft.report import SkippedWeight, SkipReason, SpectralReport, SpectralRow
+from condft.runtime.process_group import ProcessGroup
 from condft.selection.select import Stratify, check_stratify
 from condft.spectra import Measures, check_measures
 from condft.weights.checkpoint import checkpoint_folder

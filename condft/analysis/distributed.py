@@ -1,82 +1,20 @@
-"""The work of an analysis shared between the ranks of torch.distributed: one process is the case of one rank.
+"""The work of an analysis shared between the ranks of torch.distributed: one process is the case of one rank."""
 
-What the ranks tell each other are small Python objects (names, digests, rows), through object collectives, which work
-with gloo and nccl. All ranks make the same calls in the same order whatever happens on one of them: an error is told
-to the others, who would wait for ever, and raised on all.
-"""
-
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
-
-import torch
+from typing import TypeVar
 
 from condft.analysis.batching import left_after_batches
 from condft.analysis.measure import UnitInfo, digest_units
 from condft.analysis.threads import thread_map
 from condft.files.hashing import tensor_digest
 from condft.report import SkippedWeight, SkipReason
+from condft.runtime.process_group import ProcessGroup
 from condft.weights.unit import Unit, load_ahead
 
-__all__ = ["ProcessGroup", "WorkPlan", "walk_together"]
+__all__ = ["WorkPlan", "walk_together"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Failure:
-    error: Exception
-
-
-class ProcessGroup:
-    """The processes that work together.
-
-    Attributes:
-        size: How many; 1 without torch.distributed.
-        rank: This one's number.
-    """
-
-    def __init__(self, *, shared: bool = True) -> None:
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.size = torch.distributed.get_world_size() if shared and distributed else 1
-        self.rank = torch.distributed.get_rank() if self.size > 1 else 0
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the rank that reads and writes files and shows progress."""
-        return self.rank == 0
-
-    def run(self, work: Callable[[], T]) -> list[T]:
-        """Does this rank's work and returns every rank's result, in their order.
-
-        Raises:
-            Exception: The error of the lowest rank that had one, on every rank.
-        """
-        try:
-            own = work()
-        except Exception as error:
-            outcomes = self._gather(_Failure(_portable(error)))
-            lowest = next(index for index, outcome in enumerate(outcomes) if isinstance(outcome, _Failure))
-            if lowest == self.rank:
-                raise
-            raise outcomes[lowest].error from error
-        outcomes = self._gather(own)
-        for outcome in outcomes:
-            if isinstance(outcome, _Failure):
-                raise outcome.error
-        return outcomes
-
-    def from_first(self, work: Callable[[], T]) -> T:
-        """Does the work on the first rank alone and returns its result on every rank."""
-        return cast(T, self.run(work if self.first else lambda: None)[0])
-
-    def _gather(self, value: Any) -> list[Any]:
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(values, value)
-        return values
 
 
 @dataclass(frozen=True)
@@ -245,12 +183,3 @@ def walk_together(
             if skip.reason is not SkipReason.META_DEVICE or skip.name in nowhere:
                 merged.setdefault(skip.name, skip)
     return shares, list(merged.values())
-
-
-def _portable(error: Exception) -> Exception:
-    """The error if it can travel to the other ranks, else one with its message."""
-    try:
-        copied = pickle.loads(pickle.dumps(error))  # noqa: S301 (our own bytes)
-    except (pickle.PicklingError, TypeError, AttributeError):
-        return RuntimeError(str(error))
-    return error if str(copied) == str(error) else RuntimeError(str(error))

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from condft import SpectralReport, analyze
-from condft.analysis.distributed import ProcessGroup, WorkPlan
+from condft.analysis.distributed import WorkPlan
 from condft.analysis.measure import MeasureSpec, UnitInfo
 from condft.report import Role
+from condft.runtime.process_group import ProcessGroup
 from tests.helpers.processes import ROOT
 from tests.helpers.tiny_llama import build_tiny_llama
 from tests.workers.distributed import all_routes
@@ -173,17 +174,3 @@ def test_an_error_on_one_rank_is_the_same_error_on_both(tmp_path: Path) -> None:
 def test_an_error_amid_the_gathers_ends_both_ranks(tmp_path: Path) -> None:
     first, second = run_two("late", tmp_path)
     assert first == second == {"late": "ValueError: the third matrix is one too many"}
-
-
-def test_an_error_that_cannot_travel_keeps_its_message() -> None:
-    class Local(ValueError):
-        pass
-
-    with pytest.raises(Local, match="as it is"):
-        ProcessGroup().run(lambda: (_ for _ in ()).throw(Local("as it is")))
-
-
-def test_without_torch_distributed_there_is_one_rank() -> None:
-    ranks = ProcessGroup()
-    assert (ranks.size, ranks.rank, ranks.run(lambda: 3), ranks.from_first(lambda: 4)) == (1, 0, [3], 4)
-    assert analyze(nn.Linear(4, 3), progress=False).rows

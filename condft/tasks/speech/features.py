@@ -26,6 +26,7 @@ from tqdm import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from condft.files.atomic import atomic_path
+from condft.runtime.process_group import ProcessGroup
 from condft.tasks.speech.data import Clip, SkippedClip, SpeechDataError, read_audio
 
 logger = logging.getLogger(__name__)
@@ -111,21 +112,21 @@ def compute_features(
     wanted = dict(zip(paths, clips, strict=True))  # equal recordings are computed once
     features = {path: tensor for path in wanted if (tensor := _load(path, tower.config.hidden_size)) is not None}
     order = sorted(wanted)  # by hash: any stride through it is a fair share
-    rank, world = _rank_and_world()
+    group = ProcessGroup()
     _check_lengths([wanted[path] for path in order if path not in features], extractor)
 
     # Shares of all clips, not of the missing ones: a rank that looks later already sees what a quicker one wrote.
-    share = {path: wanted[path] for path in order[rank::world] if path not in features}
+    share = {path: wanted[path] for path in order[group.rank :: group.size] if path not in features}
     bad: dict[Path, SpeechDataError] | None = None if skipped is None else {}
-    features |= _compute_share(tower, extractor, share, batch_size, progress and rank == 0, bad)
-    if world > 1:
-        torch.distributed.barrier()
+    features |= _compute_share(tower, extractor, share, batch_size, progress and group.first, bad)
+    if group.size > 1:
+        group.barrier()
         for path in order:
             if path not in features and (tensor := _load(path, tower.config.hidden_size)) is not None:
                 features[path] = tensor
         # the unusable ones of the others' shares too: every rank finds out for itself
         unseen = {path: wanted[path] for path in order if path not in features}
-        features |= _compute_share(tower, extractor, unseen, batch_size, progress and rank == 0, bad)
+        features |= _compute_share(tower, extractor, unseen, batch_size, progress and group.first, bad)
     if skipped is not None and bad:
         for path, clip in zip(paths, clips, strict=True):
             if path in bad:  # of equal recordings, the message names the one that was decoded
@@ -185,13 +186,6 @@ def _tower_owner(model: nn.Module) -> Any:
         if "audio_tower" in module._modules:  # not hasattr: PEFT's wrappers answer for what they wrap
             return module
     raise ValueError(f"{type(model).__name__} holds no audio_tower")
-
-
-def _rank_and_world() -> tuple[int, int]:
-    # Asks torch, not accelerate: a PartialState made here would fix the device before the trainer chooses it.
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 def _check_lengths(clips: Sequence[Clip], extractor: Any) -> None:

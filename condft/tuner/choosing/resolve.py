@@ -11,8 +11,9 @@ from peft.utils.other import match_target_against_key
 from torch import nn
 
 from condft.analysis.analyze import analyze
-from condft.analysis.distributed import ProcessGroup, WorkPlan, walk_together
+from condft.analysis.distributed import WorkPlan, walk_together
 from condft.report import SkippedWeight, SkipReason, SpectralReport
+from condft.runtime.process_group import ProcessGroup
 from condft.selection.scores import WHOLE_SPECTRUM_SCORES
 from condft.selection.select import Selection, select_units, shape_warning
 from condft.spectra import Measures

@@ -9,7 +9,7 @@ rank's shards would never move, without a word (accelerate 1.15; LoRA's too).
 import torch
 from torch import nn
 
-from condft.analysis.distributed import ProcessGroup
+from condft.runtime.process_group import ProcessGroup
 
 __all__ = ["materialize"]
 
