@@ -1,1 +1,1 @@
-"""Benchmarks: ratios to a peer in the same run."""
+"""Benchmarks: always ratios to a peer in the same run, never seconds alone."""

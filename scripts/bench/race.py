@@ -1,4 +1,4 @@
-"""Contestants timed turn and turn about: what slows the machine down for a while slows all of them, and no ratio."""
+"""Contestants timed in turns: what slows the machine down for a while slows all of them, and changes no ratio."""
 
 import gc
 import statistics
@@ -23,12 +23,12 @@ def race(
     before: Mapping[str, Callable[[], Any]] | None = None,
     tick: Callable[[], Any] = lambda: None,
 ) -> Runs:
-    """Each contestant once a round, a different one first each time, after a round that does not count.
+    """Each contestant once a round, a different one first each time, after a warm-up round.
 
     Args:
         contestants: Name -> what to time.
         rounds: How many, unless time runs out.
-        seconds: After these no further round begins, but `MIN_ROUNDS` are run.
+        seconds: After these no further round begins; `MIN_ROUNDS` are run in any case.
         before: Name -> what to do each time before the clock starts.
         tick: Called after every round.
     """
@@ -55,6 +55,7 @@ def race(
 
 
 def medians(runs: Runs) -> dict[str, dict[str, float]]:
+    """Contestant -> clock -> median over the rounds."""
     return {name: {clock: statistics.median(taken) for clock, taken in of.items()} for name, of in runs.items()}
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: arguments, the file of results (parts of it can be made again), and who made a part."""
+"""What the benchmarks share: arguments, the results file (parts of it can be made again), and what made a part."""
 
 import argparse
 import json
@@ -21,16 +21,17 @@ def arguments_of(doc: str | None, parts: Iterable[str], out: str, repeats: int) 
 
 
 def earlier_results(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The file as it stands if only parts of it are made again, else an empty one."""
+    """The present content of the file if only parts of it are made again, else an empty one."""
     kept = arguments.only and arguments.out.exists()
     results: dict[str, Any] = json.loads(arguments.out.read_text()) if kept else {}
     results.setdefault("made_by", {})
     return results
 
 
-def made_by(script: str, repeats: int) -> dict[str, Any]:
+def made_by(command: str, repeats: int) -> dict[str, Any]:
+    """The command that made a part, with commit, machine and versions."""
     return {
-        "script": script,
+        "script": command,
         "commit": code_commit(),
         "machine": machine(),
         "versions": versions(),

@@ -105,7 +105,8 @@ def _training_only(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str,
 
 def _unit(model: nn.Module, name: str) -> _Unit:
     found = re.fullmatch(r"(.+)\[(\d+)\]", name)
-    parameter = model.get_parameter(found[1] if found else name).requires_grad_(True)
+    parameter = model.get_parameter(found[1] if found else name)
+    parameter.requires_grad_(True)
     return _Unit(parameter, int(found[2]) if found else None)
 
 

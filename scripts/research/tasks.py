@@ -1,6 +1,6 @@
 """The tasks: a base model made anew for every run, what it learns from, and what it is tested on."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,9 +41,14 @@ class Task(Protocol):
     inputs: str
     layers: str
     modules_to_save: list[str]
-    train: Sequence[Any]
-    collate: Callable[[list[Any]], Batch]
-    test: list[Batch]
+
+    @property
+    def test(self) -> Sequence[Batch]: ...
+
+    @property
+    def train(self) -> Sequence[Any]: ...
+
+    def collate(self, examples: list[Any], /) -> Batch: ...
 
     def fresh(self, seed: int, accelerator: Accelerator) -> Any:
         """A base model of its own, frozen, for a context manager: within it the model can be trained."""

@@ -1,1 +1,1 @@
-"""The analyzer beside PEFT's KappaTuneSelector."""
+"""The analyzer against PEFT's KappaTuneSelector, its error, and its cost."""

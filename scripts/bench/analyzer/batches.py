@@ -1,6 +1,6 @@
-"""Batched calls against threads on the CPU, for heads and experts: which of them `analyze` had better use there.
+"""Batched calls against threads on the CPU, for heads and experts: which of them `analyze` should use there.
 
-A process for each number of threads, which torch's pools keep once they are made:
+A process for each number of threads, because torch's thread pools keep their size once they are made:
 
     python -m scripts.bench.analyzer.batches THREADS REPEATS
 """
@@ -11,12 +11,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
 from condft.analysis.threads import thread_map
+from condft.report import Role
 from condft.spectra import SpectralFacts, batch_size, batched_facts, spectral_facts
 from condft.weights.unit import Unit
 
@@ -37,27 +39,27 @@ def batches_against_threads(repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def measured(threads: int, repeats: int) -> list[dict[str, Any]]:
-    """Milliseconds a matrix, turn and turn about: the least of the repeats, which a busy machine spoils least."""
+def measured(threads: int, repeats: int, work: Mapping[str, tuple[int, int, int]] = WORK) -> list[dict[str, Any]]:
+    """Milliseconds a matrix, in turns: the least of the repeats, which other work on the machine changes least."""
     torch.set_num_threads(threads)
     rows = []
-    for work, shape in WORK.items():
+    for name, shape in work.items():
         stack = torch.randn(shape, generator=torch.Generator().manual_seed(5)) * 0.02
         contestants = {"threads": in_threads, "batches": in_batches, "one_by_one": one_by_one}
-        answers = {name: contestant(stack) for name, contestant in contestants.items()}
-        seconds = {name: [] for name in contestants}
+        answers = {way: contestant(stack) for way, contestant in contestants.items()}
+        seconds: dict[str, list[float]] = {way: [] for way in contestants}
         for _ in range(repeats):
-            for name, contestant in contestants.items():
-                seconds[name].append(timed(lambda contestant=contestant, stack=stack: contestant(stack)))
+            for way, contestant in contestants.items():
+                seconds[way].append(timed(partial(contestant, stack)))
         off = [
             abs(batched.condition_number / alone.condition_number - 1)
             for batched, alone in zip(answers["batches"], answers["one_by_one"], strict=True)
         ]
-        least = {name: min(values) / len(stack) * 1e3 for name, values in seconds.items()}
-        middle = {name: statistics.median(values) / len(stack) * 1e3 for name, values in seconds.items()}
+        least = {way: min(values) / len(stack) * 1e3 for way, values in seconds.items()}
+        middle = {way: statistics.median(values) / len(stack) * 1e3 for way, values in seconds.items()}
         rows.append(
             {
-                "work": work,
+                "work": name,
                 "shape": shape,
                 "batch": batch_size(shape[1:], stack.dtype),
                 "torch_threads": threads,
@@ -72,7 +74,7 @@ def measured(threads: int, repeats: int) -> list[dict[str, Any]]:
 
 def in_threads(stack: torch.Tensor) -> list[SpectralFacts]:
     found: list[SpectralFacts] = []
-    units = [Unit(str(index), matrix, matrix, "layer", "layer") for index, matrix in enumerate(stack)]
+    units = [Unit(str(index), matrix, matrix, "layer", Role.LAYER) for index, matrix in enumerate(stack)]
     thread_map(units, lambda unit: spectral_facts(unit.matrix), lambda unit, facts: found.append(facts))
     return found
 

@@ -1,6 +1,6 @@
-"""Two gloo processes share the analysis of one Llama-3-8B layer: is the report one process's, and the work halved?
+"""Two gloo processes share the analysis of one Llama-3-8B layer: is the report the same, and the work halved?
 
-Work is CPU time of the process (one thread each), which a busy machine does not stretch as it does wall time.
+Work is CPU time of the process (one thread each): other processes stretch it less than wall time.
 """
 
 import json
@@ -21,7 +21,7 @@ __all__ = ["shared_by_two"]
 
 
 def shared_by_two(model: nn.Module) -> dict[str, Any]:
-    """CPU seconds of each of two ranks against one process's, and whether the reports are the same."""
+    """CPU seconds of each of two processes against a single one's, and whether the reports are the same."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for world in (1, 2):

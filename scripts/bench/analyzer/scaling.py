@@ -1,4 +1,4 @@
-"""How the analyzer's cost grows with size and with the number of weights, and what that makes of large models."""
+"""How the analyzer's cost grows with the size and the number of weights, and what that means for large models."""
 
 import math
 import statistics
@@ -15,10 +15,10 @@ from torch import nn
 from condft.analysis.analyze import analyze
 from condft.files.atomic import atomic_path
 
-__all__ = ["extrapolate", "plot_scaling", "scaling"]
+__all__ = ["extrapolate", "fitted", "plot_scaling", "scaling"]
 
 SIZES = (512, 768, 1024, 1536, 2048, 3072, 4096)
-FITTED_FROM = 1536  # smaller weights are worked on side by side, each by one thread: a lone one has another law
+FITTED_FROM = 1536  # smaller weights run in parallel, each in one thread: a single one follows another law
 ASPECTS = {"square": 1, "tall": 4}
 COUNTS = (1, 2, 4, 8, 16)
 
@@ -37,7 +37,7 @@ def scaling(repeats: int) -> dict[str, Any]:
     found: dict[str, Any] = {"sizes": list(SIZES), "counts": list(COUNTS)}
     for name, aspect in ASPECTS.items():
         seconds = [_seconds([(aspect * n, n)], repeats) for n in SIZES]
-        found[name] = {"seconds": seconds, **_fitted(seconds)}
+        found[name] = {"seconds": seconds, **fitted(seconds)}
     seconds = [_seconds([(512, 512)] * count, repeats) for count in COUNTS]
     slope, offset = np.polyfit(COUNTS, seconds, 1)
     found["number"] = {"seconds": seconds, "per_weight": float(slope), "offset": float(offset)}
@@ -86,17 +86,19 @@ def plot_scaling(found: dict[str, Any], path: Path) -> None:
         figure.savefig(temporary, dpi=130)
 
 
-def _fitted(seconds: Sequence[float]) -> dict[str, float]:
+def fitted(seconds: Sequence[float]) -> dict[str, float]:
+    """The power law of seconds over `SIZES`, from `FITTED_FROM` on."""
     first = SIZES.index(FITTED_FROM)
     exponent, intercept = np.polyfit(np.log(SIZES[first:]), np.log(seconds[first:]), 1)
     return {"exponent": float(exponent), "factor": math.exp(intercept)}
 
 
 def _seconds(shapes: Sequence[tuple[int, int]], repeats: int) -> float:
-    model = nn.ModuleList(nn.Linear(columns, rows, bias=False) for rows, columns in shapes)
-    for index, layer in enumerate(model):
+    layers = [nn.Linear(columns, rows, bias=False) for rows, columns in shapes]
+    for index, layer in enumerate(layers):
         generator = torch.Generator().manual_seed(index)
         layer.weight.data = torch.randn(layer.weight.shape, generator=generator) * 0.02
+    model = nn.ModuleList(layers)
     taken = []
     for _ in range(repeats + 1):
         began = time.perf_counter()

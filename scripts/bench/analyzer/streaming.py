@@ -20,6 +20,13 @@ import torch
 from condft.runtime.memory import peak_rss_bytes
 
 LAYERS = 4
+SIZES = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
 _GIB = 2**30
 
 
@@ -29,12 +36,8 @@ def write(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=14336,
+        **SIZES,
         num_hidden_layers=LAYERS,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        vocab_size=128256,
         tie_word_embeddings=False,
         dtype="bfloat16",
         architectures=["LlamaForCausalLM"],
@@ -56,6 +59,7 @@ def write(folder: Path) -> None:
 
 
 def analyzed(folder: Path, report: Path, *, loaded: bool) -> dict[str, Any]:
+    """Analyzes in this process, saves the report; returns seconds and the process's peak bytes so far."""
     from condft.analysis.analyze import analyze
 
     source: Any = folder
@@ -69,8 +73,14 @@ def analyzed(folder: Path, report: Path, *, loaded: bool) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - began, "peak_bytes": peak_rss_bytes()}
 
 
+def rows_of(report: Path) -> list[dict[str, Any]]:
+    """The rows of a saved report."""
+    rows: list[dict[str, Any]] = json.loads(report.read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
 def streaming(folder: Path) -> dict[str, Any]:
-    """All of it; the folder is kept if it exists and made otherwise."""
+    """All measurements; the checkpoint in the folder is used if it is there, and written otherwise."""
 
     def run(*arguments: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "scripts.bench.analyzer.streaming", *arguments]
@@ -83,7 +93,7 @@ def streaming(folder: Path) -> dict[str, Any]:
     baseline = run("baseline")["peak_bytes"]
     reports = {kind: folder / f"{kind}.json" for kind in ("streamed", "loaded")}
     figures = {kind: run(kind, str(folder), str(path)) for kind, path in reports.items()}
-    rows = [json.loads(path.read_text())["rows"] for path in reports.values()]
+    rows = [rows_of(path) for path in reports.values()]
     return {
         "layers": LAYERS,
         "baseline_gib": baseline / _GIB,

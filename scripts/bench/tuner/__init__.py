@@ -1,1 +1,1 @@
-"""The tuner beside LoRA and plain unfreezing."""
+"""The tuner against LoRA and against plain unfreezing."""

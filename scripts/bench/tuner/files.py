@@ -43,7 +43,7 @@ def kept_reports() -> Iterator[None]:
 
 
 def start(repeats: int, tick: Callable[[], Any]) -> dict[str, Any]:
-    """`get_peft_model` on fresh copies of SmolLM2, beside LoRA; the round that does not count makes the report."""
+    """`get_peft_model` on fresh copies of SmolLM2, against LoRA; the warm-up round makes the report."""
     base = smollm2()
     fresh: dict[str, nn.Module] = {}
     configs = {"condft": lambda: CondFTConfig(trainable_fraction=FRACTION), "lora": lora_config}
@@ -64,7 +64,7 @@ def start(repeats: int, tick: Callable[[], Any]) -> dict[str, Any]:
 
 
 def files(units: Sequence[str], repeats: int, tick: Callable[[], Any]) -> dict[str, Any]:
-    """`save_pretrained` and `PeftModel.from_pretrained` beside safetensors writing and reading the same tensors."""
+    """`save_pretrained` and `PeftModel.from_pretrained` against safetensors on the same tensors."""
     model: Any = Adapted.by_condft(smollm2(), units).model
     tensors = get_peft_model_state_dict(model)
     bases: list[Any] = [smollm2()]

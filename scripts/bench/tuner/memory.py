@@ -2,8 +2,8 @@
 
     python -m scripts.bench.tuner.memory WORK CONTESTANT UNITS.json    # prints a JSON object
 
-What torch allocates is the same in every run, so that 2 % can be told; the process's peak resident memory, which also
-holds libraries, the allocator's slack and files in memory, stands beside it.
+What torch allocates is the same in every run, so that a difference of 2 % is visible. The process's peak resident
+memory is recorded too; it also holds libraries, the allocator's slack and files in memory.
 """
 
 import copy
@@ -40,7 +40,7 @@ CONTESTANTS: dict[str, Callable[[Any, Sequence[str]], Adapted]] = {
 
 
 def peak_allocated(work: Callable[[], Any]) -> int:
-    """Most bytes that live at a time of what `work` allocates through torch's CPU allocator."""
+    """The most bytes alive at one time of what `work` allocates through torch's CPU allocator."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         kept = work()
     del kept

@@ -1,6 +1,6 @@
-"""The contestants of bench_tuner.py: one base model with CondFT, with LoRA, or unfrozen by hand, and their steps.
+"""The contestants: one base model with CondFT, with LoRA, or unfrozen by hand, and their training steps.
 
-All train by AdamW (fused, as the Trainer's default is) on the model's own loss, the same batch, the same selected set.
+All train by AdamW (fused, as in the Trainer's default) on the model's own loss: the same batch, the same weights.
 """
 
 import copy
@@ -120,11 +120,11 @@ class Adapted:
         config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=[], target_parameters=stacks)
         return cls(get_peft_model(copy.deepcopy(base), config))
 
-    def step(self, ids: Tensor, beside: Callable[[], Tensor] | None = None) -> float:
-        """One optimizer step on the model's own loss, and on what stands beside it."""
+    def step(self, ids: Tensor, term: Callable[[], Tensor] | None = None) -> float:
+        """One optimizer step on the model's own loss, plus a further term; returns the loss."""
         loss = self.model(input_ids=ids, labels=ids).loss
-        if beside is not None:
-            loss = loss + beside()
+        if term is not None:
+            loss = loss + term()
         loss.backward()
         self.update()
         return float(loss.detach())
@@ -145,8 +145,8 @@ def lora_config() -> LoraConfig:
 class UnfrozenByHand(Adapted):
     """The same tensors with `requires_grad`, in plain PyTorch.
 
-    What an optimizer cannot train in place, it trains as a fp32 master copy that is written back: half precision,
-    where small updates would vanish, and single experts, whose whole stack must have a gradient.
+    Two kinds of weights train as an fp32 master copy that is written back after each step: half precision, where small
+    updates would be rounded away, and single experts, where only the whole stack can have a gradient.
     """
 
     def __init__(self, base: nn.Module, units: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Training steps of CondFT beside LoRA and beside the same tensors unfrozen by hand."""
+"""Training steps of CondFT against LoRA and against the same tensors unfrozen by hand."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -54,7 +54,7 @@ class CountedOperations(TorchDispatchMode):
 
 
 def extra_operations(ours: Callable[[], Any], theirs: Callable[[], Any]) -> dict[str, int]:
-    """Operations that ours runs more often, or less (negative): what no noise of the machine can hide."""
+    """Operations that ours runs more often, or less often (negative): a count has no noise."""
     counts = []
     for work in (ours, theirs):
         with CountedOperations() as counted:
@@ -66,9 +66,10 @@ def extra_operations(ours: Callable[[], Any], theirs: Callable[[], Any]) -> dict
 
 @lru_cache
 def share_of_products(kind: str, tokens: int) -> float:
-    """Flops of the dense products in CondFT's step over those in LoRA's: what only arithmetic would cost.
+    """Flops of the dense products in CondFT's step over those in LoRA's: the ratio if only arithmetic took time.
 
-    Counted with the eager implementation, for the counter does not know grouped products; they are the same ones.
+    Counted with the eager implementation, because torch's counter does not know grouped products; both multiply the
+    same matrices.
     """
     base = moe(kind, "eager", torch.bfloat16)
     flops = []
@@ -99,23 +100,24 @@ def smollm2_steps(dtype: torch.dtype, units: list[str], repeats: int, tick: Call
 
 
 def distilled_steps(dtype: torch.dtype, units: list[str], repeats: int, tick: Callable[[], Any]) -> dict[str, Any]:
-    """As many steps as one rehearsal comes in, by the defaults of the recipe, beside as many without."""
+    """As many steps as have one self-distillation term by the recipe's defaults, against as many without it."""
     base, settings = smollm2(dtype), SelfDistillationConfig()
     plain, distilled = (Adapted.by_condft(base, units) for _ in range(2))
     size = settings.per_device_batch_size
     texts = batch(base, size * (settings.num_tokens + 1), samples=size)
-    distillation = SelfDistillation(settings, texts, distilled.model.disable_adapter, seed=0)
+    model: Any = distilled.model
+    distillation = SelfDistillation(settings, texts, model.disable_adapter, seed=0)
     ids = batch(base, TOKENS)
 
-    def turn(adapted: Adapted, beside: Callable[[], Tensor] | None) -> None:
+    def turn(adapted: Adapted, term: Callable[[], Tensor] | None) -> None:
         for _ in range(settings.every - 1):
             adapted.step(ids)
-        adapted.step(ids, beside)
+        adapted.step(ids, term)
 
-    def divergence() -> Tensor:
-        return settings.weight * distillation.kl_to_base(distilled.model, distilled.model, texts)
+    def kl() -> Tensor:
+        return settings.weight * distillation.kl_to_base(model, model, texts)
 
-    contestants = {"distilled": partial(turn, distilled, divergence), "plain": partial(turn, plain, None)}
+    contestants = {"distilled": partial(turn, distilled, kl), "plain": partial(turn, plain, None)}
     runs = race(contestants, rounds=repeats, seconds=SECONDS["distilled"], tick=tick)
     return {
         "work": "smollm2",
@@ -134,7 +136,7 @@ def expert_steps(
     base = moe(kind, implementation, dtype)
     units = quarter_of_experts(base)
     contestants = {"condft": Adapted.by_condft(base, units), "lora": Adapted.by_lora_on_experts(base)}
-    if implementation == "grouped_mm":  # eager, autograd makes a whole stack's gradient for every expert
+    if implementation == "grouped_mm":  # in eager mode autograd makes a gradient of the whole stack for every expert
         contestants["unfrozen"] = UnfrozenByHand(base, units)
     found = compared(contestants, batch(base, tokens), repeats, SECONDS["experts"], tick)
     return {

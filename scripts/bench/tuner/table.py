@@ -1,4 +1,4 @@
-"""The figures of docs/results/tuner.json as rows: whole for the console, and in short for docs/results/README.md."""
+"""The figures of docs/results/tuner.json as rows: whole for the console, and in short for the results page."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Figure:
         model: On what.
         dtype: Of the base.
         value: A ratio, seconds, or whether something holds.
-        target: What the value may be at most; None for what is told beside the targets.
+        target: What the value may be at most; None for a figure without one.
         low, high: Quartiles over the rounds.
         cpu: The ratio in CPU time.
         products: The ratio that the flops of the dense products alone would give.
@@ -41,12 +41,14 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
+        """Whether the target is reached; None without a target."""
         if isinstance(self.value, bool):
             return self.value
         return None if self.target is None else self.value <= self.target
 
     @property
     def limit(self) -> str:
+        """The target as it is shown."""
         return "" if self.target is None else f"≤ {self.written(self.target)}"
 
     def cells(self) -> tuple[str, ...]:
@@ -57,6 +59,7 @@ class Figure:
         return (self.name, self.model, self.dtype, *measured, self.limit, met)
 
     def written(self, value: float | bool | None) -> str:
+        """A value with this figure's digits and unit."""
         if value is None:
             return ""
         if isinstance(value, bool):
@@ -78,13 +81,13 @@ def figures(results: Mapping[str, Any]) -> Iterator[Figure]:
         )
     for row in results.get("experts", []):
         work = f"{row['work']}, {row['implementation']}, {row['tokens']} tokens"
-        against = row["against_lora"], 0.6, row["share_of_products"]
-        yield _ratio("a quarter of the experts, against LoRA `target_parameters`", work, row["dtype"], *against)
+        name = "a quarter of the experts, against LoRA `target_parameters`"
+        yield _ratio(name, work, row["dtype"], row["against_lora"], 0.6, row["share_of_products"])
     for row in results.get("memory", []):
         model, dtype = row["work"].split()
-        # Over a fp32 base the weights are their own masters, and the base's copy comes on top.
-        target = None if dtype == "float32" else 1.02
-        yield Figure("peak memory, against unfrozen with fp32 masters", model, dtype, row["ratio"], target, digits=3)
+        # Over an fp32 base the weights are their own masters, and the base's copy comes on top.
+        limit = None if dtype == "float32" else 1.02
+        yield Figure("peak memory, against unfrozen with fp32 masters", model, dtype, row["ratio"], limit, digits=3)
         yield Figure("optimizer state exactly the selection's", model, dtype, row["optimizer_state_exact"])
     if "start" in results:
         beyond = results["start"]["seconds_beyond_lora"]
@@ -109,11 +112,11 @@ def _ratio(
 
 
 def markdown(rows: Sequence[Figure]) -> str:
-    """The dtypes beside each other, what misses its target in bold, the products' ratio in brackets."""
+    """A column for each dtype; a figure that misses its target in bold; the products' ratio in brackets."""
     found: dict[tuple[str, str], dict[str, Figure]] = {}
     for row in rows:
         found.setdefault((row.name, row.model), {})[row.dtype] = row
-    lines = [("figure", "on", *DTYPES, "target"), ("---",) * 5]
+    lines: list[tuple[str, ...]] = [("figure", "on", *DTYPES, "target"), ("---",) * 5]
     for (name, model), by_dtype in found.items():
         cells = [_short(by_dtype[dtype]) if dtype in by_dtype else "" for dtype in DTYPES]
         limits = [row.limit for row in by_dtype.values()]

@@ -69,7 +69,9 @@ def across_tables(
         lines += ["", f"### {label}", "", *_table("control", shown, rows)]
         if shown and len(config.seeds) > 1:
             lines += _by_seed(shown[0], arms, config.seeds)
-        pairs = {name: [ratio_across(arms[name + DISTILLED], arms[name])] for name in arms if name + DISTILLED in arms}
+        pairs: dict[str, list[Across | None]] = {
+            name: [ratio_across(arms[name + DISTILLED], arms[name])] for name in arms if name + DISTILLED in arms
+        }
         if pairs:
             lines += ["", *_table("arm", ["with self-distillation over without"], pairs)]
     return lines

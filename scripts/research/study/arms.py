@@ -133,7 +133,7 @@ def _osf(context: Context) -> Arm:
     per_direction = sum(sum(row.matrix_shape) + 1 for row in context.report.rows)
     low = max(1, round(context.budget / per_direction))
     names = _all_linear(context)
-    preserved = {
+    preserved: dict[str, int | float] = {
         re.escape(row.name.removesuffix(".weight")): max(1, min(row.matrix_shape) - low) for row in context.report.rows
     }
     config = OSFConfig(target_modules="|".join(map(re.escape, names)), rank_pattern=preserved)

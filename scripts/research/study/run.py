@@ -1,7 +1,7 @@
 """Runs of a study: builds the arm, trains it, measures it at its points, and appends what it finds."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -227,9 +227,8 @@ def run_study(
     Raises:
         ValueError: An arm or a seed that the study does not have.
     """
-    for what, asked, known in (("arm", only, config.arms), ("seed", seeds, config.seeds)):
-        if unknown := sorted(set(asked or []) - set(known)):
-            raise ValueError(f"the study has no {what} {unknown[0]!r}: choose among {', '.join(map(str, known))}")
+    _check_known("arm", only, config.arms)
+    _check_known("seed", seeds, config.seeds)
     study, done = Study(config), 0
     arms = {name: arm for name, arm in config.arms.items() if not only or name in only}
     wanted = [seed for seed in config.seeds if not seeds or seed in seeds]
@@ -248,6 +247,11 @@ def run_study(
                 break
             done += 1
     return done
+
+
+def _check_known(what: str, chosen: Sequence[int | str] | None, known: Iterable[int | str]) -> None:
+    if unknown := sorted(set(chosen or []) - set(known), key=str):
+        raise ValueError(f"the study has no {what} {unknown[0]!r}: choose among {', '.join(map(str, known))}")
 
 
 def _do_unless_claimed(study: Study, spec: RunSpec, bar: Any) -> bool:
