@@ -1,4 +1,4 @@
-"""Text that a model itself writes: data where there is no pre-training data to be had."""
+"""Text sampled from the base model: it replaces the pre-training data, which is not available."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -23,25 +23,33 @@ def sample_from_base(
     base_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     progress: bool = True,
 ) -> Tensor:
-    """Text that the base model itself generates: ancestral sampling at temperature 1 from its start token.
+    """Text sampled from the base model: ancestral sampling at temperature 1, from its start token on.
 
-    The draws come from a generator of their own (on the CPU, so devices agree as far as their logits do): the global
-    random state is neither used nor moved.
+    Each token is drawn from the model's full distribution, without top-k or top-p, so that the texts are samples of
+    what the model knows. The draws use a generator of their own, on the CPU: the same seed gives the same texts on
+    every device whose logits agree, and the global random state is neither read nor changed.
 
     Args:
         model: A causal LM.
-        tokenizer: Gives the start: BOS, or EOS, or a newline where it has neither. A `GenerationConfig` will do.
-        num_sequences: How many.
-        num_tokens: Tokens drawn for each. After an end of text the model goes on with the next one.
-        seed: Of the generator.
-        base_context: Within it `model` is the base, e.g. `peft_model.disable_adapter`.
-        progress: Show a bar.
+        tokenizer: Defines the start: BOS, else EOS, else a newline. A `GenerationConfig` works too.
+        num_sequences: Number of texts.
+        num_tokens: Tokens drawn for each text. After an end-of-text token the model goes on with the next text.
+        seed: Seed of the generator.
+        base_context: Makes a context in which `model` is the base, such as `peft_model.disable_adapter`.
+        progress: Show a progress bar.
 
     Returns:
-        `(num_sequences, start + num_tokens)`, long, on the CPU; the start is one token but for odd newlines.
+        `(num_sequences, start + num_tokens)`, long, on the CPU. `start` is 1, except for a newline of
+        several tokens.
 
     Raises:
-        ValueError: Nothing to start from.
+        ValueError: The tokenizer has no BOS, no EOS and no newline.
+
+    >>> texts = sample_from_base(base, tokenizer, num_sequences=2, num_tokens=8, seed=0, progress=False)
+    >>> texts.shape
+    torch.Size([2, 9])
+    >>> tokenizer.convert_ids_to_tokens(texts[:, 0])
+    ['<s>', '<s>']
     """
     generator = torch.Generator().manual_seed(seed)
     start = _start_tokens(tokenizer)
@@ -52,6 +60,7 @@ def sample_from_base(
             output = model(input_ids=step.to(device), past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = output.past_key_values
             probabilities = output.logits[:, -1].float().softmax(dim=-1).cpu()
+            # on the CPU: a CUDA generator draws other numbers from the same seed
             step = torch.multinomial(probabilities, 1, generator=generator)
             tokens = torch.cat([tokens, step], dim=1)
     return tokens
@@ -60,8 +69,10 @@ def sample_from_base(
 def _start_tokens(tokenizer: Any) -> list[int]:
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
-            return [token[0] if isinstance(token, list) else token]  # a generation config may have several ends
+            return [token[0] if isinstance(token, list) else token]  # a GenerationConfig may list several end tokens
     start: list[int] = tokenizer("\n", add_special_tokens=False)["input_ids"] if callable(tokenizer) else []
     if not start:
-        raise ValueError(f"a {type(tokenizer).__name__} without BOS, EOS and newline: nothing to start sampling from")
+        raise ValueError(
+            f"a {type(tokenizer).__name__} without BOS, EOS and newline: sampling has no token to start from"
+        )
     return start

@@ -115,5 +115,7 @@ def test_text_files_and_their_errors(tmp_path: Path) -> None:
 def test_wikitext_without_a_hub_names_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(ConnectionError, match=r"WikiText-2 is neither cached nor .* evaluation\.text: pydoc"):
+    with pytest.raises(
+        ConnectionError, match=r"WikiText-2 is not cached, and the hub does not answer .* evaluation\.text: pydoc"
+    ):
         held_out_text("wikitext")
