@@ -43,7 +43,7 @@ from condft.training import (
     train,
 )
 from condft.training.checkpoint import load_trained
-from condft.training.engines.engine import make_engine
+from condft.training.engines.make import make_engine
 
 __all__ = ["ADAPTER", "CONFIG", "run"]
 

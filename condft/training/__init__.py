@@ -1,13 +1,15 @@
 """Training: typed configuration, an accelerate loop over stages, checkpoints, and the proof of freeze."""
 
+from condft.training.accelerator import make_accelerator
 from condft.training.checkpoint import Checkpoint, find_checkpoint
 from condft.training.config import RunConfig, TrainingConfig, load_config
-from condft.training.engines.engine import Engine, make_engine
+from condft.training.engines.base import Engine
+from condft.training.engines.make import make_engine
 from condft.training.freeze_check import FreezeReport, checksum_tensors, compare, frozen_tensors
 from condft.training.loop import TrainResult, train_stage
 from condft.training.metrics import read_metrics
 from condft.training.output_dir import prepare_output_dir, remove_run
-from condft.training.run import make_accelerator, train
+from condft.training.run import train
 from condft.training.stage import Stage, stages_of
 
 __all__ = [

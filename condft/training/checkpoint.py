@@ -36,7 +36,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from condft.files.atomic import atomic_directory, write_json
 from condft.training.config import RunConfig, flatten
-from condft.training.engines.engine import Engine, whole
+from condft.training.engines.base import Engine
+from condft.training.engines.sharding import whole
 from condft.training.output_dir import CHECKPOINTS
 
 _FOLDER = re.compile(r"\d{8,}-\w+")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from condft.files.hashing import tensor_sha256
-from condft.training.engines.engine import whole
+from condft.training.engines.sharding import whole
 from condft.weights.walk import canonical_name
 
 

@@ -1,7 +1,7 @@
 """One stage of training, on accelerate: the same mathematics on one CPU and on many GPUs.
 
-The loss of an optimizer step is the mean over all answer tokens of the global batch, whatever the number of ranks
-and micro-batches it is divided between.
+The loss of an optimizer step is the mean over all answer tokens of the global batch. It does not depend on how the
+batch is divided into processes and micro-batches.
 """
 
 import math
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from condft.retention.self_distillation import SelfDistillation
 from condft.training.checkpoint import Checkpoint, load_training_state
 from condft.training.config import TrainingConfig
-from condft.training.engines.engine import Engine, as_found
+from condft.training.engines.base import Engine, restoring
 from condft.training.objective import answer_loss_sum, count_answer_tokens
 from condft.training.sampler import EpochSampler, iter_micro_batches
 from condft.training.stage import Stage, build_optimizer, build_schedule, only_components_of
@@ -34,15 +34,19 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a stage did.
+    """The result of a stage.
 
     Attributes:
-        stage: Its name.
-        steps: Optimizer steps, those before an interruption included.
-        losses: Nats per answer token, one a step.
-        final_loss: The last of them.
+        stage: Name of the stage.
+        steps: Optimizer steps, including those before an interruption.
+        losses: The loss of each step, in nats per answer token.
+        final_loss: The last of them; NaN if there is none.
         seconds: Time spent in the steps.
-        checkpoint: The one taken at its end; None where none was taken, or where it has been pruned since.
+        checkpoint: The last one taken; None if none was taken, or if it has been pruned since.
+
+    >>> records = [{"loss": 2.0, "seconds": 0.5}, {"loss": 1.5, "seconds": 0.25}]
+    >>> TrainResult.of("adapt", records)
+    TrainResult(stage='adapt', steps=2, losses=[2.0, 1.5], final_loss=1.5, seconds=0.75)
     """
 
     stage: str
@@ -54,7 +58,7 @@ class TrainResult:
 
     @classmethod
     def of(cls, stage: str, records: Sequence[Record], checkpoint: Checkpoint | None = None) -> "TrainResult":
-        """The result that the records of a stage's steps add up to."""
+        """Sums up the records of a stage's steps."""
         losses = [record["loss"] for record in records]
         seconds = math.fsum(record["seconds"] for record in records)
         return cls(stage, len(records), losses, losses[-1] if losses else math.nan, seconds, checkpoint)
@@ -74,35 +78,50 @@ def train_stage(
     on_step: Callable[[Record], None] | None = None,
     on_checkpoint: Callable[[int, Engine, Optimizer, LambdaLR], Checkpoint] | None = None,
 ) -> TrainResult:
-    """Trains one stage from `start_step` on.
+    """Trains one stage from `start_step` on. `train` calls it for each stage of a run.
 
     Args:
         engine: From `make_engine`. The micro-batches of a step are its accelerator's `gradient_accumulation_steps`.
-        model: Changed in place; unwrapped again, and its `requires_grad` flags restored, at the end. Under FSDP2
+        model: Changed in place. At the end it is unwrapped and its `requires_grad` flags are restored; under FSDP2
             and ZeRO-3 its parameters stay sharded.
         examples: The training split: mappings with `features`, whose lengths group them (`group_by_length`).
         collate: Makes a batch of a list of examples.
-        stage: What learns, how long, how fast.
-        training: Batch size, schedule, clipping, decay, checkpoint interval.
-        start_step: Steps already done.
-        resume_from: Their checkpoint; its parameters are already in the model.
-        distillation: Adds to the loss of some of the steps, whose records then have `self_distillation_kl`.
-        on_step: Gets each step's record.
-        on_checkpoint: Takes a checkpoint after the steps done, when one is due; always at the end of the stage.
+        stage: Which components train, for how many steps, at which learning rates.
+        training: Batch size, schedule, clipping, weight decay, checkpoint interval.
+        start_step: Number of steps already done.
+        resume_from: The checkpoint that they ended in. Its parameters must be in the model already.
+        distillation: Adds a KL to the loss of some steps, whose records then have `self_distillation_kl`.
+        on_step: Called with each step's record.
+        on_checkpoint: Takes a checkpoint. Called with the number of steps done when one is due, and at the end of
+            the stage.
 
     Returns:
-        The result of the steps done here.
+        The result of the steps of this call.
 
     Raises:
-        ValueError: A batch without answers, a loss or gradient that is not finite, or a model that the engine cannot
+        ValueError: A batch without answers; a loss or gradient that is not finite; a model that the engine cannot
             train.
+
+    >>> from peft import LoraConfig, get_peft_model
+    >>> from condft.training import Stage, load_config, make_accelerator, make_engine, train_stage
+    >>> config = load_config("run.yaml")
+    >>> model = get_peft_model(base, LoraConfig(target_modules=["q_proj"]))
+    >>> rows = [{"features": row, "input_ids": row} for row in token_ids]  # plain text: `features` is the length only
+    >>> def collate(rows):
+    ...     tokens = torch.stack([row["input_ids"] for row in rows])
+    ...     return {"input_ids": tokens, "labels": tokens}
+    >>> stage = Stage("text", steps=5, learning_rate={"language_model": 1e-2}, seed=0)
+    >>> engine = make_engine(make_accelerator(config, cpu=True))
+    >>> result = train_stage(engine, model, rows, collate, stage, config.training)
+    >>> result.losses[-1] < result.losses[0]
+    True
     """
     accelerator = engine.accelerator
     engine.check(model)
     set_seed(stage.seed, device_specific=True)
     records: list[Record] = []
     checkpoint = None
-    with as_found(model), only_components_of(stage, model, by_flag=engine.rests_by_flag) as parameters:
+    with restoring(model), only_components_of(stage, model, by_flag=engine.toggles_requires_grad) as parameters:
         optimizer = build_optimizer(stage, parameters, training.weight_decay)
         wrapped, prepared_optimizer = engine.prepare(
             model,
@@ -161,10 +180,10 @@ class _Stepper:
 
     def run(self, step: int, micro_batches: MicroBatches) -> Record:
         accelerator, began = self.accelerator, time.perf_counter()
-        own_tokens = torch.stack([count_answer_tokens(batch["labels"]) for _, batch in micro_batches]).sum()
-        tokens = int(accelerator.reduce(own_tokens.reshape(1).to(accelerator.device), reduction="sum"))
-        # DDP averages gradients over ranks and accelerate divides by the number of micro-batches; the loss is to be
-        # a sum over all of them divided by all their tokens, so both divisions are undone
+        local_tokens = torch.stack([count_answer_tokens(batch["labels"]) for _, batch in micro_batches]).sum()
+        tokens = int(accelerator.reduce(local_tokens.reshape(1).to(accelerator.device), reduction="sum"))
+        # DDP averages gradients over processes, and accelerate divides by the number of micro-batches. The loss is the
+        # sum over all of them, divided by all their tokens: this factor undoes the two divisions.
         scale = accelerator.num_processes * accelerator.gradient_accumulation_steps / tokens
         sampled_texts = self_distillation_batches(self.distillation, step, accelerator) if self.distillation else []
         sums, kls = [], []
@@ -174,78 +193,80 @@ class _Stepper:
                 sums.append(loss.detach())
                 loss = loss * scale
                 if self.distillation and text is not None:
-                    # in one backward pass: DeepSpeed takes one a micro-batch
+                    # one backward pass for both terms: DeepSpeed allows only one for each micro-batch
                     kl = self.distillation.kl_to_base(self.wrapped, self.model, text)
                     kls.append(kl.detach())
                     loss = loss + self.distillation.settings.weight * kl
                 self.engine.backward(loss)
-        own_sums = torch.stack(sums)
-        loss_value = float(accelerator.reduce(own_sums.sum().reshape(1), reduction="sum")) / tokens
+        local_sums = torch.stack(sums)
+        loss_value = float(accelerator.reduce(local_sums.sum().reshape(1), reduction="sum")) / tokens
+        # The loss is the same number in every process after `reduce`, so all of them stop, or none. Before the
+        # optimizer's step: the parameters are still good.
         if not math.isfinite(loss_value):
-            bad = [not math.isfinite(value) for value in own_sums.tolist()]
+            bad = [not math.isfinite(value) for value in local_sums.tolist()]
             indices = [indices for (indices, _), is_bad in zip(micro_batches, bad, strict=True) if is_bad]
             self._stop(f"the loss is {loss_value}", step, gather_object(indices))
-        distilled = self._mean_kl(step, micro_batches, kls)
+        mean_kl = self._mean_kl(step, micro_batches, kls)
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         grad_norm = self._update(step, micro_batches)
         return {
             "stage": self.stage.name,
             "step": step,
             "loss": loss_value,
-            **distilled,
+            **mean_kl,
             "learning_rate": rates,
             "grad_norm": grad_norm,
             "tokens": tokens,
             "seconds": time.perf_counter() - began,
         }
 
-    def _mean_kl(self, step: int, micro_batches: MicroBatches, own: list[Tensor]) -> Record:
-        """Over all ranks and micro-batches, which read as much text each; nothing where no text was due."""
-        if not own:
+    def _mean_kl(self, step: int, micro_batches: MicroBatches, local: list[Tensor]) -> Record:
+        """The KL's mean over all processes and micro-batches, which read equally much text; empty without any."""
+        if not local:
             return {}
-        mean = float(self.accelerator.reduce(torch.stack(own).mean().reshape(1), reduction="mean"))
+        mean = float(self.accelerator.reduce(torch.stack(local).mean().reshape(1), reduction="mean"))
         if not math.isfinite(mean):
-            self._stop(f"the KL from the base is {mean}", step, gather_object([i for i, _ in micro_batches]))
+            self._stop(f"the KL to the base is {mean}", step, gather_object([i for i, _ in micro_batches]))
         return {"self_distillation_kl": mean}
 
     def _update(self, step: int, micro_batches: MicroBatches) -> float:
-        """Clips, steps optimizer and schedule, and returns the gradients' norm before clipping."""
+        """Clips, steps optimizer and schedule, and returns the norm of the gradients before clipping."""
         accelerator = self.accelerator
         grad_norm = self.engine.update(self.optimizer, self.parameters, self.max_grad_norm)
         if accelerator.scaler is None and not math.isfinite(grad_norm):
             self._stop(f"the gradient norm is {grad_norm}", step, gather_object([i for i, _ in micro_batches]))
         if accelerator.scaler is None or not accelerator.optimizer_step_was_skipped:
             self.schedule.step()
-        # also of what rests: it may have gathered gradients (see Engine.rests_by_flag)
+        # Of the model, not of the optimizer: parameters that do not train in this stage may have gradients too
+        # (see Engine.toggles_requires_grad).
         self.wrapped.zero_grad()
         return grad_norm
 
     def _stop(self, problem: str, step: int, indices: list[list[int]]) -> None:
         raise ValueError(
             f"{problem} at step {step} of stage {self.stage.name!r}, in the batches of training examples {indices}. "
-            "Lower training.learning_rate, look at these examples, or resume from the "
-            "last checkpoint."
+            "Lower training.learning_rate, look at these examples, or resume from the last checkpoint."
         )
 
 
 def self_distillation_batches(distillation: SelfDistillation, step: int, accelerator: Accelerator) -> list[Tensor]:
-    """This process's texts in optimizer step `step` (from 1), one tensor a micro-batch; none where none is due.
+    """This process's sampled texts of optimizer step `step` (from 1): one tensor for each micro-batch, or none.
 
-    The texts of a step are the same however it is divided between processes and micro-batches.
+    All processes and micro-batches together read the same texts in a step, however many of them there are.
     """
     settings = distillation.settings
-    turn, rest = divmod(step, settings.every)
+    count, rest = divmod(step, settings.every)
     if rest:
         return []
     size, processes = settings.per_device_batch_size, accelerator.num_processes
     batch = size * processes * accelerator.gradient_accumulation_steps
     rows = iter_micro_batches(
         EpochSampler(len(distillation.tokens), distillation.seed, batch),
-        start_step=turn - 1,
-        steps=turn,
+        start_step=count - 1,
+        steps=count,
         per_device_batch_size=size,
-        rank=accelerator.process_index,
-        num_ranks=processes,
+        process_index=accelerator.process_index,
+        num_processes=processes,
     )
     return [distillation.tokens[indices].to(accelerator.device) for indices in rows]
 
@@ -258,7 +279,7 @@ def _iter_steps(
     training: TrainingConfig,
     start_step: int,
 ) -> Iterator[MicroBatches]:
-    """This rank's micro-batches of each step, with the examples' indices for messages."""
+    """This process's micro-batches of each step, with the indices of their examples for error messages."""
     micro_batches: MicroBatches = []
     global_batch = accelerator.num_processes * accelerator.gradient_accumulation_steps * training.per_device_batch_size
     lengths = [len(example["features"]) for example in examples] if training.group_by_length else None
@@ -267,8 +288,8 @@ def _iter_steps(
         start_step=start_step,
         steps=stage.steps,
         per_device_batch_size=training.per_device_batch_size,
-        rank=accelerator.process_index,
-        num_ranks=accelerator.num_processes,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
     ):
         batch = collate([examples[index] for index in indices])
         if not count_answer_tokens(batch["labels"]):

@@ -181,7 +181,7 @@ def test_a_divergence_that_is_not_finite_stops_before_the_step(
     real = distillation.kl_to_base
     distillation.kl_to_base = lambda *arguments: real(*arguments) * float("inf")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    with pytest.raises(ValueError, match="the KL from the base is nan at step 1"):
+    with pytest.raises(ValueError, match="the KL to the base is nan at step 1"):
         run(make_config(), model, data, distillation=distillation)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 

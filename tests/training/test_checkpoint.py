@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from condft.training import RunConfig, find_checkpoint, prepare_output_dir, stages_of
 from condft.training.checkpoint import load_parameters, load_training_state, save_checkpoint
-from condft.training.engines.engine import make_engine
+from condft.training.engines.make import make_engine
 from condft.training.stage import build_optimizer, build_schedule, trainable_parameters
 
 MakeConfig = Callable[..., RunConfig]

@@ -56,9 +56,9 @@ def test_grouping_leaves_little_padding_in_every_epoch_and_mixes_the_lengths(num
 
 @given(sizes, seeds, st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.integers(0, 4), st.booleans())
 def test_ranks_and_micro_batches_deal_out_the_same_step(
-    num_examples: int, seed: int, per_device: int, micro_batches: int, num_ranks: int, start: int, grouped: bool
+    num_examples: int, seed: int, per_device: int, micro_batches: int, num_processes: int, start: int, grouped: bool
 ) -> None:
-    steps, size = start + 2, per_device * micro_batches * num_ranks
+    steps, size = start + 2, per_device * micro_batches * num_processes
     order = EpochSampler(num_examples, seed, size, lengths_of(num_examples, grouped))
     shares = [
         list(
@@ -67,11 +67,11 @@ def test_ranks_and_micro_batches_deal_out_the_same_step(
                 start_step=start,
                 steps=steps,
                 per_device_batch_size=per_device,
-                rank=rank,
-                num_ranks=num_ranks,
+                process_index=rank,
+                num_processes=num_processes,
             )
         )
-        for rank in range(num_ranks)
+        for rank in range(num_processes)
     ]
     for at, step in enumerate(range(start, steps)):
         own = [share[at * micro_batches : (at + 1) * micro_batches] for share in shares]

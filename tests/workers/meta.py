@@ -17,7 +17,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 
 from condft import CondFTConfig, analyze
-from condft.training.engines.engine import whole
+from condft.training.engines.sharding import whole
 from tests.helpers.processes import leave
 from tests.helpers.tiny_llama import build_tiny_llama
 from tests.helpers.tiny_models import tiny_moe
