@@ -1,0 +1,91 @@
+"""What a reader of the documentation has before them: a folder with models and data of the names that pages use."""
+
+import contextlib
+import doctest
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.helpers.pages import Block
+from tests.helpers.processes import ROOT
+from tests.helpers.tiny_speech import save_language_model, save_whisper, write_manifest
+
+LANGUAGE_MODEL = "models/smollm2-135m-instruct"
+COMPARE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+_GERMAN = "Ein Paket wird mit dem Programm installiert, das die Abhängigkeiten auflöst und die Dateien prüft. "
+
+
+def furnish(folder: Path) -> None:
+    """Puts tiny real models and data under the names that the pages use; scripts and configs are the repository's."""
+    for name in ("configs", "scripts"):
+        (folder / name).symlink_to(ROOT / name)
+    save_language_model(folder / LANGUAGE_MODEL)
+    save_whisper(folder / "models" / "whisper-tiny.en")
+    (folder / "data" / "digits").mkdir(parents=True)
+    write_manifest(folder / "data" / "digits", [0.4, 0.5, 0.6, 0.7, 0.5, 0.6, 0.4, 0.5, 0.6, 0.5], num_test=2)
+    german = folder / "data" / "german" / "debian-reference.txt"
+    german.parent.mkdir(parents=True)
+    german.write_text(_GERMAN * 200, encoding="utf-8")
+
+
+def put_model_of_real_size(folder: Path) -> None:
+    """Replaces the tiny language model by one of SmolLM2-135M's shapes, with random weights.
+
+    Counts of units and parameters depend on shapes alone, so outputs that show them can be compared.
+    """
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / LANGUAGE_MODEL)
+
+
+def run_block(block: Block, namespace: dict[str, Any], folder: Path) -> None:
+    """Runs a block as the reader would, in `folder`; what it prints must be what the page shows.
+
+    Raises:
+        AssertionError: It fails, or prints something else.
+    """
+    printed = _run_python(block, namespace) if block.language == "python" else _run_shell(block, folder)
+    if block.output is not None:
+        same = doctest.OutputChecker().check_output(block.output, printed, COMPARE)
+        assert same, f"{block.place} prints\n{printed}\nand the page shows\n{block.output}"
+
+
+def _run_python(block: Block, namespace: dict[str, Any]) -> str:
+    source = "\n" * (block.line - 1) + block.code  # so that a traceback names the page's own line
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(source, str(block.page), "exec"), namespace)
+    return printed.getvalue()
+
+
+def _run_shell(block: Block, folder: Path) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "110",
+        "NO_COLOR": "1",
+        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+    }
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block.code], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{block.place} ends with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    return done.stdout
