@@ -16,7 +16,9 @@ def prose() -> list[str]:
     """Blocks of text: paragraphs, and each item of a list; no code, no tables, no comments."""
     text = FENCE.sub("", README.read_text(encoding="utf-8"))
     blocks = re.split(r"\n\s*\n|\n(?=- )", text)
-    return [" ".join(block.split()) for block in blocks if block.strip() and not block.lstrip().startswith(("|", "<!"))]
+    return [
+        " ".join(block.split()) for block in blocks if block.strip() and not block.lstrip().startswith(("|", "<!"))
+    ]
 
 
 def sentences(block: str) -> list[str]:

@@ -30,7 +30,9 @@ def name_of(page: Path) -> str:
 
 
 def pages_with(wanted: Callable[[Block], bool]) -> list[Path]:
-    return [page for page, blocks in BLOCKS.items() if any(block.language in RUN and wanted(block) for block in blocks)]
+    return [
+        page for page, blocks in BLOCKS.items() if any(block.language in RUN and wanted(block) for block in blocks)
+    ]
 
 
 @pytest.fixture(scope="session")

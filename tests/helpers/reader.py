@@ -87,5 +87,7 @@ def _run_shell(block: Block, folder: Path) -> str:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block.code], cwd=folder, env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 0, f"{block.place} ends with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    assert done.returncode == 0, (
+        f"{block.place} ends with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    )
     return done.stdout
