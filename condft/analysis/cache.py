@@ -17,7 +17,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 import time
 import warnings
@@ -28,6 +27,7 @@ from typing import Any
 
 from condft.analysis.measure import ALGORITHM_VERSION, UnitInfo, adopted, completed
 from condft.files.atomic import write_json
+from condft.files.cache_folder import cache_folder, caching_is_off
 from condft.report import Role, SkippedWeight, SkipReason, SpectralReport, SpectralRow
 
 __all__ = ["Cache", "CachedRows", "FolderFingerprint", "WeightIndex", "open_cache"]
@@ -115,11 +115,7 @@ class FolderFingerprint:
 def open_cache(cache: bool | str | Path) -> "Cache | None":
     """The cache of a folder, or the user's (True), or none (False, or `CONDFT_CACHE=off`)."""
     if isinstance(cache, bool):
-        asked = os.environ.get("CONDFT_CACHE", "")
-        if not cache or asked == "off":
-            return None
-        parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        cache = asked or f"{parent}/condft"
+        return Cache(cache_folder()) if cache and not caching_is_off() else None
     return Cache(Path(cache).expanduser())
 
 

@@ -7,15 +7,15 @@ import torch
 import xxhash
 from torch import Tensor
 
-__all__ = ["tensor_digest", "tensor_sha256"]
+__all__ = ["tensor_digest", "tensor_sha256", "update_hash"]
 
 _PIECE_BYTES = 64 * 2**20
 
 
-class _Hasher(Protocol):
-    def update(self, data: memoryview, /) -> None: ...
+class Hasher(Protocol):
+    """What the hashes of `hashlib` and `xxhash` have in common."""
 
-    def hexdigest(self) -> str: ...
+    def update(self, data: bytes | memoryview, /) -> None: ...
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -27,7 +27,9 @@ def tensor_digest(tensor: Tensor) -> str:
     Raises:
         ValueError: A tensor on the meta device: it has no bytes.
     """
-    return _digest(xxhash.xxh3_128(_header(tensor)), tensor)
+    hasher = xxhash.xxh3_128()
+    update_hash(hasher, tensor)
+    return hasher.hexdigest()
 
 
 def tensor_sha256(tensor: Tensor) -> str:
@@ -36,18 +38,28 @@ def tensor_sha256(tensor: Tensor) -> str:
     Raises:
         ValueError: A tensor on the meta device: it has no bytes.
     """
-    return _digest(hashlib.sha256(_header(tensor)), tensor)
+    hasher = hashlib.sha256()
+    update_hash(hasher, tensor)
+    return hasher.hexdigest()
 
 
-def _header(tensor: Tensor) -> bytes:
-    return f"{tensor.dtype} {tuple(tensor.shape)}".encode()
+def update_hash(hasher: Hasher, tensor: Tensor) -> None:
+    """Adds dtype, shape and raw bytes of a tensor to a hash that goes on over more than this tensor.
 
+    The tensor is read in pieces, so that a large one on a GPU is never copied whole.
 
-def _digest(hasher: _Hasher, tensor: Tensor) -> str:
-    """Read in pieces, so that a large tensor on a GPU is never copied whole."""
+    Args:
+        hasher: Of `hashlib` or `xxhash`.
+        tensor: Any dtype, device and layout; equal values in another layout give the same hash.
+
+    Raises:
+        ValueError: A tensor on the meta device: it has no bytes.
+    """
     if tensor.is_meta:
         raise ValueError("a tensor on the meta device has no values to hash; load the weights first")
+    # Otherwise (2, 3) and (3, 2) of the same bytes would have one hash, and so would zeros of two dtypes.
+    hasher.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     flat = tensor.detach().reshape(-1)
     for piece in flat.split(max(1, _PIECE_BYTES // flat.element_size())):
+        # As bytes first: numpy has no bfloat16 and no float8.
         hasher.update(piece.cpu().contiguous().view(torch.uint8).numpy().data)
-    return hasher.hexdigest()

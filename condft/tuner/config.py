@@ -8,6 +8,7 @@ from typing import Any, get_args
 from peft.config import PeftConfig
 from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
 
+from condft.files.hub import hub_errors
 from condft.report import Role, SpectralReport
 from condft.selection.select import check_budget_and_rule
 from condft.tuner.layers.base import Parts
@@ -262,15 +263,11 @@ class CondFTConfig(PeftConfig):
 def _fetched(repository: str) -> str:
     """The path of a hub repository's report, from the hub's cache if it is there."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    try:
+    with hub_errors(
+        f"report={repository!r} is no file",
+        wanted=f"{_HUB_FILE} of a hub repository of that name",
+        way_out="Download the file where there is a network and hand over its path, or leave report out to analyze "
+        "the model here.",
+    ):
         return huggingface_hub.hf_hub_download(repository, _HUB_FILE)
-    except HFValidationError as error:
-        raise FileNotFoundError(f"report={repository!r} is no file, and no hub id either: {error}") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(
-            f"report={repository!r} is no file, and {_HUB_FILE} of a hub repository of that name cannot be had: "
-            f"{error} Download the file where there is a network and hand over its path, or leave report out to "
-            "analyze the model here."
-        ) from error

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from condft.files.hub import hub_errors
 from condft.weights.key_mapping import StoredWeights, map_keys, tied_names
 from condft.weights.names import canonical_name
 from condft.weights.safetensors_file import INDEX_FILE, SINGLE_FILE, StoredTensor, open_shards, shard_names
@@ -180,7 +181,6 @@ def _resolve(path: str | Path, trust_remote_code: bool, download: bool) -> Path:
     if Path(path).is_dir():
         return Path(path)
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     def fetch(patterns: list[str], revision: str | None = None) -> Path:
         folder = huggingface_hub.snapshot_download(
@@ -188,16 +188,10 @@ def _resolve(path: str | Path, trust_remote_code: bool, download: bool) -> Path:
         )
         return Path(folder)
 
-    try:
+    with hub_errors(f"{path} is no checkpoint folder"):
         code = ["*.py"] if trust_remote_code else []
         folder = fetch(["config.json", SINGLE_FILE, INDEX_FILE, *code])
         if not (folder / SINGLE_FILE).exists() and (folder / INDEX_FILE).exists():
             # Only the shards that the index names: a repository may hold the weights twice, in another layout.
             fetch(shard_names(folder), revision=folder.name)
-    except HFValidationError as error:
-        raise FileNotFoundError(f"{path} is no checkpoint folder, and no hub id either: {error}") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(
-            f"{path} is no checkpoint folder, and as a hub id it cannot be had: {error}"
-        ) from error
     return folder

@@ -17,6 +17,7 @@ from condft.weights.key_mapping import StoredWeights
 from condft.weights.names import WRAPPER_PARTS, canonical_name, module_type_of
 from condft.weights.quantized import packed_buffers, quantized_weight
 from condft.weights.roles import role_of, special_modules
+from condft.weights.shards import is_dtensor
 from condft.weights.unit import DeferredWeight, Unit, load_ahead
 
 __all__ = [
@@ -153,7 +154,7 @@ class _Walk:
     ) -> Iterator[Unit | SkippedWeight]:
         deferred: DeferredWeight | None = None
         quantized = None if tensor.is_meta else quantized_weight(module, key, tensor)
-        sharded = hasattr(tensor, "full_tensor")  # a DTensor, by the method that gathers it
+        sharded = is_dtensor(tensor)
         if quantized is not None:
             if quantized.deferred is None or sharded:
                 yield _skip(name, tensor, SkipReason.QUANTiZED, quantized.kind + ", sharded" * sharded)

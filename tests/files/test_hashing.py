@@ -1,5 +1,6 @@
 """Every bit of a tensor counts in both digests, its layout in memory does not."""
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from condft.files.hashing import tensor_digest, tensor_sha256
+from condft.files.hashing import tensor_digest, tensor_sha256, update_hash
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn, torch.int8, torch.bool]
 both = pytest.mark.parametrize("digest", [tensor_digest, tensor_sha256])
@@ -46,3 +47,14 @@ def test_reading_in_pieces_changes_nothing(digest: Callable[[Tensor], str], monk
     whole = digest(tensor)
     monkeypatch.setattr("condft.files.hashing._PIECE_BYTES", 24)
     assert digest(tensor) == whole
+
+
+def test_a_hash_over_several_tensors_goes_on_with_each() -> None:
+    first, second = torch.ones(2, dtype=torch.bfloat16), torch.zeros(3, 1)
+    hasher = hashlib.sha256(b"name ")
+    update_hash(hasher, first)
+    update_hash(hasher, second)
+    raw = b"name torch.bfloat16 (2,)" + first.view(torch.uint8).numpy().tobytes() + b"torch.float32 (3, 1)" + bytes(12)
+    assert hasher.hexdigest() == hashlib.sha256(raw).hexdigest()
+    with pytest.raises(ValueError, match="meta device"):
+        update_hash(hasher, torch.empty(2, device="meta"))

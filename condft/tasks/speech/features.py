@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,8 @@ from tqdm import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from condft.files.atomic import atomic_path
+from condft.files.cache_folder import cache_folder
+from condft.files.hashing import update_hash
 from condft.runtime.process_group import ProcessGroup
 from condft.tasks.speech.data import Clip, SkippedClip, SpeechDataError, read_audio
 
@@ -42,10 +43,7 @@ def default_cache_dir() -> Path:
 
     `CONDFT_CACHE=off` concerns reports; features must lie somewhere, since all ranks read them from there.
     """
-    own = os.environ.get("CONDFT_CACHE", "")
-    if own and own != "off":
-        return Path(own) / "features"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "condft" / "features"
+    return cache_folder() / "features"
 
 
 def tower_fingerprint(tower: nn.Module, feature_extractor: Any) -> str:
@@ -64,8 +62,8 @@ def tower_fingerprint(tower: nn.Module, feature_extractor: Any) -> str:
         numeric = {key: value for key, value in settings.items() if key not in _NOT_NUMERIC}
         digest.update(json.dumps([_FORMAT, numeric], sort_keys=True, default=str).encode())
     for name, tensor in sorted(tower.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+        digest.update(f"{name} ".encode())
+        update_hash(digest, tensor)
     return digest.hexdigest()
 
 

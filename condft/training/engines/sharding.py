@@ -1,7 +1,9 @@
 """Whole tensors from shards (FSDP2) and partitions (ZeRO-3), and shards from whole tensors."""
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import distribute_tensor
+
+from condft.weights.shards import is_dtensor, is_partition
 
 __all__ = ["shard_like", "whole"]
 
@@ -11,12 +13,12 @@ def whole(tensor: Tensor) -> Tensor:
 
     Collective where it is: call it in every process.
     """
-    if hasattr(tensor, "ds_id"):  # the mark of a parameter that ZeRO-3 has partitioned; DeepSpeed tests for it too
+    if is_partition(tensor):
         import deepspeed  # optional; installed wherever there is such a parameter
 
         with deepspeed.zero.GatheredParameters([tensor]):
             return tensor.detach().clone()  # a copy: DeepSpeed frees the gathered values at the end of the context
-    if isinstance(tensor, DTensor):
+    if is_dtensor(tensor):
         return tensor.detach().full_tensor()  # type: ignore[attr-defined]  # detach is typed Tensor
     return tensor.detach()
 
@@ -27,6 +29,6 @@ def shard_like(parameter: Tensor, value: Tensor) -> Tensor:
     Not collective: every process cuts its own shard (`src_data_rank=None`), without communication.
     """
     value = value.to(parameter.device)
-    if not isinstance(parameter, DTensor):
+    if not is_dtensor(parameter):
         return value
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)

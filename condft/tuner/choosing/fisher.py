@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from condft.report import SpectralReport
@@ -24,6 +23,7 @@ from condft.runtime.model_mode import evaluating, flags_kept
 from condft.tuner.layers.dequantize import is_quantized
 from condft.tuner.layers.slices import Slices
 from condft.tuner.targets import Target, Targets
+from condft.weights.shards import is_dtensor
 
 __all__ = ["add_fisher_information"]
 
@@ -121,7 +121,7 @@ def _parameters(model: nn.Module, targets: Targets, units: dict[str, Target]) ->
 def _why_no_gradient(module: nn.Module, parameter: Any) -> str | None:
     if is_quantized(module):
         return "it is quantized"
-    if isinstance(parameter, DTensor):
+    if is_dtensor(parameter):
         return "it is sharded"
     return None if isinstance(parameter, nn.Parameter) else "it is no plain parameter"
 

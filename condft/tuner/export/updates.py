@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from condft.tuner.layers.base import CondFTLayer
 from condft.tuner.layers.slices import Slices
 from condft.weights.names import canonical_name
+from condft.weights.shards import is_dtensor
 
 __all__ = ["Update", "iter_updates"]
 
@@ -72,7 +73,7 @@ def iter_updates(model: nn.Module, adapter_name: str = "default") -> Iterator[Up
     for path, module in model.named_modules():
         for update in _updates_of(canonical_name(path), module, adapter_name, names_of):
             found = True
-            if hasattr(update.trained, "full_tensor") or hasattr(update.base, "full_tensor"):
+            if is_dtensor(update.trained) or is_dtensor(update.base):
                 raise ValueError(
                     f"{update.name} is sharded over several ranks: save the adapter, and export from its folder"
                 )

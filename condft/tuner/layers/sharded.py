@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from condft.weights.shards import is_dtensor, is_partition, is_shard
+
 __all__ = ["is_sharded", "on_whole_tensors", "refuse_partitions", "whole_tensors"]
 
 
 def is_sharded(layer: nn.Module) -> bool:
     """Whether ranks hold shards of any of a module's parameters, also if they are gathered just now."""
     _reshard(layer)
-    return any(_is_shard(parameter) or _is_partition(parameter) for parameter in layer.parameters())
+    return any(is_shard(parameter) for parameter in layer.parameters())
 
 
 def refuse_partitions(model: nn.Module) -> None:
@@ -28,9 +30,7 @@ def refuse_partitions(model: nn.Module) -> None:
     Raises:
         ValueError: Weights that are partitions, and not gathered just now.
     """
-    names = [
-        name for name, parameter in model.named_parameters() if _is_partition(parameter) and not parameter.numel()
-    ]
+    names = [name for name, parameter in model.named_parameters() if is_partition(parameter) and not parameter.numel()]
     if names:
         raise ValueError(
             f"{len(names)} weights are partitions of DeepSpeed ZeRO-3, the first is {names[0]}: call get_peft_model "
@@ -68,13 +68,13 @@ def whole_tensors(layer: nn.Module) -> Iterator[None]:
         (module._parameters, name, parameter)
         for module in layer.modules()
         for name, parameter in module._parameters.items()
-        if _is_shard(parameter)
+        if is_dtensor(parameter)
     ]
     for parameters, name, shard in shards:
         whole = shard.detach().full_tensor()
         parameters[name] = nn.Parameter(whole, requires_grad=shard.requires_grad)
     try:
-        with _gathered([parameter for parameter in layer.parameters() if _is_partition(parameter)]):
+        with _gathered([parameter for parameter in layer.parameters() if is_partition(parameter)]):
             yield
         for parameters, name, shard in shards:
             _write(shard, parameters[name].detach())
@@ -91,14 +91,6 @@ def _refuse_flat_parameters(layer: nn.Module) -> None:
             "would not take over what is written into the module, not even within summon_full_params. Save the "
             "adapter and merge it in one process, or shard by FSDP2 (fsdp_version: 2)."
         )
-
-
-def _is_shard(tensor: Tensor | None) -> bool:
-    return hasattr(tensor, "full_tensor")  # a DTensor, by the method that gathers it
-
-
-def _is_partition(parameter: nn.Parameter) -> bool:
-    return hasattr(parameter, "ds_id")  # by which DeepSpeed itself tells them
 
 
 def _gathered(partitions: list[nn.Parameter]) -> AbstractContextManager[None]:

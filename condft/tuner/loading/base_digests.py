@@ -15,6 +15,7 @@ from condft.files.hashing import tensor_digest
 from condft.tuner.layers.base import CondFTLayer
 from condft.tuner.targets import Target, Targets
 from condft.weights.quantized import quantized_weight
+from condft.weights.shards import is_dtensor
 
 __all__ = ["check_base", "digests_of_base", "labeled", "units_of_another_base"]
 
@@ -87,7 +88,7 @@ def _base_values(targets: Targets, unit: str) -> Tensor | None:
     owner_path, _, key = target.parameter.rpartition(".")
     owner: nn.Module = targets.module(target.path).get_submodule(owner_path)
     stored: Tensor = getattr(owner, key)
-    sharded = hasattr(stored, "full_tensor") or stored.numel() == 0  # a DTensor, or a partition of DeepSpeed's
+    sharded = is_dtensor(stored) or stored.numel() == 0  # a partition of DeepSpeed's has no entries
     if stored.is_meta or sharded or quantized_weight(owner, key, stored) is not None:
         return None
     values = stored.detach()
