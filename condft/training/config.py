@@ -28,25 +28,25 @@ class ModelConfig(_Section):
 
     language_model: str = Field(min_length=1, description="Folder or hub name of the causal LLM.")
     audio_tower: str = Field(min_length=1, description="Folder or hub name of the speech encoder.")
-    prompt: str = Field(default="Transcribe the speech.", description="The user's words beside the audio.")
-    system_prompt: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="Of the frozen weights.")
-    trust_remote_code: bool = Field(
-        default=False, description="Runs code shipped with a checkpoint. Off unless asked."
+    prompt: str = Field(default="Transcribe the speech.", description="The user's words with the audio.")
+    system_prompt: str | None = Field(
+        default=None, description="The system's words. null = the chat template's own; an empty string = none."
     )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="Of the frozen weights.")
+    trust_remote_code: bool = Field(default=False, description="Allow a checkpoint to run code of its own.")
 
 
 class DataConfig(_Section):
     """Where clips come from: a JSONL manifest or a `datasets` dataset, exactly one of them."""
 
-    manifest: str | None = None
+    manifest: str | None = Field(default=None, description="Path of a JSON Lines manifest, one object a clip.")
     dataset: str | None = Field(default=None, description="Folder or hub name of a `datasets` dataset.")
     dataset_config: str | None = Field(default=None, description="Which of the dataset's configurations.")
-    dataset_split_train: str = "train"
-    dataset_split_test: str = "test"
-    audio_column: str = "audio"
-    text_column: str = "text"
-    language_column: str | None = None
+    dataset_split_train: str = Field(default="train", description="Split of the dataset to train on.")
+    dataset_split_test: str = Field(default="test", description="Split of the dataset to measure on.")
+    audio_column: str = Field(default="audio", description="Column of the dataset that holds the audio.")
+    text_column: str = Field(default="text", description="Column that holds the reference transcription.")
+    language_column: str | None = Field(default=None, description="Column of the language, for a WER each.")
     skip_bad: bool = Field(default=False, description="Count and report unreadable clips instead of stopping.")
     max_seconds: float | None = Field(default=None, gt=0, description="Longer clips are errors (or skipped).")
 
@@ -66,8 +66,8 @@ class DataConfig(_Section):
 class LearningRates(_Section):
     """One learning rate a component. Full-rank copies want smaller steps than LoRA; large ones forget more."""
 
-    projector: float = Field(default=1e-3, gt=0)
-    language_model: float = Field(default=1.5e-4, gt=0)
+    projector: float = Field(default=1e-3, gt=0, description="Of the projector, in both stages.")
+    language_model: float = Field(default=1.5e-4, gt=0, description="Of the selected weights, in stage 2.")
 
 
 class TrainingConfig(_Section):
@@ -75,18 +75,22 @@ class TrainingConfig(_Section):
 
     projector_steps: int = Field(default=0, ge=0, description="Stage 1: the projector alone. 0 leaves it out.")
     steps: int = Field(ge=0, description="Stage 2: projector and the selected tensors. 0 leaves it out.")
-    per_device_batch_size: int = Field(default=8, ge=1)
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
-    group_by_length: bool = Field(default=True, description="Clips of like length share a batch: less padding.")
+    per_device_batch_size: int = Field(default=8, ge=1, description="Clips a micro-batch, on each process.")
+    gradient_accumulation_steps: int = Field(default=1, ge=1, description="Micro-batches an optimizer step.")
+    group_by_length: bool = Field(default=True, description="Clips of similar length share a batch: less padding.")
     learning_rate: LearningRates = Field(default_factory=LearningRates)
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="Of AdamW; 0 = none.")
     warmup_steps: int = Field(default=10, ge=0, description="Optimizer steps of linear warm-up, in each stage.")
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    max_grad_norm: float | None = Field(default=1.0, gt=0, description="null = no clipping.")
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="Course of the learning rate after the warm-up."
+    )
+    max_grad_norm: float | None = Field(default=1.0, gt=0, description="Of the gradient; null = no clipping.")
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = Field(
+        default="auto", description="auto = bf16 on a CUDA device that computes in it, else no."
+    )
     self_distillation: SelfDistillationConfig | None = Field(default=None, description="null = none.")
-    checkpoint_every: int = Field(default=0, ge=0, description="Optimizer steps; 0 = only at the end of stages.")
-    keep_checkpoints: int = Field(default=2, ge=1)
+    checkpoint_every: int = Field(default=0, ge=0, description="Optimizer steps; 0 = at the end of stages only.")
+    keep_checkpoints: int = Field(default=2, ge=1, description="How many checkpoints stay; older ones are deleted.")
     log_every: int = Field(default=1, ge=1, description="Steps between TensorBoard points; metrics.jsonl has all.")
 
     @model_validator(mode="after")
@@ -105,26 +109,29 @@ class TrainingConfig(_Section):
 class EvaluationConfig(_Section):
     """What was learned (WER) and what was forgotten (text cross-entropy, KL)."""
 
-    per_device_batch_size: int = Field(default=16, ge=1)
+    per_device_batch_size: int = Field(default=16, ge=1, description="Clips a batch of encoding and transcribing.")
     max_new_tokens: int | None = Field(
-        default=None, ge=1, description="Of a transcription; null = 5/4 of the longest test reference, and 8."
+        default=None, ge=1, description="Tokens of a transcription; null = 5/4 of the longest test reference, and 8."
     )
-    num_clips: int | None = Field(default=None, ge=1, description="Of the test split; null = all.")
-    text: str = Field(default="pydoc", min_length=1, description="pydoc, wikitext, or the path of a text file.")
-    text_tokens: int = Field(default=12_000, ge=2)
-    context_length: int = Field(default=512, ge=2)
-    sampled_sequences: int = Field(default=16, ge=1)
-    sampled_tokens: int = Field(default=96, ge=1)
+    num_clips: int | None = Field(default=None, ge=1, description="Test clips to measure on, drawn once; null = all.")
+    text: str = Field(
+        default="pydoc", min_length=1, description="Held-out: pydoc, wikitext, or the path of a text file."
+    )
+    text_tokens: int = Field(default=12_000, ge=2, description="Tokens of it to read, about.")
+    context_length: int = Field(default=512, ge=2, description="Tokens a window of it.")
+    sampled_sequences: int = Field(default=16, ge=1, description="Sequences sampled from the base, for the KL.")
+    sampled_tokens: int = Field(default=96, ge=1, description="Tokens of each.")
 
 
 class RunConfig(_Section):
     """Everything a run depends on. `tuning` holds the fields of `CondFTConfig`, checked there."""
 
-    seed: int = Field(default=0, ge=0, lt=2**31)  # stages and ranks count on from it, and numpy's end at 2**32
-    output_dir: str = Field(min_length=1)
+    # Stages and processes count on from the seed, and numpy takes none from 2**32 on.
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Of data order, projector, dropout and sampling.")
+    output_dir: str = Field(min_length=1, description="Folder of the results.")
     model: ModelConfig
     data: DataConfig
-    tuning: dict[str, Any] = Field(default_factory=dict)
+    tuning: dict[str, Any] = Field(default_factory=dict, description="Fields of CondFTConfig.")
     training: TrainingConfig
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
