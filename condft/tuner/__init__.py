@@ -10,7 +10,6 @@ from condft.tuner.loading.load import load
 from condft.tuner.model import CondFTModel
 from condft.tuner.optimizers import decay_towards_base, parameter_groups
 from condft.tuner.patches.hotswap import enable_hotswap
-from condft.tuner.patches.no_pickle import refuse_pickled_adapters
 from condft.tuner.registration import register
 
 __all__ = [
@@ -30,6 +29,5 @@ __all__ = [
 ]
 
 register(CondFTConfig, CondFTModel)
-refuse_pickled_adapters()
 enable_hotswap()
 check_existing_adapters()

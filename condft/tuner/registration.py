@@ -1,6 +1,6 @@
 """Makes CONDFT one of PEFT's methods: the place that touches PEFT's tables of methods.
 
-Three of its functions are wrapped elsewhere, each for CondFT adapters only: `no_pickle`, `hotswap` and
+Two of its functions are wrapped elsewhere, each for CondFT adapters only: `hotswap` and
 `existing_adapter`.
 
 PEFT has no entry point for methods from outside: `PeftType` is a closed string enum, and `register_peft_method`

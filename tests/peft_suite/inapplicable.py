@@ -8,19 +8,12 @@ _BASE_BIAS = (
     "it sets bias='all' or '<method>_only', which train the base model's own biases in place; CondFT leaves the base "
     "as it is and knows 'none' and 'selected', copies like those of the weights"
 )
-_PICKLE = (
-    "it saves with safe_serialization=False and loads that pickle; CondFT adapters are read from safetensors only"
-)
 _OTHER_BASE = (
     "it loads the adapter on another random model than it was made on; CondFT adapters hold absolute values and are "
     "refused there"
 )
 INAPPLICABLE: dict[str, str] = {
     r"test_custom_models\.py::TestRequiresGrad::test_loading_model_\w*requires_grad_set_correctly\[": _OTHER_BASE,
-    r"test_custom_models\.py::.*::test_save_pretrained_pickle\[": _PICKLE,
-    r"test_decoder_models\.py::.*::test_save_pretrained_(selected_adapters_)?pickle\[": _PICKLE,
-    r"test_encoder_decoder_models\.py::.*::test_save_pretrained_(selected_adapters_)?pickle\[": _PICKLE,
-    r"test_seq_classifier\.py::.*::test_save_pretrained_(selected_adapters_)?pickle\[": _PICKLE,
     r"test_custom_models\.py::TestMultipleActiveAdapters::\w+\[CondFT Same": _TWO_ON_ONE_TENSOR,
     r"test_decoder_models\.py::.*::test_merge_layers_multi\[": _TWO_ON_ONE_TENSOR,
     r"test_custom_models\.py::.*::test_adding_multiple_adapters_with_bias_raises\[": _BASE_BIAS,

@@ -1,5 +1,7 @@
-"""Adapter files that are damaged, foreign or pickled."""
+"""Adapter files that are damaged, foreign or malicious."""
 
+import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -98,25 +100,49 @@ DOORS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_no_pickle_is_read(saved: Path, door: str) -> None:
-    """The file is no pickle at all: whoever opened it would say so."""
+class Exploit:
+    """Unpickled by Python's own unpickler, it makes a folder."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.trace),)
+
+
+def _write_legacy(content: Any, file: Path) -> None:
+    torch.save(content, file, _use_new_zipfile_serialization=False)
+
+
+PICKLES: dict[str, Callable[[Any, Path], None]] = {"zip": torch.save, "legacy": _write_legacy}
+
+
+@pytest.mark.parametrize("write", PICKLES.values(), ids=PICKLES)
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+def test_a_pickle_that_runs_code_is_refused(
+    saved: Path, door: Callable[[Path], Any], write: Callable[[Any, Path], None]
+) -> None:
+    """PEFT 0.21 and transformers 5.20 read pickles with `weights_only=True`: condft adds nothing to that."""
     (saved / NAME).unlink()
-    (saved / "adapter_model.bin").write_bytes(b"not to be opened")
-    with pytest.raises(ValueError, match=r"adapter_model.bin is a pickle.* read from safetensors only.*save_file"):
+    file, trace = saved / "adapter_model.bin", saved / "trace"
+    write({"weight": Exploit(trace)}, file)
+    with pytest.raises(pickle.UnpicklingError, match=r"mkdir"):
+        door(saved)
+    assert not trace.exists()
+    torch.load(file, weights_only=False)  # the file does run code where a reader lets it
+    assert trace.is_dir()
+
+
+@pytest.mark.parametrize("door", [name for name in DOORS if name != "transformers"])  # which reports and ignores them
+def test_a_pickle_of_foreign_tensors_is_checked_as_any_file(saved: Path, door: str) -> None:
+    torch.save(load_file(saved / NAME) | {"something.else": torch.zeros(2)}, saved / "adapter_model.bin")
+    (saved / NAME).unlink()
+    with pytest.raises(ValueError, match=r"holds 1 tensors that are not the adapter's"):
         DOORS[door](saved)
 
 
-def test_the_way_out_of_a_pickle(saved: Path, token_ids: Tensor) -> None:
-    expected = logits(PeftModel.from_pretrained(build_tiny_llama(), saved), token_ids)
-    torch.save(load_file(saved / NAME), saved / "adapter_model.bin")
-    (saved / NAME).unlink()
-    save_file(torch.load(saved / "adapter_model.bin", weights_only=True), saved / NAME)
-    assert torch.equal(logits(PeftModel.from_pretrained(build_tiny_llama(), saved), token_ids), expected)
-
-
-def test_other_methods_read_what_they_read_before(tmp_path: Path, token_ids: Tensor) -> None:
-    model = get_peft_model(build_tiny_llama(), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
-    model.save_pretrained(tmp_path, safe_serialization=False)
-    loaded = PeftModel.from_pretrained(build_tiny_llama(), tmp_path)
+def test_a_pickle_of_tensors_is_read_as_peft_reads_it(saved: Path, token_ids: Tensor) -> None:
+    model = PeftModel.from_pretrained(build_tiny_llama(), saved)
+    model.save_pretrained(saved / "pickled", safe_serialization=False)
+    loaded = PeftModel.from_pretrained(build_tiny_llama(), saved / "pickled")
     assert torch.equal(logits(loaded, token_ids), logits(model, token_ids))
