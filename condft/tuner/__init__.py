@@ -5,12 +5,13 @@ from condft.tuner.config import CondFTConfig
 from condft.tuner.export.delta import Delta, apply_delta, combine_deltas, export_delta
 from condft.tuner.export.lora import LoraExport, export_lora
 from condft.tuner.layers.base import CondFTLayer
-from condft.tuner.loading.existing_adapter import check_existing_adapters
+from condft.tuner.loading.existing_adapter import check_load_into, swap_adapter
 from condft.tuner.loading.load import load
 from condft.tuner.model import CondFTModel
 from condft.tuner.optimizers import decay_towards_base, parameter_groups
 from condft.tuner.patches.hotswap import enable_hotswap
-from condft.tuner.registration import register
+from condft.tuner.patches.load_adapter import check_before_loading
+from condft.tuner.registration import peft_type, register
 
 __all__ = [
     "CondFTConfig",
@@ -29,5 +30,5 @@ __all__ = [
 ]
 
 register(CondFTConfig, CondFTModel)
-enable_hotswap()
-check_existing_adapters()
+enable_hotswap(peft_type(), CondFTConfig, swap_adapter)
+check_before_loading(CondFTConfig, check_load_into)

@@ -13,7 +13,7 @@ from condft.report import Role, SpectralReport
 from condft.selection.select import check_budget_and_rule
 from condft.tuner.layers.base import Parts
 from condft.tuner.model_card import NOTE, add_note
-from condft.tuner.registration import add_peft_type
+from condft.tuner.registration import peft_type
 from condft.weights.walk import Granularity
 
 __all__ = ["CondFTConfig"]
@@ -160,7 +160,7 @@ class CondFTConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = add_peft_type()
+        self.peft_type = peft_type()
         if isinstance(self.target_modules, list):
             self.target_modules = sorted(set(self.target_modules))
         if self.selected_by is None:  # else it has chosen already, maybe by a score of a later version

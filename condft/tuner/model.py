@@ -24,8 +24,8 @@ from condft.tuner.layers.mixed_batch import adapter_names_handed_down
 from condft.tuner.layers.sharded import refuse_partitions
 from condft.tuner.loading.adapter_file import check_adapter_file
 from condft.tuner.loading.base_digests import check_base, digests_of_base, units_of_another_base
-from condft.tuner.loading.materialize import materialize
-from condft.tuner.patches.fast_path import keep_off_fast_path
+from condft.tuner.patches.encoder_fast_path import disable_encoder_fast_path
+from condft.tuner.patches.meta_parameters import materialize
 from condft.tuner.registration import PREFIX
 from condft.tuner.targets import Targets, layer_class, parameter_of
 from condft.weights.walk import canonical_name
@@ -166,7 +166,7 @@ class CondFTModel(BaseTuner):
         twins = [name for name, other in self.peft_config.items() if other is config and name != adapter_name]
         if twins and config.init_weights:  # else each has its own perturbation
             _copy_adapter(model, twins[0], adapter_name)
-        keep_off_fast_path(model)
+        disable_encoder_fast_path(model, CondFTLayer)
         materialize(model)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""One rank of test_meta_ranks: `meta.py RANK PORT FOLDER`. The first rank has the weights, the other has none.
+"""One process of test_meta_processes: `meta.py RANK PORT FOLDER`. The first rank has the weights, the other has none.
 
 As after `cpu_ram_efficient_loading`: get_peft_model chooses on both, then accelerate shards by FSDP2 and broadcasts.
 """
@@ -121,8 +121,8 @@ def main(rank: int, port: str, folder: Path) -> None:
     torch.set_num_threads(1)
     accelerator = make_accelerator()
     save_file(trained(accelerator, rank), folder / f"{rank}.safetensors")
-    told = {"choices": choices(rank), "refusals": refusals(rank)}
-    (folder / f"{rank}.json").write_text(json.dumps(told))
+    found = {"choices": choices(rank), "refusals": refusals(rank)}
+    (folder / f"{rank}.json").write_text(json.dumps(found))
     leave()
 
 

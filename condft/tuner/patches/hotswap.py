@@ -1,54 +1,46 @@
-"""`peft.utils.hotswap.hotswap_adapter` for CondFT: the values of another adapter of the same units, put in place.
+"""Lets `peft.utils.hotswap.hotswap_adapter` swap adapters of another method than LoRA.
 
-PEFT's function loads, then calls a second one that knows LoRA only (it reads ranks and sets scalings). That second
-one is put behind a choice by the config's type. The parameters stay the same objects, so a compiled model runs on.
+PEFT's function (0.21) loads an adapter's file and config, then calls `hotswap_adapter_from_state_dict`, which supports
+LoRA only: it reads ranks and sets scalings. That second function is replaced by one that chooses by the class of the
+config; LoRA adapters are still swapped by PEFT's code.
 """
 
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import hotswap, set_peft_model_state_dict
+from peft.utils import PeftType, hotswap
 from torch import Tensor, nn
-
-from condft.tuner.config import CondFTConfig
-from condft.tuner.loading.base_digests import check_base
-from condft.tuner.loading.existing_adapter import check_same_units
-from condft.tuner.registration import add_peft_type
-from condft.tuner.targets import Targets
 
 __all__ = ["enable_hotswap"]
 
 _ENABLED = "_condft_enabled"
 
 
-def enable_hotswap() -> None:
-    """Makes PEFT's function take CondFT adapters; does nothing if it does already (a second import)."""
+def enable_hotswap(
+    peft_type: PeftType, config_class: type, swap: Callable[[nn.Module, dict[str, Tensor], str, Any], None]
+) -> None:
+    """Makes `hotswap_adapter` call `swap` for one method's adapters. A second call changes nothing.
+
+    Args:
+        peft_type: The method.
+        config_class: The class of its configs.
+        swap: Called with the model, the file's tensors (the adapter's name is in their keys), the adapter's name and
+            the file's config.
+    """
     for_lora = hotswap.hotswap_adapter_from_state_dict
     if hasattr(for_lora, _ENABLED):
         return
 
     @wraps(for_lora)
-    def by_method(
-        model: nn.Module, state_dict: dict[str, Tensor], adapter_name: str, config: Any, **kwargs: Any
+    def by_config(
+        model: nn.Module, state_dict: dict[str, Tensor], adapter_name: str, config: Any, **options: Any
     ) -> None:
-        if isinstance(config, CondFTConfig):
-            _swap(model, state_dict, adapter_name, config)
+        if isinstance(config, config_class):
+            swap(model, state_dict, adapter_name, config)
         else:
-            for_lora(model=model, state_dict=state_dict, adapter_name=adapter_name, config=config, **kwargs)
+            for_lora(model=model, state_dict=state_dict, adapter_name=adapter_name, config=config, **options)
 
-    setattr(by_method, _ENABLED, True)
-    hotswap.hotswap_adapter_from_state_dict = by_method  # type: ignore[assignment]  # it takes LoRA's configs too
-    hotswap.CONFIG_KEYS_TO_CHECK[add_peft_type()] = []  # what must agree is checked here, in few words
-
-
-def _swap(model: Any, state_dict: dict[str, Tensor], adapter_name: str, config: CondFTConfig) -> None:
-    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
-    check_same_units(model.peft_config[adapter_name], config, adapter_name, doing="hot-swap")
-    if any(adapter_name in m.merged_adapters for m in model.modules() if isinstance(m, BaseTunerLayer)):
-        raise ValueError(f"cannot hot-swap {adapter_name!r} while it is merged: call unmerge_adapter() first")
-    check_base(Targets(model), config.base_digests or {}, config.base_model_name_or_path)
-    # PEFT has put the adapter's name into the keys; the usual way to load, with its checks, does so itself.
-    ending = f".{adapter_name}"
-    plain = {key.removesuffix(ending): value for key, value in state_dict.items()}
-    set_peft_model_state_dict(model, plain, adapter_name=adapter_name)
+    setattr(by_config, _ENABLED, True)
+    hotswap.hotswap_adapter_from_state_dict = by_config  # type: ignore[assignment]  # also takes LoRA's configs
+    hotswap.CONFIG_KEYS_TO_CHECK[peft_type] = []  # PEFT compares none of the config's fields: `swap` does

@@ -35,7 +35,7 @@ def test_other_slices_of_the_same_shape_are_refused(
     others = save(tmp_path / "there", there, token_ids, base=build())
     model = PeftModel.from_pretrained(build(), tmp_path / "here")
     with pytest.raises(
-        ValueError, match=r"cannot load into 'default': .* trains 1 units .* lacks 1 of its 2 .* Load it beside this"
+        ValueError, match=r"cannot load into 'default': .* trains 1 units .* lacks 1 of its 2 .* Load it under another"
     ):
         model.load_adapter(tmp_path / "there", "default")
     assert torch.equal(logits(model, token_ids), before)

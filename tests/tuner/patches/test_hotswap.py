@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import hotswap
 from peft.utils.hotswap import hotswap_adapter
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from condft import CondFTConfig
+from condft.tuner.registration import peft_type
 from tests.helpers.adapters import train
 from tests.helpers.tiny_llama import build_tiny_llama
 from tests.helpers.tiny_models import logits, tiny_moe
@@ -57,7 +59,7 @@ def test_other_units_are_refused_with_the_way_out(folders: tuple[str, str], toke
     before = logits(model, token_ids)
     other = get_peft_model(build_tiny_llama(tied=False), CondFTConfig(num_tensors=4, order="highest"))
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"trains \d units that this one does not.*Load it beside this one"):
+    with pytest.raises(ValueError, match=r"trains \d units that the present one does not.*Load it under another name"):
         hotswap_adapter(model, str(tmp_path / "other"), "default", torch_device="cpu")
     assert torch.equal(logits(model, token_ids), before)
     model.load_adapter(str(tmp_path / "other"), "new")  # the way out that it names
@@ -70,7 +72,7 @@ def test_other_experts_of_the_same_shape_are_refused(tmp_path: Path) -> None:
     stack = "model.layers.0.mlp.experts.down_proj"
     get_peft_model(tiny_moe(), CondFTConfig(target_units=[f"{stack}[2]"])).save_pretrained(tmp_path)
     model = get_peft_model(tiny_moe(), CondFTConfig(target_units=[f"{stack}[1]"]))
-    with pytest.raises(ValueError, match=r"trains 1 units that this one does not, and lacks 1 of its 1"):
+    with pytest.raises(ValueError, match=r"trains 1 units that the present one does not, and lacks 1 of its 1"):
         hotswap_adapter(model, str(tmp_path), "default", torch_device="cpu")
 
 
@@ -85,6 +87,20 @@ def test_merged_and_of_another_base_are_refused(folders: tuple[str, str], tmp_pa
     get_peft_model(build_tiny_llama(seed=3, tied=False), elsewhere).save_pretrained(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="made on another base model"):
         hotswap_adapter(model, str(tmp_path / "elsewhere"), "default", torch_device="cpu")
+
+
+def test_peft_alone_swaps_lora_only(folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this fails, PEFT swaps adapters of other methods, and the patch may be unnecessary."""
+    model = loaded(folders[0])
+    with monkeypatch.context() as context:
+        context.delitem(hotswap.CONFIG_KEYS_TO_CHECK, peft_type())
+        with pytest.raises(ValueError, match=r"Hotswapping only supports .*LORA.* but CONDFT was passed"):
+            hotswap_adapter(model, folders[1], "default", torch_device="cpu")
+    monkeypatch.setattr(
+        hotswap, "hotswap_adapter_from_state_dict", hotswap.hotswap_adapter_from_state_dict.__wrapped__
+    )
+    with pytest.raises(KeyError, match="lm_head"):  # it finds no LoRA parameter for the first tensor
+        hotswap_adapter(model, folders[1], "default", torch_device="cpu")
 
 
 def test_transformers_own_names_its_way_out(folders: tuple[str, str]) -> None:
