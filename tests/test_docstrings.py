@@ -1,7 +1,8 @@
 """Every name of the documented API has an example in its docstring, and every example of the package runs.
 
 Examples start from what `namespace` holds (docs/reference/api.md says so): a tiny Llama called `base`, a tokenizer,
-`token_ids`, and a `report` of the base. They run in an empty folder.
+`token_ids`, and a `report` of the base. They run in an empty folder; those of speech and training in a folder with two
+tiny checkpoints (`whisper`, `llama`), clips (`clips/manifest.jsonl`) and the configuration of a run (`run.yaml`).
 """
 
 import doctest
@@ -17,6 +18,7 @@ import torch
 
 import condft
 from condft import analyze
+from tests.helpers.example_folder import fill_example_folder
 from tests.helpers.isolation import alone  # noqa: F401  (autouse)
 from tests.helpers.tiny_llama import build_tiny_llama
 
@@ -25,6 +27,8 @@ FOUND = sorted(pkgutil.walk_packages(condft.__path__, "condft."), key=lambda inf
 MODULES = [info.name for info in FOUND if "__main__" not in info.name]
 # Modules that need a package which is not always installed.
 NEEDS = {"condft.training.engines.deepspeed": "deepspeed"}
+# Modules whose examples start from checkpoints, clips and a configuration.
+WITH_FILES = ("condft.recipe", "condft.tasks", "condft.training")
 
 
 def exports() -> list[tuple[str, str]]:
@@ -41,6 +45,22 @@ def namespace(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return {"base": base, "tokenizer": tokenizer, "token_ids": token_ids, "report": analyze(base, progress=False)}
 
 
+@pytest.fixture(scope="session")
+def example_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("examples")
+    fill_example_folder(folder)
+    return folder
+
+
+@pytest.fixture
+def files(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the module's examples find in their folder. Speech features are cached there too."""
+    if request.getfixturevalue("name").startswith(WITH_FILES):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        for path in request.getfixturevalue("example_folder").iterdir():
+            (tmp_path / path.name).symlink_to(path)
+
+
 @pytest.mark.parametrize(("package", "name"), exports())
 def test_an_exported_name_has_an_example(package: str, name: str) -> None:
     value = getattr(importlib.import_module(package), name)
@@ -49,6 +69,7 @@ def test_an_exported_name_has_an_example(package: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["condft", *MODULES])
+@pytest.mark.usefixtures("files")
 def test_examples_run(name: str, namespace: dict[str, Any]) -> None:
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])

@@ -45,8 +45,9 @@ class TrainResult:
         checkpoint: The last one taken; None if none was taken, or if it has been pruned since.
 
     >>> records = [{"loss": 2.0, "seconds": 0.5}, {"loss": 1.5, "seconds": 0.25}]
-    >>> TrainResult.of("adapt", records)
-    TrainResult(stage='adapt', steps=2, losses=[2.0, 1.5], final_loss=1.5, seconds=0.75)
+    >>> result = TrainResult.of("adapt", records)
+    >>> result.final_loss, result.seconds
+    (1.5, 0.75)
     """
 
     stage: str

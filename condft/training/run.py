@@ -32,7 +32,7 @@ def train(
     distillation: SelfDistillation | None = None,
     inputs: Mapping[str, str] = MappingProxyType({}),
 ) -> list[TrainResult]:
-    """Runs all stages. Writes metrics, TensorBoard events and checkpoints into `config.output_dir`.
+    r"""Runs all stages. Writes metrics, TensorBoard events and checkpoints into `config.output_dir`.
 
     Call it in every process, after `prepare_output_dir`. The model is changed in place.
 
@@ -63,8 +63,9 @@ def train(
     >>> audio_llm, processor = compose_audio_llm("whisper", "llama", max_seconds=2)
     >>> clips = load_manifest("clips/manifest.jsonl", split="train").clips
     >>> examples = make_examples(clips, compute_features(audio_llm, processor, clips, progress=False))
-    >>> selection = CondFTConfig(num_tensors=3, modules_to_save=["multi_modal_projector"])
-    >>> model = get_peft_model(audio_llm, selection)
+    >>> targets = r"model\.language_model\.layers\..*"
+    >>> tuning = CondFTConfig(num_tensors=3, target_modules=targets, modules_to_save=["multi_modal_projector"])
+    >>> model = get_peft_model(audio_llm, tuning)
     >>> output_dir = prepare_output_dir(config.output_dir)
     >>> with precomputed_features(model):
     ...     collator = SpeechCollator.for_model(audio_llm, processor)
