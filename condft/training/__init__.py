@@ -2,7 +2,8 @@
 
 from condft.training.accelerator import make_accelerator
 from condft.training.checkpoint import Checkpoint, find_checkpoint
-from condft.training.config import RunConfig, TrainingConfig, load_config
+from condft.training.config import RunConfig, TrainingConfig
+from condft.training.config_file import load_config
 from condft.training.engines.base import Engine
 from condft.training.engines.make import make_engine
 from condft.training.freeze_check import FreezeReport, checksum_tensors, compare, frozen_tensors

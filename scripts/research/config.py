@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from condft.training import TrainingConfig
-from condft.training.config import EvaluationConfig, override
+from condft.training.config import EvaluationConfig
+from condft.training.config_file import override
 
 # Part of every key: raise it when the harness comes to train or measure differently, so that old runs do not count.
 HARNESS_VERSION = 2

@@ -1,12 +1,12 @@
 """A tiny real audio LLM that trains on features, its data and configurations (a pytest plugin)."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AudioFlamingo3Config,
@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from condft.files.yaml import dump_yaml
 from condft.retention.self_distillation import SelfDistillation, SelfDistillationConfig
 from condft.tasks.speech import PassThroughTower
 from condft.training import RunConfig, load_config
@@ -136,10 +137,25 @@ def config_content(output_dir: str | Path, **training: Any) -> dict[str, Any]:
 def make_config(tmp_path: Path) -> Callable[..., RunConfig]:
     def make(**training: Any) -> RunConfig:
         path = tmp_path / "config.yaml"
-        path.write_text(yaml.safe_dump(config_content(tmp_path / "run", **training)))
+        path.write_text(dump_yaml(config_content(tmp_path / "run", **training)))
         return load_config(path)
 
     return make
+
+
+@pytest.fixture
+def load_sections(tmp_path: Path, content: dict[str, Any]) -> Callable[..., RunConfig]:
+    """Loads `content` with changed sections from a file `c.yaml`, with overrides."""
+
+    def load(*overrides: str, **sections: Any) -> RunConfig:
+        merged = copy.deepcopy(content)
+        for name, value in sections.items():
+            merged[name] = {**merged.get(name, {}), **value} if isinstance(value, dict) else value
+        path = tmp_path / "c.yaml"
+        path.write_text(dump_yaml(merged))
+        return load_config(path, overrides)
+
+    return load
 
 
 @pytest.fixture
