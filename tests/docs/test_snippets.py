@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from condft import CondFTConfig
-from condft.training.config import RunConfig, load_config
+from condft.training import RunConfig, load_config
 from tests.helpers.isolation import alone  # noqa: F401  (autouse)
 from tests.helpers.pages import NEEDS, Block, blocks_of, pages
 from tests.helpers.processes import ROOT
