@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from typer.models import ArgumentInfo, OptionInfo
 
 from condft.cli import app
-from scripts.docs.markdown import GENERATED, table
+from scripts.docs.markdown import GENERATED, prose_of, table
 
 __all__ = ["command_line_page", "commands", "parameters"]
 
@@ -41,7 +41,7 @@ def command_line_page() -> str:
     """Every command with its arguments and options."""
     parts = ["# Command line", GENERATED, _INTRO]
     for name, command in commands().items():
-        parts += [f"## condft {name}", " ".join((command.__doc__ or "").split())]
+        parts += [f"## condft {name}", prose_of(command.__doc__)]
         parts.append(table(["argument or option", "default", "meaning"], parameters(command)))
     return "\n\n".join(parts) + "\n"
 

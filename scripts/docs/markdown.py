@@ -1,12 +1,15 @@
 """Small pieces of Markdown that the generated pages are made of."""
 
 import inspect
+import itertools
 import re
 from collections.abc import Sequence
 
-__all__ = ["GENERATED", "first_sentence", "table"]
+__all__ = ["GENERATED", "first_sentence", "prose_of", "table"]
 
 GENERATED = "<!-- Written by python -m scripts.docs.reference from the code. Edit the code, then run it again. -->"
+
+_NOT_PROSE = re.compile(r">>> |(?:Args|Returns|Raises|Attributes|Yields):\n")
 
 
 def first_sentence(docstring: str | None) -> str:
@@ -16,6 +19,13 @@ def first_sentence(docstring: str | None) -> str:
     return re.split(r"(?<=[.;:]) (?=[A-Z`])|: see ", text)[0].rstrip(".;: ") + "."
 
 
+def prose_of(docstring: str | None) -> str:
+    """The paragraphs of a docstring before its first section or example."""
+    paragraphs = inspect.cleandoc(docstring or "").split("\n\n")
+    kept = itertools.takewhile(lambda text: not _NOT_PROSE.match(text), paragraphs)
+    return "\n\n".join(" ".join(text.split()) for text in kept)
+
+
 def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; a `|` in a cell is escaped and a line break becomes a blank."""
     lines = [heading, ["---"] * len(heading), *rows]
@@ -23,4 +33,5 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(value: str) -> str:
-    return " ".join(value.split()).replace("|", "\\|")
+    # `\\|` of a formula is a double bar; in a table it would be read as the escape of a single one
+    return " ".join(value.split()).replace("\\|", "\\Vert ").replace("|", "\\|")

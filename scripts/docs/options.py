@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from condft.training import RunConfig
 from condft.tuner import CondFTConfig
-from scripts.docs.markdown import GENERATED, table
+from scripts.docs.markdown import GENERATED, prose_of, table
 
 __all__ = ["GROUPS", "config_page", "rows_of", "yaml_page"]
 
@@ -75,7 +75,7 @@ def yaml_page() -> str:
     parts = ["# YAML of the recipe", GENERATED, _YAML_INTRO]
     for path, model in _sections(RunConfig, ""):
         title = f"`{path}`" if path else "The run"
-        parts += [f"## {title}", " ".join((model.__doc__ or "").split())]
+        parts += [f"## {title}", prose_of(model.__doc__)]
         rows = rows_of(model, f"{path}." if path else "")
         if rows:
             parts.append(table(["key", "type", "default", "meaning"], rows))

@@ -1,6 +1,6 @@
 """Pieces of the generated pages."""
 
-from scripts.docs.markdown import first_sentence, table
+from scripts.docs.markdown import first_sentence, prose_of, table
 
 
 def test_the_first_sentence_ends_at_its_full_stop() -> None:
@@ -17,3 +17,12 @@ def test_no_docstring_is_no_error() -> None:
 
 def test_a_cell_cannot_break_its_table() -> None:
     assert table(["a"], [["x | y\nz"]]).splitlines() == ["| a |", "| --- |", "| x \\| y z |"]
+
+
+def test_a_double_bar_of_a_formula_survives_a_table() -> None:
+    assert table(["a"], [[r"$\|x\|$"]]).splitlines()[-1] == r"| $\Vert x\Vert $ |"
+
+
+def test_prose_ends_at_the_first_section_or_example() -> None:
+    assert prose_of("Adds.\n\nTwo\nlines.\n\nArgs:\n    x: y.") == "Adds.\n\nTwo lines."
+    assert prose_of("Adds.\n\n>>> add(1)\n2") == "Adds."
