@@ -58,7 +58,7 @@ def plot_spectra(report: SpectralReport, names: Sequence[str], path: str | Path)
 def _checked(report: SpectralReport, names: Sequence[str]) -> list[SpectralRow]:
     if not 1 <= len(names) <= MAX_SPECTRA:
         raise ValueError(f"{len(names)} spectra were asked for: one picture takes 1 to {MAX_SPECTRA}")
-    rows = [report.row(name) for name in names]
+    rows = [report[name] for name in names]
     lacking = [row.name for row in rows if row.spectrum is None]
     if lacking:
         raise ValueError(

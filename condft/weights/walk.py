@@ -147,7 +147,7 @@ class _Walk:
             role = special or role_of(self.model, path, module, key)
             yield from self._weight(f"{prefix}{key}", path, module, key, getattr(module, key), role)
         for key, buffer, kind in packed_buffers(module):
-            yield _skip(f"{prefix}{key}", buffer, SkipReason.QUANTiZED, kind)
+            yield _skip(f"{prefix}{key}", buffer, SkipReason.QUANTIZED, kind)
 
     def _weight(
         self, name: str, path: str, module: nn.Module, key: str, tensor: Tensor, role: Role
@@ -157,7 +157,7 @@ class _Walk:
         sharded = is_dtensor(tensor)
         if quantized is not None:
             if quantized.deferred is None or sharded:
-                yield _skip(name, tensor, SkipReason.QUANTiZED, quantized.kind + ", sharded" * sharded)
+                yield _skip(name, tensor, SkipReason.QUANTIZED, quantized.kind + ", sharded" * sharded)
                 return
             deferred = quantized.deferred
         elif tensor.is_meta:
@@ -184,7 +184,7 @@ class _Walk:
         if isinstance(stored, str):
             return _skip(name, tensor, SkipReason.META_DEVICE, stored)
         if name in stored.quantized:
-            return _skip(name, tensor, SkipReason.QUANTiZED, stored.quantized[name])
+            return _skip(name, tensor, SkipReason.QUANTIZED, stored.quantized[name])
         if key in _parametrized(module):
             return _effective(name, module, key, tensor, stored)
         found = stored.deferred.get(name)

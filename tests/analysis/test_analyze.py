@@ -91,7 +91,7 @@ def test_keep_lowest_keeps_the_units_that_a_whole_analysis_ranks_lowest(tiny_lla
         )
         assert {row.name for row in ranked[:keep]} <= {row.name for row in kept.rows}
     for unit in kept.screened:
-        assert unit.condition_number_bound <= whole.row(unit.name).condition_number * (1 + 1e-3)
+        assert unit.condition_number_bound <= whole[unit.name].condition_number * (1 + 1e-3)
 
 
 def test_screening_spares_the_hopeless_their_factorization():

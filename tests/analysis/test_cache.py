@@ -147,7 +147,7 @@ def test_a_completed_entry_loses_nothing(tiny_llama, tmp_path: Path, meter: Mete
     with measuring(meter, 28):
         analyze(tiny_llama(), cache=tmp_path, progress=False)
     (whole,) = [report for report in map(SpectralReport.load, entries(tmp_path)) if len(report.rows) == 29]
-    assert whole.row(names[0]).spectrum is not None
+    assert whole[names[0]].spectrum is not None
 
 
 def test_a_folder_and_its_live_model_share_an_entry(tmp_path: Path, meter: Meter) -> None:

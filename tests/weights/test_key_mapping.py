@@ -165,7 +165,7 @@ def test_parameters_stored_quantised_are_skipped_by_name(tmp_path: Path) -> None
     scale = {f"{name}_scale_inv": torch.ones(1, 1)}
     rewrite(tmp_path, lambda tensors: {**tensors, name: tensors[name].to(torch.float8_e4m3fn)} | scale)
     units, skipped = split(iter_checkpoint_units(tmp_path))
-    (skip,) = [skip for skip in skipped if skip.reason is SkipReason.QUANTiZED]
+    (skip,) = [skip for skip in skipped if skip.reason is SkipReason.QUANTIZED]
     assert (skip.name, skip.detail) == (name, "fp8: stored as float8_e4m3fn in model.safetensors")
     assert "model.layers.1.mlp.up_proj.weight" in units
 
@@ -176,4 +176,4 @@ def test_codes_under_other_names_are_skipped_by_name(tmp_path: Path) -> None:
     edit_config(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
     rewrite(tmp_path, lambda tensors: {key.replace(name, name[:-6] + "qweight"): v for key, v in tensors.items()})
     _, skipped = split(iter_checkpoint_units(tmp_path))
-    assert [s.detail for s in skipped if s.reason is SkipReason.QUANTiZED] == ["gptq: stored under other names"]
+    assert [s.detail for s in skipped if s.reason is SkipReason.QUANTIZED] == ["gptq: stored under other names"]

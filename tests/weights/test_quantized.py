@@ -113,7 +113,7 @@ def test_bitsandbytes_through_transformers(tiny_llama: Any, tmp_path: Path) -> N
         model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=settings, device_map="cpu")
         report = analyze(model, progress=False)
         assert [row.name for row in report.rows] == [row.name for row in plain.rows]
-        row, reference = (r.row("model.layers.0.mlp.up_proj.weight") for r in (report, plain))
+        row, reference = (r["model.layers.0.mlp.up_proj.weight"] for r in (report, plain))
         assert row.frobenius_norm != reference.frobenius_norm
         assert row.frobenius_norm == pytest.approx(reference.frobenius_norm, rel=0.05)
 
@@ -169,7 +169,7 @@ def test_float8_with_a_grid_of_scales(weight: Tensor) -> None:
         values, _dequantize_fp8_weight(layer.weight, layer.weight_scale_inv, layer.block_size, torch.float32)
     )
     assert units["q_proj.weight"].quantization == "float8_e4m3fn with weight_scale_inv (FP8Linear)"
-    assert not [skip for skip in skipped.values() if skip.reason is SkipReason.QUANTiZED]
+    assert not [skip for skip in skipped.values() if skip.reason is SkipReason.QUANTIZED]
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1), (48, 1)])
@@ -223,7 +223,7 @@ def test_other_kinds_are_skipped_by_name(layer: nn.Module, name: str, detail: st
     model = nn.ModuleDict({"up": layer, "down": nn.Linear(4, 4)})
     units, skipped = walk(model)
     assert [unit for unit in units if unit.startswith("up.") and "scale" not in unit] == []
-    assert skipped[name].reason is SkipReason.QUANTiZED
+    assert skipped[name].reason is SkipReason.QUANTIZED
     assert detail in skipped[name].detail
 
 

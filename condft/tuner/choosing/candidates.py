@@ -92,7 +92,7 @@ def no_candidates(config: CondFTConfig, names: Iterable[str], skipped: Iterable[
         skipped: What is no unit.
     """
     modules = sorted({name.rpartition(".")[0] for name in names})
-    quantized = [skip for skip in skipped if skip.reason is SkipReason.QUANTiZED]
+    quantized = [skip for skip in skipped if skip.reason is SkipReason.QUANTIZED]
     packed = (
         f" {len(quantized)} weights are quantized and cannot be trained, the first is {quantized[0].name} "
         f"({quantized[0].detail})."

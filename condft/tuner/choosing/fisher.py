@@ -71,7 +71,7 @@ def add_fisher_information(
     units = {name: target for name, target in found.items() if isinstance(target, Target)}
     refused = [] if names is None else sorted(found.keys() - units.keys())
     if refused:
-        report.row(refused[0])
+        report[refused[0]]  # a KeyError where the report has no such row
         raise ValueError(f"{refused[0]!r} cannot be trained: {found[refused[0]] or 'the model has no such parameter'}")
     parameters = _parameters(model, targets, units)
     with _base_alone(model):

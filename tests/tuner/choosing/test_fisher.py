@@ -54,12 +54,12 @@ def test_slices_have_their_own_entries(granularity: Any) -> None:
     stack = "model.layers.1.mlp.experts.down_proj"
     expected = squared_gradients(model, stack)
     for index in range(4):
-        row = report.row(f"{stack}[{index}]")
+        row = report[f"{stack}[{index}]"]
         assert row.fisher_information == pytest.approx(expected[index].mean().item(), rel=1e-5)
     query = "model.layers.0.self_attn.q_proj.weight"
     if granularity == "head":
         rows = squared_gradients(model, query)
-        head = report.row(f"{query}[h1]").fisher_information
+        head = report[f"{query}[h1]"].fisher_information
         assert head == pytest.approx(rows[8:16].mean().item(), rel=1e-5)
 
 
@@ -152,7 +152,7 @@ def test_what_the_text_does_not_pass_through_has_none() -> None:
 
     model = WithTower(build_tiny_llama().config)
     report = add_fisher_information(analyze(model, progress=False), model, TOKENS, progress=False)
-    assert report.row("tower.weight").fisher_information is None
+    assert report["tower.weight"].fisher_information is None
     with pytest.raises(ValueError, match=r"not measured for 1 of 29 candidates, the first is 'tower.weight'.*passes"):
         select_units(report, score="fisher_information")
     assert SpectralReport.from_dict(report.to_dict()) == report
