@@ -1,24 +1,32 @@
-"""`analyze`: weights -> spectra -> report, for a live model or a checkpoint that is never instantiated.
+"""`analyze`: weights -> spectra -> report, for a live model or for a checkpoint that is never instantiated.
 
-The order of work: the cache is asked first, for a checkpoint without building its model. Then the units are walked,
-hashed, looked up by their content, and measured where nothing is known of them; each by one rank.
+The steps, each of which takes what the one before returned:
+
+1. A checkpoint whose files have not changed: the report comes from the cache, and no file is opened.
+2. `walk` finds the units, and `share_units` combines what all processes found into a plan.
+3. The digests of the requested units are computed, and their rows are looked up in the cache by them.
+4. `measure_missing` measures the rest; each unit is measured by one process.
+5. The state of the analysis becomes the report.
+
+`get_peft_model` has walked the model already, and starts with `analyze_units`, at step 3.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from tqdm.auto import tqdm
 
-from condft.analysis.cache import Cache, CachedRows, FolderFingerprint, WeightIndex, open_cache
-from condft.analysis.distributed import WorkPlan, walk_together
-from condft.analysis.measure import MeasureSpec, UnitInfo, lower_bound, measure, measure_together
-from condft.analysis.screening import LAST_STEPS, Step
+from condft.analysis.cache import Cache, CachedRows, open_cache
+from condft.analysis.distributed import WorkPlan, share_units
+from condft.analysis.index import FolderFingerprint, WeightIndex
+from condft.analysis.measure import MeasureSpec, UnitInfo
+from condft.analysis.missing import measure_missing
+from condft.analysis.request import Request, not_requested, nothing_to_analyze
 from condft.analysis.state import AnalysisState, current_versions
-from condft.report import SkippedWeight, SkipReason, SpectralReport, SpectralRow
+from condft.report import SkippedWeight, SpectralReport
 from condft.runtime.process_group import ProcessGroup
 from condft.selection.select import Stratify, check_stratify
 from condft.spectra import Measures, check_measures
@@ -26,9 +34,9 @@ from condft.weights.checkpoint import checkpoint_folder
 from condft.weights.unit import Unit
 from condft.weights.walk import Granularity, iter_checkpoint_units, iter_units
 
-__all__ = ["NonFiniteWeightError", "analyze"]
+__all__ = ["NonFiniteWeightError", "analyze", "analyze_units"]
 
-_STORE_EVERY = 20.0  # seconds; what an interruption may cost
+_SAVE_EVERY = 20.0  # seconds: the work that is lost if the process is killed
 
 
 class NonFiniteWeightError(ValueError):
@@ -37,6 +45,13 @@ class NonFiniteWeightError(ValueError):
     Attributes:
         names: All units concerned.
         report: The report of all the others.
+
+    >>> base.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
+    >>> try:
+    ...     analyze(base, progress=False)
+    ... except NonFiniteWeightError as error:
+    ...     print(error.names, len(error.report.rows))
+    ['model.layers.0.mlp.up_proj.weight'] 28
     """
 
     def __init__(self, names: list[str], report: SpectralReport) -> None:
@@ -49,6 +64,7 @@ class NonFiniteWeightError(ValueError):
         self.report = report
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is pickled by its args, which are the message alone here; processes send errors to each other.
         return type(self), (self.names, self.report)
 
 
@@ -66,37 +82,58 @@ def analyze(
     progress: bool = True,
     trust_remote_code: bool = False,
 ) -> SpectralReport:
-    """Spectral facts of every weight tensor of two or more dimensions.
+    """Measures every weight tensor of two or more dimensions: condition number, singular values at both ends, norms.
+
+    >>> report = analyze(base, progress=False)
+    >>> len(report.rows)
+    29
+    >>> row = report.row("model.layers.0.mlp.up_proj.weight")
+    >>> row.shape, row.dtype, round(row.sigma_max / row.sigma_min, 6) == round(row.condition_number, 6)
+    ((64, 32), 'float32', True)
+
+    The three units of lowest condition number, with their whole spectra; the other 26 are ruled out by bounds:
+
+    >>> lowest = analyze(base, keep_lowest=3, spectrum=True, progress=False)
+    >>> len(lowest.rows), len(lowest.rows[0].spectrum), len(lowest.screened)
+    (3, 16, 26)
+
+    A checkpoint is read one weight at a time, and no model is built:
+
+    >>> base.save_pretrained("checkpoint")
+    >>> analyze("checkpoint", progress=False).fingerprint == report.fingerprint
+    True
 
     Args:
-        model: A live model (also one with PEFT adapters: its base weights are analyzed), or a checkpoint folder or
-            hub id, whose weights are read one at a time without ever building the model.
-        names: Only these units; all others are listed as not requested.
+        model: A live model, or a checkpoint folder or hub id. Of a model with PEFT adapters, the base weights are
+            analyzed. The weights of a checkpoint are read one at a time.
+        names: Only these units. All others are listed as not requested.
         granularity: "tensor", or "head": attention weights head by head (see `condft.weights.heads`).
-        measures: "basic": condition number, its two ends, Frobenius norm and stable rank. "all" adds log-volume and
-            entropy deficit, which need a factorization of every weight.
-        keep_lowest: Figures for that many units of lowest condition number only (in each module type if `stratify`),
-            ties by name: those that a whole analysis would rank lowest. The others are listed in `screened` with the
-            highest condition number kept as their bound; most are ruled out by a few products, without a
-            factorization.
-        stratify: What `keep_lowest` counts within.
-        spectrum: Keep all singular values of every unit too (an SVD each).
-        cache: Whether to use rows that were found before and keep new ones, by the content of the weights: True for
-            the user's cache (`$CONDFT_CACHE`, else `~/.cache/condft`; `CONDFT_CACHE=off` turns it off), or a folder.
-            Rows found with more measures, or on another device, serve too: they agree to `relative_error`.
-        shared: Under torch.distributed, whether the ranks share the work: all must then call this, and all get the
-            whole report. False where one of them analyzes alone.
-        progress: Show a progress bar on stderr, by cost (on the first rank).
+        measures: "basic": condition number, sigma_max, sigma_min, Frobenius norm and stable rank. "all" adds
+            log-volume and entropy deficit, which need a factorization of every weight.
+        keep_lowest: Rows for that many units of lowest condition number only (in each module type if `stratify` says
+            so), ties by name. They are the units that a whole analysis would rank lowest. The others are listed in
+            `screened`, with the highest condition number kept as their bound. Most of them are ruled out by a few
+            products, without a factorization.
+        stratify: What `keep_lowest` counts within: "module_type", or None for the whole model.
+        spectrum: Keep all singular values of every unit too. That takes an SVD each.
+        cache: Whether to use rows that were found before, and to store new ones, by the content of the weights.
+            True for the user's cache (`$CONDFT_CACHE`, else `~/.cache/condft`; `CONDFT_CACHE=off` turns it off), or a
+            folder. Rows that were found with more measures, or on another device, are used too: they agree to
+            `relative_error`.
+        shared: Under torch.distributed, whether the processes share the work. Then all of them must call this, and
+            all get the whole report. False if one of them analyzes alone.
+        progress: Show a progress bar on stderr, by cost (on the first process).
         trust_remote_code: For a checkpoint folder whose architecture is not transformers' own.
 
     Returns:
-        The report. The model is not modified, nor any random state.
+        The report. Neither the model nor any random state is changed.
 
     Raises:
         FileNotFoundError: A folder that is no checkpoint, or one whose files are missing.
         NonFiniteWeightError: Weights with NaN or infinity; the error carries the report of the rest.
-        ValueError: Nothing to analyze (says what was skipped and why), a damaged checkpoint (names the file), ranks
-            that hold different models, `keep_lowest` under 1, names that the model lacks, or an unknown option.
+        ValueError: Nothing to analyze (says what was skipped and why), a damaged checkpoint (names the file),
+            processes that hold different models, `keep_lowest` under 1, names that the model lacks, or an unknown
+            option.
     """
     check_measures(measures)
     check_stratify(stratify)
@@ -104,220 +141,147 @@ def analyze(
         raise ValueError(f"names={names!r} is one string: give a collection such as {[names]}")
     if keep_lowest is not None and keep_lowest < 1:
         raise ValueError(f"keep_lowest={keep_lowest} keeps nothing: it must be at least 1")
-    ranks = ProcessGroup(shared=shared)
+    group = ProcessGroup(shared=shared)
     label = str(model) if isinstance(model, str | Path) else type(model).__name__
-    # The first rank's arguments hold on all of them: another one that has no weights may not know the names.
-    label, asked, store = ranks.from_first(lambda: (label, None if names is None else set(names), open_cache(cache)))
-    work = _Analysis(ranks, label, asked, MeasureSpec(measures, spectrum), keep_lowest, stratify, store)
-    if isinstance(model, nn.Module):
-        return work.run(lambda: iter_units(model, granularity=granularity), progress=progress)
-    stamp = catalog = None
-    if store is not None:
-        stamp, catalog = ranks.from_first(lambda: _recall(store, model, granularity, trust_remote_code))
-        report = None if catalog is None else work.from_cache(catalog)
+    chosen = None if names is None else frozenset(names)
+    request = Request(label, MeasureSpec(measures, spectrum), chosen, keep_lowest, stratify)
+    # The first process's arguments hold on all. Others may hold no weights, so they may not know the names.
+    request, store = group.from_first(lambda: (request, open_cache(cache)))
+    fingerprint = index = None
+    if store is not None and not isinstance(model, nn.Module):
+        fingerprint, index = group.from_first(lambda: _read_index(store, model, granularity, trust_remote_code))
+        report = None if index is None else _report_from_cache(request, index, store, group)
         if report is not None:
             return report
-    return work.run(
-        lambda: iter_checkpoint_units(model, granularity=granularity, trust_remote_code=trust_remote_code),
-        progress=progress,
-        stamp=stamp,
-        digests={} if catalog is None else catalog.digests,
-    )
+    plan = share_units(walk(model, granularity, trust_remote_code=trust_remote_code), group)
+    digests = None if index is None else index.digests
+    return analyze_units(plan, request, store, progress=progress, fingerprint=fingerprint, digests=digests)
 
 
-def _recall(
-    store: Cache, path: str | Path, granularity: str, trust_remote_code: bool
-) -> tuple[FolderFingerprint, WeightIndex | None]:
-    folder = checkpoint_folder(path, trust_remote_code=trust_remote_code)
-    stamp = FolderFingerprint.of(folder, granularity, trust_remote_code=trust_remote_code)
-    return stamp, store.recall(stamp)
+def walk(
+    model: nn.Module | str | Path, granularity: Granularity, *, trust_remote_code: bool = False
+) -> Iterator[Unit | SkippedWeight]:
+    """The units of a live model or a checkpoint. Lazy: also a missing file is an error of the first `next`."""
+    if isinstance(model, nn.Module):
+        yield from iter_units(model, granularity=granularity)
+    else:
+        yield from iter_checkpoint_units(model, granularity=granularity, trust_remote_code=trust_remote_code)
 
 
-@dataclass
-class _Analysis:
-    """One call of `analyze`; the arguments are those of the first rank. `store` is used by the first rank alone."""
+def analyze_units(
+    plan: WorkPlan,
+    request: Request,
+    cache: Cache | None,
+    *,
+    progress: bool = True,
+    fingerprint: FolderFingerprint | None = None,
+    digests: Mapping[str, str] | None = None,
+) -> SpectralReport:
+    """The report of units that a walk has found. All processes of the plan call this together.
 
-    ranks: ProcessGroup
-    label: str
-    names: set[str] | None
-    wanted: MeasureSpec
-    keep_lowest: int | None
-    stratify: str | None
-    store: Cache | None
+    Args:
+        plan: From `share_units`.
+        request: The same on every process.
+        cache: None for none. Only the first process uses it.
+        progress: Show a progress bar (on the first process).
+        fingerprint: Of the checkpoint folder, if the units come from one.
+        digests: Name -> digest, as far as they are known, of a folder with this fingerprint.
 
-    def from_cache(self, catalog: WeightIndex) -> SpectralReport | None:
-        """The report of a checkpoint whose units are known, if the cache has all of it."""
-        infos = {info.name: info for info in catalog.infos}
-        asked = self._asked(infos, catalog.skipped)
-        if not asked or not catalog.digests.keys() >= asked.keys():
-            return None
-        digests = {name: catalog.digests[name] for name in asked}
-        findings = self._look_up(infos, digests)
-        skipped = [*catalog.skipped, *_not_requested(infos, asked)]
-        return findings.report(self.label, skipped) if findings.complete() else None
-
-    def run(
-        self,
-        walk: Callable[[], Iterable[Unit | SkippedWeight]],
-        *,
-        progress: bool,
-        stamp: FolderFingerprint | None = None,
-        digests: Mapping[str, str] | None = None,
-    ) -> SpectralReport:
-        """Walks, looks up, measures. `digests` are those that are known already, of a checkpoint with this `stamp`."""
-        shares, skipped = walk_together(self.ranks, walk)
-        asked = self._asked(shares.infos, skipped)
-        everything_skipped = [*skipped, *_not_requested(shares.infos, asked)]
-        if not asked:
-            raise ValueError(_nothing_to_analyze(self.label, everything_skipped))
-        if self.store is None:
-            findings, digests = self._findings(asked), {}
-        else:
-            if digests is None or not digests.keys() >= asked.keys():
-                digests = shares.digests(list(asked))
-            digests = {name: digests[name] for name in asked}
-            if stamp is not None and self.ranks.first:
-                self.store.remember(stamp, WeightIndex(tuple(shares.infos.values()), tuple(skipped), dict(digests)))
-            findings = self._look_up(shares.infos, digests)
-        if not findings.complete():
-            keeper = _Keeper(self, shares.infos, findings, digests, everything_skipped)
-            findings.versions = current_versions()
-            _find_out(shares, findings, digests, keeper, progress=progress and self.ranks.first)
-        report = findings.report(self.label, everything_skipped)
-        if findings.non_finite:
-            raise NonFiniteWeightError(sorted(findings.non_finite), report)
-        return report
-
-    def _asked(self, infos: Mapping[str, UnitInfo], skipped: Iterable[SkippedWeight]) -> dict[str, UnitInfo]:
-        if self.names is None:
-            return dict(infos)
-        unknown = sorted(self.names - infos.keys() - {skip.name for skip in skipped})
-        if unknown:
-            raise ValueError(
-                f"{len(unknown)} of {len(self.names)} names are of no weight of {self.label}, the first is "
-                f"{unknown[0]!r}: weights are named as in a report of the same granularity"
+    Raises:
+        NonFiniteWeightError: As `analyze`.
+        ValueError: Nothing to analyze, or names that the model lacks.
+    """
+    requested = request.select(plan.infos, plan.skipped)
+    skipped = [*plan.skipped, *not_requested(plan.infos, requested)]
+    if not requested:
+        raise ValueError(nothing_to_analyze(request.label, skipped))
+    if cache is None:
+        known_digests: dict[str, str] = {}
+        state = request.new_state(requested)
+    else:
+        known_digests = _digests(plan, requested, digests or {})
+        if fingerprint is not None and plan.group.first:
+            index = WeightIndex(tuple(plan.infos.values()), tuple(plan.skipped), known_digests)
+            cache.write_index(fingerprint, index)
+        state = _look_up(request, plan.infos, known_digests, cache, plan.group)
+    if not state.complete():
+        state.versions = current_versions()
+        writer = _RowWriter(cache if plan.group.first else None, plan, known_digests, state, request.label, skipped)
+        try:
+            measure_missing(
+                plan, state, known_digests, progress=progress and plan.group.first, on_row=writer.write_if_due
             )
-        return {name: info for name, info in infos.items() if name in self.names}
+        finally:  # also after an error or Ctrl-C: the next analysis goes on from here
+            writer.write()
+    report = state.report(request.label, skipped)
+    if state.non_finite:
+        raise NonFiniteWeightError(sorted(state.non_finite), report)
+    return report
 
-    def _findings(self, asked: Mapping[str, UnitInfo]) -> AnalysisState:
-        return AnalysisState(asked, self.wanted, self.keep_lowest, self.stratify)
 
-    def _look_up(self, infos: Mapping[str, UnitInfo], digests: Mapping[str, str]) -> AnalysisState:
-        """What the cache knows of these units, on every rank."""
-        store = self.store
-        assert store is not None
-        asked = {name: infos[name] for name in digests}
+def _read_index(
+    cache: Cache, path: str | Path, granularity: str, trust_remote_code: bool
+) -> tuple[FolderFingerprint, WeightIndex | None]:
+    """The fingerprint of a checkpoint folder now, and its index in the cache if that is of the same files."""
+    folder = checkpoint_folder(path, trust_remote_code=trust_remote_code)
+    fingerprint = FolderFingerprint.of(folder, granularity, trust_remote_code=trust_remote_code)
+    return fingerprint, cache.read_index(fingerprint)
 
-        def with_known(known: CachedRows) -> AnalysisState:
-            findings = self._findings(asked)
-            findings.know(known.rows, known.bounds, known.versions)
-            return findings
 
-        return with_known(
-            self.ranks.from_first(lambda: store.find(infos, digests, lambda k: with_known(k).complete()))
-        )
+def _report_from_cache(
+    request: Request, index: WeightIndex, cache: Cache, group: ProcessGroup
+) -> SpectralReport | None:
+    """The report of a checkpoint whose files have not changed, if the cache holds all of it."""
+    infos = {info.name: info for info in index.units}
+    requested = request.select(infos, index.skipped)
+    if not requested or not index.digests.keys() >= requested.keys():
+        return None
+    state = _look_up(request, infos, {name: index.digests[name] for name in requested}, cache, group)
+    if not state.complete():
+        return None
+    return state.report(request.label, [*index.skipped, *not_requested(infos, requested)])
+
+
+def _digests(plan: WorkPlan, requested: Mapping[str, UnitInfo], known: Mapping[str, str]) -> dict[str, str]:
+    """Name -> digest of the requested units; hashed if they are not all known."""
+    digests = known if known.keys() >= requested.keys() else plan.digests(list(requested))
+    return {name: digests[name] for name in requested}
+
+
+def _look_up(
+    request: Request, infos: Mapping[str, UnitInfo], digests: Mapping[str, str], cache: Cache, group: ProcessGroup
+) -> AnalysisState:
+    """The state with what the cache knows about the units that have a digest, on every process."""
+    requested = {name: infos[name] for name in digests}
+
+    def rows() -> CachedRows:
+        cached = CachedRows()
+        for cached in cache.iter_rows(infos, digests):
+            if request.new_state(requested, cached).complete():
+                break
+        return cached
+
+    return request.new_state(requested, group.from_first(rows))
 
 
 @dataclass
-class _Keeper:
-    """Stores what is known so far: in the first rank, now and then and at the end, however that comes."""
+class _RowWriter:
+    """Writes what is known so far into the cache: from time to time while rows come in, and at the end."""
 
-    analysis: _Analysis
-    infos: Mapping[str, UnitInfo]
-    findings: AnalysisState
+    cache: Cache | None
+    plan: WorkPlan
     digests: Mapping[str, str]
+    state: AnalysisState
+    label: str
     skipped: Sequence[SkippedWeight]
     last: float = field(default_factory=time.monotonic)
 
-    def keep(self, *, now: bool = False) -> None:
-        store = self.analysis.store
-        if store is None or not self.analysis.ranks.first or not (now or time.monotonic() > self.last + _STORE_EVERY):
-            return
-        store.store(self.infos, self.digests, self.findings.everything(self.analysis.label, self.skipped))
-        self.last = time.monotonic()
+    def write_if_due(self) -> None:
+        if time.monotonic() > self.last + _SAVE_EVERY:
+            self.write()
 
-
-def _find_out(
-    shares: WorkPlan, findings: AnalysisState, digests: Mapping[str, str], keeper: _Keeper, *, progress: bool
-) -> None:
-    """Bounds and rows until the findings are complete."""
-
-    def cost(info: UnitInfo) -> float:
-        return info.cost(findings.wanted)
-
-    # Counted by cost, not by tensors: the time left is then right though sizes differ by orders of magnitude.
-    with tqdm(total=1, desc="analyze", unit="flop", unit_scale=True, delay=1, disable=not progress) as bar:
-        try:
-            while (step := findings.next_step(shares.ranks.size)).left:
-                bar.total = bar.n + sum(cost(findings.infos[name]) for name in step.left)
-                _bounds(shares, findings, step)
-                scale = _whole_to_own(shares, step.exact, cost)
-
-                rows = _Rows(shares, findings.wanted, digests)
-
-                def note(unit: Unit, row: SpectralRow | None, scale: float = scale) -> None:
-                    findings.add_row(unit.name, row)
-                    bar.update(cost(findings.infos[unit.name]) * scale)
-                    keeper.keep()
-
-                for name, row in shares.map(step.exact, cost, rows.of, together=rows.together, done=note).items():
-                    findings.add_row(name, row)
-        finally:
-            keeper.keep(now=True)
-
-
-def _bounds(shares: WorkPlan, findings: AnalysisState, step: Step) -> None:
-    found = shares.map(
-        list(step.bounds),
-        lambda info: info.num_parameters,
-        lambda unit: lower_bound(unit, step.bounds[unit.name]),
-    )
-    for name, value in found.items():
-        findings.add_bound(name, value, final=step.bounds[name] == LAST_STEPS)
-
-
-def _whole_to_own(shares: WorkPlan, names: Sequence[str], cost: Callable[[UnitInfo], float]) -> float:
-    """Cost of the named units over that of this rank's share of them: one rank's progress stands for all."""
-    _, owner = shares.assign(names, cost)
-    own = sum(cost(shares.infos[name]) for name in names if owner[name] == shares.ranks.rank)
-    return sum(cost(shares.infos[name]) for name in names) / own if own else 0.0
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Measures units whose values are in memory."""
-
-    shares: WorkPlan
-    wanted: MeasureSpec
-    digests: Mapping[str, str]
-
-    def of(self, unit: Unit) -> SpectralRow | None:
-        return self._unchanged(unit, measure(unit, self.wanted, self._known_digest(unit)))
-
-    def together(self, units: Sequence[Unit]) -> list[SpectralRow | None]:
-        rows = measure_together(units, self.wanted, [self._known_digest(unit) for unit in units])
-        return [self._unchanged(unit, row) for unit, row in zip(units, rows, strict=True)]
-
-    def _known_digest(self, unit: Unit) -> str | None:
-        return self.digests.get(unit.name) if self.shares.units[unit.name].deferred is None else None
-
-    def _unchanged(self, unit: Unit, row: SpectralRow | None) -> SpectralRow | None:
-        """The row; what was read a second time must be what was looked up in the cache."""
-        if row is not None and self.digests.get(unit.name, row.digest) != row.digest:
-            raise ValueError(
-                f"{unit.name} has changed since this analysis began: analyze again once nothing writes to it"
-            )
-        return row
-
-
-def _not_requested(infos: Mapping[str, UnitInfo], asked: Collection[str]) -> list[SkippedWeight]:
-    return [
-        SkippedWeight(name, info.shape, SkipReason.NOT_REQUESTED) for name, info in infos.items() if name not in asked
-    ]
-
-
-def _nothing_to_analyze(label: str, skipped: Sequence[SkippedWeight]) -> str:
-    counts = {reason: sum(skip.reason is reason for skip in skipped) for reason in SkipReason}
-    told = ", ".join(f"{count} {reason.value}" for reason, count in counts.items() if count) or "no parameters"
-    way_out = " Load the weights first." if counts[SkipReason.META_DEVICE] else ""
-    return f"nothing to analyze in {label}: {told}.{way_out}"
+    def write(self) -> None:
+        if self.cache is not None:
+            report = self.state.partial_report(self.label, self.skipped)
+            self.cache.write_rows(self.plan.infos, self.digests, report)
+            self.last = time.monotonic()

@@ -1,4 +1,4 @@
-"""Units of one shape gathered for batched calls, on devices that one small matrix cannot keep busy."""
+"""Units of one shape collected for batched calls, on devices that one small matrix cannot keep busy."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -6,35 +6,37 @@ from typing import TypeVar
 from condft.spectra import batch_size
 from condft.weights.unit import Unit
 
-__all__ = ["left_after_batches"]
+__all__ = ["process_batches"]
 
 T = TypeVar("T")
 
-# On the CPU threads do, see `condft.spectra.batched.facts`.
+# On the CPU, threads are faster: see `condft.spectra.batched.facts`.
 _BATCHED_ON = ("cuda",)
 
 
-def left_after_batches(
-    units: Iterable[Unit], together: Callable[[Sequence[Unit]], list[T]], done: Callable[[Unit, T], None]
+def process_batches(
+    units: Iterable[Unit], batch_work: Callable[[Sequence[Unit]], list[T]], on_result: Callable[[Unit, T], None]
 ) -> Iterator[Unit]:
-    """Does the work of units that go in batches, as soon as one is full or no unit is left; yields all others.
+    """Does the work of all units that go in batches, and yields the others, which go one by one.
 
-    A unit goes in a batch for what it is, not for its company: also one whose shape no other has. Values of as many
-    units as a batch holds are in memory together, of each shape that comes up.
+    A batch runs as soon as it is full; the rest runs when no unit is left. Until then its values stay in memory: of
+    each shape, as many units as one batch holds.
 
     Args:
         units: With their values in memory.
-        together: The work of units of one shape and dtype, on one device.
-        done: Called with each of them and its result.
+        batch_work: The work of units of one shape and dtype, on one device.
+        on_result: Called with each of these units and its result.
     """
     waiting: dict[object, list[Unit]] = {}
 
-    def finish(batch: list[Unit]) -> None:
-        for unit, result in zip(batch, together(batch), strict=True):
-            done(unit, result)
+    def run(batch: list[Unit]) -> None:
+        for unit, result in zip(batch, batch_work(batch), strict=True):
+            on_result(unit, result)
 
     for unit in units:
         matrix = unit.matrix
+        # The shape alone decides, not how many units have it. A unit's figures then do not depend on which others
+        # are analyzed with it: batched routines round differently from the routine of a single matrix.
         size = batch_size(tuple(matrix.shape), matrix.dtype) if matrix.device.type in _BATCHED_ON else 1
         if size == 1:
             yield unit
@@ -42,6 +44,6 @@ def left_after_batches(
         key = (matrix.shape, matrix.dtype, matrix.device)
         waiting.setdefault(key, []).append(unit)
         if len(waiting[key]) == size:
-            finish(waiting.pop(key))
+            run(waiting.pop(key))
     for batch in waiting.values():
-        finish(batch)
+        run(batch)

@@ -1,9 +1,16 @@
 """`keep_lowest`: which figures are still needed to know the k units of lowest condition number. Pure Python.
 
-Some units have exact condition numbers, others certified lower bounds. A unit whose bound exceeds the k-th lowest
-exact figure of its stratum is ruled out. What is left over is measured in the order of the bounds, so few units need a
-factorization; and since the outcome is a function of the k lowest alone, it depends neither on the order of work nor
-on who did it nor on what was known before.
+Some units have exact condition numbers, others certified lower bounds. A unit whose bound is above the k-th lowest
+exact figure of its stratum is ruled out. The others are measured in the order of their bounds, so few units need a
+factorization. The outcome depends on the k lowest figures alone. The order of work, the number of processes and what
+a cache held before do not change it.
+
+>>> search = Screening({"": ["a", "b", "c"]}, keep=1, rtol=1e-3)
+>>> bounds = {"a": Bound(2.0, final=True), "b": Bound(9.0, final=True), "c": Bound(5.0, final=True)}
+>>> search.next_step({}, bounds, batch=1).exact
+['a']
+>>> search.next_step({"a": 3.0}, bounds, batch=1).left  # b and c are above 3: no need to measure them
+[]
 """
 
 import math
@@ -12,7 +19,7 @@ from dataclasses import dataclass, field
 
 __all__ = ["LAST_STEPS", "Bound", "Screening", "Step"]
 
-# Products spent on a bound: at first on every unit, then on those that the first bound does not rule out.
+# Matrix-vector products per bound: first a few for every unit, then more for those that the first bound leaves open.
 FIRST_STEPS, LAST_STEPS = 6, 24
 
 
@@ -22,7 +29,7 @@ class Bound:
 
     Attributes:
         value: The bound.
-        final: Whether more products are not worth their while.
+        final: Whether to measure the unit rather than spend more products on a sharper bound.
     """
 
     value: float
@@ -31,10 +38,10 @@ class Bound:
 
 @dataclass(frozen=True)
 class Step:
-    """What to find out next.
+    """What to compute next.
 
     Attributes:
-        bounds: Unit -> products to spend on a bound.
+        bounds: Unit -> products to spend on its bound.
         exact: Units to measure.
         left: All units that are neither measured nor ruled out yet.
     """
@@ -51,7 +58,7 @@ class Screening:
     Attributes:
         strata: Stratum -> names of its units.
         keep: How many to keep of each.
-        rtol: Relative error of exact figures and, at most, of what bounds are off by.
+        rtol: Relative error of exact figures; bounds are off by no more than that.
     """
 
     strata: Mapping[str, Sequence[str]]
@@ -59,28 +66,29 @@ class Screening:
     rtol: float
 
     def next_step(self, exact: Mapping[str, float], bounds: Mapping[str, Bound], batch: int) -> Step:
-        """What is needed next, nothing if all is known.
+        """What is needed next; an empty step if everything is known.
 
         Args:
             exact: Unit -> condition number.
-            bounds: Unit -> what is known of the others.
-            batch: How many units of a stratum may be looked at together (they are shared between processes).
+            bounds: Unit -> bound, of units without an exact figure.
+            batch: How many units of a stratum to process at a time; processes share them.
         """
         step = Step()
         for names in self.strata.values():
             known = [exact[name] for name in names if name in exact]
             limit = math.inf
             if len(known) >= self.keep:
-                # By more than both errors: a unit that is ruled out would not rank among the lowest if measured.
+                # Above the k-th figure by more than the error of both: only then is it certain that the unit would
+                # not be among the lowest if it were measured.
                 limit = sorted(known)[self.keep - 1] * (1.0 + 3 * self.rtol)
             unknown = [name for name in names if name not in exact]
-            unseen = [name for name in unknown if name not in bounds]
+            without_bound = [name for name in unknown if name not in bounds]
             left = [name for name in unknown if name not in bounds or bounds[name].value <= limit]
             step.left.extend(left)
             if len(names) <= self.keep:
-                step.exact.extend(left)  # all are kept: no bound can help
-            elif unseen:
-                step.bounds.update(dict.fromkeys(unseen, FIRST_STEPS))
+                step.exact.extend(left)  # all are kept, so no bound can spare a measurement
+            elif without_bound:
+                step.bounds.update(dict.fromkeys(without_bound, FIRST_STEPS))
             else:
                 short = self.keep - len(known)
                 for name in sorted(left, key=lambda name: (bounds[name].value, name))[: max(short, batch)]:
@@ -93,7 +101,8 @@ class Screening:
     def outcome(self, exact: Mapping[str, float]) -> tuple[set[str], dict[str, float]]:
         """The kept units, and unit -> bound for all others: the highest condition number kept in their stratum.
 
-        Nothing sharper is told of the others, even where it is known: it would depend on the order of work.
+        A sharper bound may be known for some of the others. It is not reported, because it depends on the order of
+        work: the same call would then give different reports.
         """
         kept: set[str] = set()
         others: dict[str, float] = {}

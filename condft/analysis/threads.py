@@ -1,7 +1,7 @@
-"""Work on many small matrices side by side: a core each, since one of them cannot keep several busy.
+"""Work on many small matrices at once, one per core, since one of them cannot keep several cores busy.
 
-A matrix product of order 600 takes as long on two threads as on one and a half; on as many matrices at once as there
-are cores, none waits for another. Large matrices come one after another, on all threads.
+A matrix product of order 600 takes as long on two threads as on one and a half. With one matrix per core, no core
+waits for another. Large matrices are processed one after another, on all threads.
 """
 
 import threading
@@ -20,69 +20,73 @@ __all__ = ["thread_map"]
 T = TypeVar("T")
 
 _SMALL_ORDER = 1024
-_SMALL_ENTRIES = 2**22  # values of one unit more than there are workers are in memory together
-_MOST_WORKERS = 8  # more of them wait for Python's lock; they share the threads that are left over
+_SMALL_ENTRIES = 2**22  # up to one unit more than there are workers is in memory at a time
+_MOST_WORKERS = 8  # more workers wait for Python's lock; instead, each worker gets several of torch's threads
 _STARTING = threading.Lock()
 
 
-def thread_map(units: Iterable[Unit], work: Callable[[Unit], T], done: Callable[[Unit, T], None]) -> None:
-    """Does the work of every unit; of small ones on the CPU several at a time, in threads of their own.
+def thread_map(units: Iterable[Unit], work: Callable[[Unit], T], on_result: Callable[[Unit, T], None]) -> None:
+    """Does the work of every unit. Small units on the CPU are processed several at a time, in threads.
 
     Args:
-        units: With their values in memory. They are asked for when there is a worker for them.
-        work: Called from this thread or another one, so it must not change what is shared.
-        done: Called with units and results, in the order of the units, in this thread, as soon as may be.
+        units: With their values in memory. The next one is taken when a worker is free for it.
+        work: Called from this thread or another one, so it must not change shared state.
+        on_result: Called with each unit and its result: in the order of the units, in the caller's thread, as soon
+            as the result is there.
 
     Raises:
-        Exception: What the work raises, at its unit's turn; later units may have been begun.
+        Exception: What `work` raises, when it is that unit's turn. Later units may have been started.
     """
     with _STARTING:
         threads = torch.get_num_threads()
     if threads == 1:
         for unit in units:
-            done(unit, work(unit))
+            on_result(unit, work(unit))
         return
-    begun: deque[tuple[Unit, Future[T]]] = deque()
+    started: deque[tuple[Unit, Future[T]]] = deque()
 
-    def hand_on() -> None:
-        unit, result = begun.popleft()
-        done(unit, result.result())
+    def finish_oldest() -> None:
+        unit, result = started.popleft()
+        on_result(unit, result.result())
 
     with _pool(threads) as (pool, workers):
         for unit in units:
             small = _is_small(unit)
-            # One more than there are workers is begun, so that none has to wait; a large one wants all threads.
-            while begun and (not small or len(begun) > workers or begun[0][1].done()):
-                hand_on()
+            # One more unit than there are workers is started, so that no worker waits. A large unit needs all
+            # threads: everything before it is finished first.
+            while started and (not small or len(started) > workers or started[0][1].done()):
+                finish_oldest()
             if small:
-                begun.append((unit, pool.submit(work, unit)))
+                started.append((unit, pool.submit(work, unit)))
             else:
-                done(unit, work(unit))
-        while begun:
-            hand_on()
+                on_result(unit, work(unit))
+        while started:
+            finish_oldest()
 
 
 @contextmanager
 def _pool(threads: int) -> Iterator[tuple[ThreadPoolExecutor, int]]:
-    """A pool that shares torch's threads between its workers, and how many these are."""
+    """A pool whose workers share torch's threads, and the number of workers."""
     workers = min(threads, _MOST_WORKERS)
-    pool = ThreadPoolExecutor(workers, "condft-unit", _take_threads, (threads // workers,))
+    pool = ThreadPoolExecutor(workers, "condft-unit", _use_threads, (threads // workers,))
     try:
-        # What one thread sets is also what threads to come start with, whoever starts them. So all workers begin
-        # here, and the setting is put back before anything else goes on.
+        # torch.set_num_threads sets the number of the calling thread and of every thread that starts later, in any
+        # pool: ATen/ParallelOpenMP.cpp keeps it in one global (torch 2.13). So all workers start here, behind a
+        # barrier, and the number is set back before anything else runs. The lock is for two analyses at once.
         with _STARTING:
-            everyone = threading.Barrier(workers + 1)
+            all_started = threading.Barrier(workers + 1)
             for _ in range(workers):
-                pool.submit(everyone.wait)
-            everyone.wait()
+                pool.submit(all_started.wait)
+            all_started.wait()
             torch.set_num_threads(threads)
         yield pool, workers
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _take_threads(count: int) -> None:
-    # A thread takes the process's number at its first question, whatever it was set to before: so ask first.
+def _use_threads(count: int) -> None:
+    # At its first call, a thread takes over the process's number, and loses what was set before (ATen initializes it
+    # lazily, torch 2.13). So the number is read once before it is set.
     torch.get_num_threads()
     torch.set_num_threads(count)
 
