@@ -1,4 +1,4 @@
-"""`CondFTConfig`: what to train, in the words of PEFT's other configs."""
+"""`CondFTConfig`: what to train, in the terms of PEFT's other configs."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -11,7 +11,6 @@ from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from condft.files.hub import hub_errors
 from condft.report import Role, SpectralReport
 from condft.selection.select import check_budget_and_rule
-from condft.tuner.layers.base import Parts
 from condft.tuner.model_card import NOTE, add_note
 from condft.tuner.registration import peft_type
 from condft.weights.walk import Granularity
@@ -26,56 +25,85 @@ _BIASES = ("none", "selected")
 
 @dataclass
 class CondFTConfig(PeftConfig):
-    """Configuration of CondFT: train the weights of low condition number, full rank, and freeze the rest.
+    """Which weights to train: those of low condition number. All others stay frozen, bit for bit.
 
-    Without `target_units` the model's weights are analyzed inside `get_peft_model` and the selection is written
-    into `target_units`, so that a saved adapter never analyses again. Under torch.distributed all ranks must then call
-    `get_peft_model`: they share the work, ranks that hold only meta tensors too, and the first one's choice is
-    everybody's.
+    `get_peft_model` analyzes the weights, selects the units of lowest score within a budget, and writes the selection
+    into `target_units`. A saved adapter holds that selection, so loading it analyzes nothing.
+
+    A *unit* is what is scored and trained as one: a weight, one expert of a fused stack (`...down_proj[17]`), or, with
+    `granularity="head"`, one attention head (`...q_proj.weight[h3]`).
+
+    Under torch.distributed, all processes must call `get_peft_model`. They share the work, also those that hold only
+    meta tensors, and the first process's selection is used on all.
+
+    Half of the parameters of each module type, those of lowest condition number:
+
+    >>> from peft import get_peft_model
+    >>> config = CondFTConfig(trainable_fraction=0.5)
+    >>> model = get_peft_model(base, config)
+    >>> model.print_trainable_parameters()
+    trainable params: 16,896 || all params: 56,864 || trainable%: 29.7130
+    >>> len(config.target_units), config.selected_by["trainable_fraction"]
+    (14, 0.5)
+
+    Three weights among the projections of the MLPs, and the whole output head:
+
+    >>> config = CondFTConfig(num_tensors=3, target_modules=["gate_proj", "up_proj"], modules_to_save=["projector"])
+
+    Units by name, without an analysis:
+
+    >>> config = CondFTConfig(target_units=["model.layers.0.mlp.up_proj.weight"])
 
     Args:
-        target_modules: Modules whose weights may be chosen, in PEFT's matching: a list of names or suffixes, a
-            regular expression, `"all-linear"`, or None for every supported layer.
-        exclude_modules: Modules whose weights may not be chosen, in the same matching.
-        modules_to_save: Modules trained and saved whole beside the selection, such as a projector.
-        layers_to_transform: Only these layer indices (not with a regular expression as `target_modules`).
-        layers_pattern: Name of the list that the indices of `layers_to_transform` count.
-        num_tensors: Budget: that many weights. Without any budget, 100 (the paper's).
-        trainable_fraction: Budget: at most this fraction of the parameters that may be chosen.
-        max_condition_number: Budget: every weight whose condition number is at most this.
-        score: What ranks: "condition_number" (the paper's), "relative_condition_number" (against a random matrix
-            of the same shape), "entropy_deficit", "stable_rank" or "log_volume" (`condft.selection.scores`). Or
-            "fisher_information", which the weights alone do not tell: backward passes over text that the model itself
-            writes, see `condft.add_fisher_information`.
-        order: "lowest" (the method), or the controls "highest" and "random".
-        stratify: "module_type" ranks within q, k, v, ... and shares the budget between them; None ranks across.
-        seed: Of the random order.
-        granularity: "tensor" chooses among whole weights and single experts of fused stacks; "head" also cuts the
-            attention weights into heads (see `condft.weights.heads`) and chooses among those.
-        bias: "none" freezes every bias; "selected" trains those of the chosen units too, as copies: of a head's rows
-            those entries, of an expert its own.
-        include_roles: Units that are analyzed but no candidates unless named here: "embedding", "output_head",
-            "router". A list of `target_modules` that names such a module includes it too.
-        report: A `SpectralReport`, the path of one, or a hub id whose repository holds `spectral_report.json`, to
-            select from instead of analyzing. It must be of the very same weights. Not saved.
-        target_units: The resolved selection: full parameter names in the base model, with `[17]` appended for one
-            expert of a fused stack and `[h3]`, `[q3]`, `[k3]`, `[v3]` for one head. Given by hand, it is used as
-            it is.
-        report_fingerprint: Fingerprint of the report that the selection was made from; filled in.
-        selected_by: The budget and the rule that `target_units` came from; filled in. Another budget on an existing
-            selection is refused.
-        base_digests: Digests of the base weights that the adapter replaces; filled in. A base whose weights have
-            other values is refused; None accepts any.
-        condft_note: For those who read the file without condft.
-        init_weights: True starts from the base weights. False perturbs the copies, for tests only.
-        trainable_token_indices: As in PEFT's LoRA: token rows of an embedding to train beside the selection.
-        ensure_weight_tying: As in PEFT's LoRA: `modules_to_save` that hold tied embeddings are trained as one copy.
-            Without it they are refused.
-        offload_base: Keep the originals of whole selected weights on the CPU while their copies act: nothing reads
-            them then, and on an accelerator they would cost the memory of a second copy. They are brought back where
-            they act: for `disable_adapter`, another active adapter, `unload`. Each time costs a transfer. Originals of
-            weights that train in part (experts, heads) act, and quantized ones are small: both stay. On a model that
-            is on the CPU it changes nothing. `model.device` says "cpu" if the model's first parameter is parked.
+        target_modules: The modules whose weights may be selected, in PEFT's matching: a list of names or suffixes, a
+            regular expression, or `"all-linear"`. None means every supported layer.
+        exclude_modules: Modules whose weights may not be selected, in the same matching.
+        modules_to_save: Modules that are trained whole and saved with the adapter, such as a projector.
+        layers_to_transform: Only these layer indices. Not with a regular expression as `target_modules`.
+        layers_pattern: The name of the module list that `layers_to_transform` counts.
+        num_tensors: Budget: the number of units. If no budget is given, it is 100, as in the paper.
+        trainable_fraction: Budget: at most this fraction, in (0, 1], of the parameters that may be selected.
+        max_condition_number: Budget: every unit whose condition number is at most this.
+        score: What units are ranked by. "condition_number" is the paper's. "relative_condition_number" divides it by
+            that of a random matrix of the same shape. "entropy_deficit", "stable_rank" and "log_volume" are other
+            measures of the spectrum (see `condft.selection.scores`). "fisher_information" is no property of the
+            weights alone: it takes backward passes over text sampled from the model (see `add_fisher_information`).
+        order: "lowest" selects the lowest scores: the method. "highest" and "random" are controls for experiments.
+        stratify: "module_type" ranks within each type (all `q_proj`, all `k_proj`, ...) and shares the budget between
+            the types. None ranks all units together. Scores depend on shape and role, so None tends to select a
+            single type.
+        seed: The seed of `order="random"`.
+        granularity: "tensor" selects whole weights, and single experts of fused stacks. "head" also splits attention
+            weights into heads and selects among these (see `condft.weights.heads`).
+        bias: "none" freezes every bias. "selected" trains the biases of the selected units too: of a head the entries
+            of its rows, of an expert its own.
+        include_roles: Roles that may be selected in addition: "embedding", "output_head", "router". A list of
+            `target_modules` that names such a module includes it too.
+        report: A report to select from, instead of an analysis: a `SpectralReport`, its path, or a hub id whose
+            repository holds `spectral_report.json`. It must be of the same weights. It is not saved.
+        target_units: The selection: full parameter names in the base model, with `[17]` for one expert of a fused
+            stack, and `[h3]`, `[q3]`, `[k3]` or `[v3]` for one head. `get_peft_model` fills it in. If you give it,
+            nothing is analyzed, and a budget is refused.
+        report_fingerprint: The fingerprint of the report that the selection was made from. Filled in.
+        selected_by: The budget and the rule that the selection was made by. Filled in. If you change the budget of a
+            config that has a selection, it is refused.
+        base_digests: Unit -> dtype and digest of the base weight that the adapter replaces. Filled in. A base with
+            other values is refused when the adapter is loaded; None accepts any base.
+        condft_note: An explanation for readers of the file whose PEFT does not know CondFT.
+        init_weights: True starts from the base weights. False perturbs the copies; that is for tests only.
+        trainable_token_indices: As in PEFT's LoRA: rows of an embedding that train too, by token id.
+        ensure_weight_tying: As in PEFT's LoRA: tied embeddings among `modules_to_save` are trained as one copy.
+            Without it, tied embeddings are refused there.
+        offload_base: Keep the originals of wholly selected weights on the CPU while their copies are in use. On an
+            accelerator this saves the memory of the originals. They are moved back when they are needed: for
+            `disable_adapter`, another active adapter, or `unload`. Each move costs a transfer. The originals of
+            weights that train in part (experts, heads) stay, since their frozen part is in use, and so do quantized
+            ones, which are small. On the CPU it has no effect. `model.device` is "cpu" if the model's first parameter
+            is offloaded.
+
+    Attributes:
+        is_filled_in: Whether a model has filled in this object in this process, so that it belongs to that model. It
+            is no argument, and it is not saved.
 
     Raises:
         ValueError: An unknown choice, a budget that is no number or out of range, or options that exclude each other.
@@ -89,7 +117,7 @@ class CondFTConfig(PeftConfig):
         default=None, metadata={"help": "Modules whose weights may not be chosen: names or suffixes, or a regex."}
     )
     modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules trained and saved whole beside the selection."}
+        default=None, metadata={"help": "Modules trained and saved whole, in addition to the selection."}
     )
     layers_to_transform: list[int] | int | None = field(
         default=None, metadata={"help": "Only these layer indices; not with a pattern as target_modules."}
@@ -109,8 +137,8 @@ class CondFTConfig(PeftConfig):
     score: str = field(
         default="condition_number",
         metadata={
-            "help": "What ranks: 'condition_number', 'relative_condition_number', 'entropy_deficit', 'stable_rank', "
-            "'log_volume' or 'fisher_information'."
+            "help": "What units are ranked by: 'condition_number', 'relative_condition_number', 'entropy_deficit', "
+            "'stable_rank', 'log_volume' or 'fisher_information'."
         },
     )
     order: str = field(default="lowest", metadata={"help": "'lowest' (the method), 'highest' or 'random'."})
@@ -148,7 +176,7 @@ class CondFTConfig(PeftConfig):
         default=True, metadata={"help": "False perturbs the copies instead of starting from the base; for tests."}
     )
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
-        default=None, metadata={"help": "Token rows of an embedding to train beside the selection."}
+        default=None, metadata={"help": "Token rows of an embedding to train, in addition to the selection."}
     )
     ensure_weight_tying: bool = field(
         default=False, metadata={"help": "Train tied embeddings among modules_to_save as one copy."}
@@ -161,9 +189,12 @@ class CondFTConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = peft_type()
+        # No field: it says what happened to this object, so it must neither be saved nor be compared nor be copied
+        # by `dataclasses.replace`.
+        self.is_filled_in = False
         if isinstance(self.target_modules, list):
             self.target_modules = sorted(set(self.target_modules))
-        if self.selected_by is None:  # else it has chosen already, maybe by a score of a later version
+        if self.selected_by is None:  # else the selection is made, maybe by a score of a later version of condft
             check_budget_and_rule(**{name: value for name, value in self.rule.items() if name != "seed"})
         given = [name for name in _BUDGETS if getattr(self, name) is not None]
         if given and self.target_units is not None and self.selected_by is None:
@@ -192,22 +223,22 @@ class CondFTConfig(PeftConfig):
         return dataclasses.asdict(dataclasses.replace(self, report=None))
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """As PEFT's; and the model card beside it says first of all that loading takes `import condft`."""
+        """As PEFT's. The model card in the folder then begins with a note that loading takes `import condft`."""
         super().save_pretrained(save_directory, **kwargs)
         add_note(save_directory)
 
     @property
     def rule(self) -> dict[str, Any]:
-        """The budget and the rule as they are now, to compare with those that made the selection."""
+        """The budget and the rule as they are now, to compare with `selected_by`."""
         return {name: getattr(self, name) for name in _RULE}
 
     @property
     def ranks_by_fisher_information(self) -> bool:
-        """Whether the selection looks at Fisher information, which no analysis of weights brings."""
+        """Whether the selection needs Fisher information, which the analysis of the weights does not give."""
         return self.score == "fisher_information" and self.order != "random" and self.target_units is None
 
     def check_rule(self) -> None:
-        """Refuses a budget or a rule that was changed after the selection had been made: it would not act.
+        """Refuses a budget or a rule that was changed after the selection was made: it would have no effect.
 
         Raises:
             ValueError: Names what was changed.
@@ -222,34 +253,11 @@ class CondFTConfig(PeftConfig):
                 "a new CondFTConfig (or set target_units=None) to select again."
             )
 
-    @property
-    def plan(self) -> dict[str, Parts]:
-        """What `target_units` are in the model that was prepared last: module path -> what of it trains. Not saved."""
-        plan: dict[str, Parts] = self.__dict__.get("_plan", {})
-        return plan
-
-    @plan.setter
-    def plan(self, value: dict[str, Parts]) -> None:
-        self.__dict__["_plan"] = value
-
-    @property
-    def is_filled_in(self) -> bool:
-        """Whether this object got its selection or its digests from a model, not from a file. Not saved."""
-        return self.__dict__.get("_is_filled_in", False)
-
-    @is_filled_in.setter
-    def is_filled_in(self, value: bool) -> None:
-        self.__dict__["_is_filled_in"] = value
-
-    def is_target(self, module_name: str) -> bool:
-        """Whether the module holds units of the resolved selection; exact names, never suffixes."""
-        return module_name in self.plan
-
     def load_report(self) -> SpectralReport | None:
-        """The report handed over, read from its file or fetched from the hub.
+        """The report that was given, read from its file or fetched from the hub; None if none was given.
 
         Raises:
-            FileNotFoundError: No such file, and no such report to be had from the hub either.
+            FileNotFoundError: No such file, and the hub has no such report either.
             ValueError: The file is no report of this version.
         """
         if self.report is None or isinstance(self.report, SpectralReport):
@@ -261,7 +269,7 @@ class CondFTConfig(PeftConfig):
 
 
 def _fetched(repository: str) -> str:
-    """The path of a hub repository's report, from the hub's cache if it is there."""
+    """The path of a hub repository's report; downloaded unless it is in the hub's cache."""
     import huggingface_hub
 
     with hub_errors(

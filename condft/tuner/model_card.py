@@ -1,4 +1,4 @@
-"""What an adapter's folder tells a reader whose PEFT does not know CondFT and can only say `KeyError: 'CONDFT'`."""
+"""The note in an adapter's folder for readers whose PEFT does not know CondFT, and says only `KeyError: 'CONDFT'`."""
 
 from pathlib import Path
 
@@ -25,9 +25,12 @@ _NOTE_IN_CARD = f"""{_HEADING}
 
 
 def add_note(folder: str | Path) -> None:
-    """Puts the note before the text of the folder's model card, and makes a card beside weights that have none.
+    """Puts the note at the top of the folder's model card; makes a card if there are weights without one.
 
-    Done once: saving again changes nothing. Nothing is written where neither a card nor weights are.
+    Calling it again changes nothing. A folder with neither a card nor weights stays as it is.
+
+    Args:
+        folder: The adapter's folder.
     """
     path = Path(folder) / "README.md"
     if path.exists():

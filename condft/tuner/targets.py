@@ -29,7 +29,7 @@ class Target:
         path: Canonical path of the module that is wrapped to train it.
         parameter: Name of the parameter in that module.
         slices: The unit's slice of it; None for all of it.
-        called: The names by which `target_modules` may ask for it.
+        called: The names that `target_modules` may match to select it.
     """
 
     path: str
@@ -56,15 +56,21 @@ def layer_class(module: nn.Module) -> type[CondFTLayer]:
 
 
 def _is_patched(module: nn.Module) -> bool:
-    """Whether this one module was given another forward; accelerate's, which it calls a hook, moves tensors only."""
+    """Whether this one module has a forward of its own. That of accelerate's hooks only moves tensors."""
     return "forward" in vars(module) and "_hf_hook" not in vars(module)
 
 
 class Targets:
-    """The modules of a model by canonical path, and what of them can train.
+    """The modules of a model by canonical path, and which of their parameters can train.
 
     Args:
         model: With or without adapters; units are found in the base layers.
+
+    >>> targets = Targets(base)
+    >>> targets.find("model.layers.0.self_attn.q_proj.weight[h1]").slices
+    Slices(dim=0, runs=((8, 16),))
+    >>> print(targets.find("model.norm.weight"))
+    CondFT cannot train weight of a LlamaRMSNorm: it supports ...
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -78,7 +84,7 @@ class Targets:
         self._heads: dict[str, list[HeadSlice] | str | None] = {}
 
     def has(self, path: str) -> bool:
-        """Whether a module is found at a canonical path; one that the model has twice is at its first path only."""
+        """Whether there is a module at a canonical path. A module that the model has twice is at its first only."""
         return path in self._modules
 
     def module(self, path: str) -> nn.Module:
@@ -86,11 +92,15 @@ class Targets:
         return self._modules[path][1]
 
     def wrapper(self, path: str) -> nn.Module | None:
-        """What an adapter has put around the base layer at a canonical path, if anything."""
+        """The wrapper that an adapter has put around the base layer at a canonical path, if there is one."""
         return self._wrappers.get(path)
 
     def find(self, unit: str) -> Target | str | None:
-        """Where a unit is; a reason if it cannot be trained; None if the model has no such parameter."""
+        """Finds a unit by name.
+
+        Returns:
+            Where it is; or why it cannot be trained, as text; or None if the model has no such parameter.
+        """
         name, _, label = unit.removesuffix("]").partition("[")
         path, _, key = name.rpartition(".")
         if path not in self._modules:
@@ -121,22 +131,22 @@ class Targets:
         )
 
     def plan(self, units: Iterable[str], *, bias: bool) -> dict[str, Parts]:
-        """What to wrap, and what of it trains, for units that `find` finds.
+        """Which modules to wrap for these units, and which parts of them train.
 
         Args:
             units: Names of units.
-            bias: Whether the biases that belong to them train too.
+            bias: Whether the biases that belong to the units train too.
 
         Returns:
             Canonical module path -> its parts.
 
         Raises:
-            ValueError: A unit that cannot be trained, or is asked for twice.
+            ValueError: A unit that cannot be trained, or that is named twice.
         """
         units = list(units)
         twice = sorted(name for name, count in Counter(units).items() if count > 1)
         if twice:
-            raise ValueError(f"{len(twice)} units are asked for twice, the first is {twice[0]!r}: name each once")
+            raise ValueError(f"{len(twice)} units are named twice, the first is {twice[0]!r}: name each once")
         slices_of: dict[tuple[str, str], list[Slices | None]] = defaultdict(list)
         for unit in units:
             target = self.find(unit)
@@ -182,14 +192,18 @@ def _union(name: str, found: list[Slices | None]) -> Slices | None:
     whole = found.count(None)
     if whole and len(found) > 1:
         raise ValueError(
-            f"{name!r} is asked for as a whole and in {len(found) - whole} slices too: drop one or others"
+            f"{name!r} is named as a whole and in {len(found) - whole} slices too: name either the one or the others"
         )
     parts = [slices for slices in found if slices is not None]
     return None if whole else Slices.joined(parts[0].dim, (run for part in parts for run in part.runs))
 
 
 def _biases(module: nn.Module, parts: Parts) -> dict[str, Slices | None]:
-    """The biases of the outputs that the parts make: of sliced rows those entries, of sliced columns none."""
+    """The biases of the outputs that the parts compute.
+
+    A unit that is some rows of a weight computes some outputs, so it has those entries of the bias. One that is some
+    columns computes a term of every output: it has none.
+    """
     found: dict[str, Slices | None] = {}
     if isinstance(module, nn.MultiheadAttention):
         found = _attention_biases(module, parts)

@@ -8,7 +8,7 @@ from torch import nn
 
 from condft import NonFiniteWeightError, analyze
 from condft.analysis import batching
-from condft.analysis.batching import left_after_batches
+from condft.analysis.batching import process_batches
 from condft.spectra import batch_size
 from condft.weights.unit import Unit
 
@@ -106,7 +106,7 @@ def test_batches_are_done_when_they_are_full_and_the_others_are_handed_on(monkey
         log.append("batch " + " ".join(unit.name for unit in batch))
         return [unit.name * 2 for unit in batch]
 
-    left = left_after_batches(units(), together, lambda unit, result: log.append(f"{unit.name}: {result}"))
+    left = process_batches(units(), together, lambda unit, result: log.append(f"{unit.name}: {result}"))
     for unit in left:
         log.append(f"left {unit.name}")
     assert log == [
@@ -123,4 +123,4 @@ def test_on_the_cpu_threads_are_faster_so_nothing_is_batched():
     def never(batch):
         raise AssertionError(batch)
 
-    assert list(left_after_batches(units, never, lambda unit, result: None)) == units
+    assert list(process_batches(units, never, lambda unit, result: None)) == units

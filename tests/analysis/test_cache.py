@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from condft import NonFiniteWeightError, SpectralReport, analyze
-from condft.analysis import analyze as analysis_module
+from condft.analysis import analyze as analyze_module
+from condft.analysis import missing as missing_module
 from condft.analysis.cache import open_cache
 from condft.analysis.measure import ALGORITHM_VERSION
 from tests.helpers.tiny_checkpoints import build
@@ -34,7 +35,7 @@ class Meter:
 @pytest.fixture
 def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
     meter = Meter()
-    measure, lower_bound = analysis_module.measure, analysis_module.lower_bound
+    measure, lower_bound = missing_module.measure, missing_module.lower_bound
 
     def counted_measure(unit: Any, *args: Any) -> Any:
         meter.measured.append(unit.name)
@@ -44,8 +45,8 @@ def meter(monkeypatch: pytest.MonkeyPatch) -> Meter:
         meter.bounded.append(unit.name)
         return lower_bound(unit, *args)
 
-    monkeypatch.setattr(analysis_module, "measure", counted_measure)
-    monkeypatch.setattr(analysis_module, "lower_bound", counted_bound)
+    monkeypatch.setattr(missing_module, "measure", counted_measure)
+    monkeypatch.setattr(missing_module, "lower_bound", counted_bound)
     return meter
 
 
@@ -175,7 +176,7 @@ def test_untouched_files_are_not_read_again_and_touched_ones_are(
         def walk(*args: Any, **options: Any) -> Any:
             raise AssertionError("the model was built and its files were opened")
 
-        patch.setattr(analysis_module, "iter_checkpoint_units", walk)
+        patch.setattr(analyze_module, "iter_checkpoint_units", walk)
         assert analyze(folder, cache=cache, progress=False) == cold
         some = analyze(folder, names=[cold.rows[0].name], cache=cache, progress=False)
         assert some.rows == cold.rows[:1]
@@ -255,7 +256,7 @@ def test_a_bad_memory_of_a_folder_is_ignored_and_rewritten(tmp_path: Path, text:
 
 def test_an_unwritable_folder_is_told_once_and_does_not_matter(tiny_llama, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "file").write_text("a file is where the folder should be")
-    monkeypatch.setattr(analysis_module, "_STORE_EVERY", 0.0)
+    monkeypatch.setattr(analyze_module, "_SAVE_EVERY", 0.0)
     with pytest.warns(UserWarning, match="CONDFT_CACHE") as told:
         report = analyze(tiny_llama(), cache=tmp_path / "file" / "cache", progress=False)
     assert len(told) == 1
@@ -267,7 +268,7 @@ def test_an_interrupted_analysis_goes_on_where_it_was(
     tiny_llama, tmp_path: Path, meter: Meter, monkeypatch, end
 ) -> None:
     monkeypatch.setattr("condft.analysis.threads._SMALL_ORDER", 0)  # one after another, so that ten are done
-    measure = analysis_module.measure
+    measure = missing_module.measure
 
     def interrupted(unit: Any, *args: Any) -> Any:
         if len(meter.measured) == 10:
@@ -275,7 +276,7 @@ def test_an_interrupted_analysis_goes_on_where_it_was(
         return measure(unit, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(analysis_module, "measure", interrupted)
+        patch.setattr(missing_module, "measure", interrupted)
         with pytest.raises(end):
             analyze(tiny_llama(), cache=tmp_path, progress=False)
     assert len(SpectralReport.load(entries(tmp_path)[0]).rows) == 10
@@ -285,14 +286,15 @@ def test_an_interrupted_analysis_goes_on_where_it_was(
 
 
 def test_a_killed_analysis_has_stored_what_it_had(tmp_path: Path) -> None:
-    """Nothing can be done on SIGKILL: it is the writing now and then that counts."""
+    """Nothing runs after SIGKILL, so only what was written from time to time is there."""
     script = (
-        "import os, signal, sys, torch; from torch import nn; from condft import analysis\n"
-        "analysis._STORE_EVERY, measure, done = 0.0, analysis.measure, []\n"
+        "import os, signal, sys, torch; from torch import nn; import condft.analysis.analyze as analysis\n"
+        "import condft.analysis.missing as missing\n"
+        "analysis._SAVE_EVERY, measure, done = 0.0, missing.measure, []\n"
         "def killed(*args):\n"
         "    done.append(0)\n"
         "    return os.kill(os.getpid(), signal.SIGKILL) if len(done) == 3 else measure(*args)\n"
-        "analysis.measure = killed; torch.manual_seed(0); torch.set_num_threads(1)\n"
+        "missing.measure = killed; torch.manual_seed(0); torch.set_num_threads(1)\n"
         "analysis.analyze(nn.Sequential(*[nn.Linear(8, 8) for _ in range(5)]), cache=sys.argv[1], progress=False)\n"
     )
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == -9
@@ -311,7 +313,7 @@ def test_non_finite_weights_are_told_again_and_the_rest_is_kept(tiny_llama, tmp_
 
 
 def test_several_at_once_leave_a_good_entry(tiny_llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(analysis_module, "_STORE_EVERY", 0.0)
+    monkeypatch.setattr(analyze_module, "_SAVE_EVERY", 0.0)
     model = tiny_llama(layers=1)
     expected = analyze(model, cache=False, progress=False)
     reports: list[SpectralReport] = []

@@ -1,4 +1,4 @@
-"""The work shared between ranks: who does what, and two real processes."""
+"""The work shared between processes: which does what, and two real ones."""
 
 import json
 import subprocess
@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import get_peft_model
 from torch import nn
 
-from condft import SpectralReport, analyze
+from condft import CondFTConfig, SpectralReport, analyze
 from condft.analysis.distributed import WorkPlan
 from condft.analysis.measure import MeasureSpec, UnitInfo
 from condft.report import Role
@@ -29,28 +30,26 @@ def info(name: str, shape: tuple[int, int], *, collective: bool = False) -> Unit
     return UnitInfo(name, shape, shape, "float32", "type", Role.LAYER, None, collective)
 
 
-def shares(infos: list[UnitInfo], size: int, holders: Mapping[str, list[int]] | None = None) -> WorkPlan:
-    ranks = ProcessGroup()
-    ranks.size = size
+def plan_of(infos: list[UnitInfo], size: int, holders: Mapping[str, list[int]] | None = None) -> WorkPlan:
+    group = ProcessGroup()
+    group.size = size
     everywhere = {info.name: list(range(size)) for info in infos}
-    return WorkPlan(ranks, {info.name: info for info in infos}, holders or everywhere, {})
+    return WorkPlan(group, {info.name: info for info in infos}, holders or everywhere, {})
 
 
-def loads(share: WorkPlan, wanted: MeasureSpec = MeasureSpec()) -> list[float]:  # noqa: B008 (frozen)
-    _, owner = share.assign(list(share.infos), lambda info: info.cost(wanted))
-    assert owner.keys() == share.infos.keys()
-    return [
-        sum(i.cost(wanted) for i in share.infos.values() if owner[i.name] == rank) for rank in range(share.ranks.size)
-    ]
+def loads(plan: WorkPlan, spec: MeasureSpec) -> list[float]:
+    _, owner = plan.assign(list(plan.infos), lambda info: info.cost(spec))
+    assert owner.keys() == plan.infos.keys()
+    return [sum(i.cost(spec) for i in plan.infos.values() if owner[i.name] == rank) for rank in range(plan.group.size)]
 
 
 @pytest.mark.parametrize("collective", [False, True])
 @pytest.mark.parametrize("measures", ["basic", "all"])
 @pytest.mark.parametrize("layers", [1, 30])
-def test_each_of_two_ranks_gets_half_the_cost_of_a_llama(layers: int, measures: Any, collective: bool) -> None:
+def test_each_of_two_processes_gets_half_the_cost_of_a_llama(layers: int, measures: Any, collective: bool) -> None:
     shapes = LLAMA_LAYER * layers
     infos = [info(f"{index:03}.weight", shape, collective=collective) for index, shape in enumerate(shapes)]
-    parts = loads(shares(infos, 2), MeasureSpec(measures))
+    parts = loads(plan_of(infos, 2), MeasureSpec(measures))
     assert max(parts) <= 1.2 * sum(parts) / 2
 
 
@@ -59,26 +58,26 @@ def test_each_of_two_ranks_gets_half_the_cost_of_a_llama(layers: int, measures: 
     collective=st.lists(st.booleans(), min_size=40, max_size=40),
     size=st.integers(1, 5),
 )
-def test_no_rank_has_more_than_its_part_and_one_unit(sizes: list[int], collective: list[bool], size: int) -> None:
+def test_no_process_has_more_than_its_part_and_one_unit(sizes: list[int], collective: list[bool], size: int) -> None:
     infos = [
         info(f"{i}.weight", (n, n), collective=c) for i, (n, c) in enumerate(zip(sizes, collective, strict=False))
     ]
-    share = shares(infos, size)
-    rounds, owner = share.assign(list(share.infos), lambda info: info.num_parameters)
-    assert owner.keys() == share.infos.keys()
+    plan = plan_of(infos, size)
+    rounds, owner = plan.assign(list(plan.infos), lambda info: info.num_parameters)
+    assert owner.keys() == plan.infos.keys()
     assert sorted(n for r in rounds for units in r for n in units) == sorted(i.name for i in infos if i.collective)
-    for together in rounds:  # in a round, nobody does two weights while another has none
-        assert len({owner[name] for units in together for name in units}) == len(together)
+    for weights in rounds:  # in a round, no process does two weights while another has none
+        assert len({owner[name] for units in weights for name in units}) == len(weights)
     if not any(i.collective for i in infos):
         costs = [n * n for n in sizes]
         parts = [sum(c for c, i in zip(costs, infos, strict=True) if owner[i.name] == rank) for rank in range(size)]
         assert max(parts) <= sum(costs) / size + max(costs)
 
 
-def test_a_unit_goes_to_a_rank_that_holds_it() -> None:
+def test_a_unit_goes_to_a_process_that_holds_it() -> None:
     infos = [info(f"{index}.weight", (100, 100)) for index in range(6)]
     holders = {i.name: [0] if index < 2 else [0, 1] for index, i in enumerate(infos)}
-    _, owner = shares(infos, 2, holders).assign([i.name for i in infos], lambda i: 1.0)
+    _, owner = plan_of(infos, 2, holders).assign([i.name for i in infos], lambda i: 1.0)
     assert {owner["0.weight"], owner["1.weight"]} == {0}
     assert sorted(owner.values()) == [0, 0, 0, 1, 1, 1]
 
@@ -94,18 +93,20 @@ def test_the_cost_ranks_what_takes_long() -> None:
 
 def run_two(case: str, folder: Path) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "tests.workers.distributed", case]
-    ranks = [subprocess.Popen([*command, str(r), str(folder)], stderr=subprocess.PIPE, cwd=ROOT) for r in range(2)]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(folder)], stderr=subprocess.PIPE, cwd=ROOT) for rank in range(2)
+    ]
     try:
-        outcomes = [process.communicate(timeout=120)[1].decode() for process in ranks]
-        assert [process.returncode for process in ranks] == [0, 0], outcomes
+        outcomes = [process.communicate(timeout=120)[1].decode() for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], outcomes
     finally:
-        for process in ranks:
+        for process in processes:
             process.kill()
     return [json.loads((folder / f"{case}-{rank}.json").read_text()) for rank in range(2)]
 
 
 def one_process(model: nn.Module | None = None, **options: Any) -> Any:
-    """The report of one process with as many threads as a rank has, as it comes out of JSON."""
+    """The report of one process with as many threads as each of the two has, as it comes out of JSON."""
     model = build_tiny_llama() if model is None else model
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -116,7 +117,7 @@ def one_process(model: nn.Module | None = None, **options: Any) -> Any:
 
 
 @pytest.mark.multiprocess
-def test_two_ranks_give_the_report_of_one_process(tmp_path: Path) -> None:
+def test_two_processes_give_the_report_of_one_process(tmp_path: Path) -> None:
     first, second = run_two("replicated", tmp_path)
     assert second.pop("alone") == first["plain"]
     assert first == second
@@ -130,14 +131,14 @@ def test_two_ranks_give_the_report_of_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.multiprocess
-def test_a_rank_that_holds_only_meta_tensors_gets_the_report(tmp_path: Path) -> None:
+def test_a_process_that_holds_only_meta_tensors_gets_the_report(tmp_path: Path) -> None:
     first, second = run_two("meta", tmp_path)
     assert first == second
     assert first["plain"] == one_process()
 
 
 @pytest.mark.multiprocess
-def test_sharded_weights_are_gathered_and_the_first_rank_alone_writes(tmp_path: Path) -> None:
+def test_sharded_weights_are_gathered_and_the_first_process_alone_writes(tmp_path: Path) -> None:
     first, second = run_two("sharded", tmp_path)
     assert first == second
     expected = one_process()
@@ -151,7 +152,19 @@ def test_sharded_weights_are_gathered_and_the_first_rank_alone_writes(tmp_path: 
 
 
 @pytest.mark.multiprocess
-def test_an_error_on_one_rank_is_the_same_error_on_both(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["replicated", "meta"])
+def test_get_peft_model_walks_once_on_each_process_and_chooses_as_one_does(tmp_path: Path, kind: str) -> None:
+    first, second = run_two(f"adapter_{kind}", tmp_path)
+    assert first == second
+    assert first["walks"] == 1
+    config = CondFTConfig(num_tensors=5)
+    get_peft_model(build_tiny_llama(), config)
+    names = ("target_units", "base_digests", "report_fingerprint", "selected_by")
+    assert {name: first[name] for name in names} == {name: getattr(config, name) for name in names}
+
+
+@pytest.mark.multiprocess
+def test_an_error_on_one_process_is_the_same_error_on_both(tmp_path: Path) -> None:
     build_tiny_llama().save_pretrained(tmp_path / "checkpoint")
     build_tiny_llama().save_pretrained(tmp_path / "broken")
     weights = tmp_path / "broken" / "model.safetensors"
@@ -162,7 +175,7 @@ def test_an_error_on_one_rank_is_the_same_error_on_both(tmp_path: Path) -> None:
     assert "nowhere" in first["file"]
     assert first["shard"].startswith("ValueError: ")
     assert "broken/model.safetensors is damaged" in first["shard"]
-    assert "the ranks hold different models: weight is" in first["shapes"]
+    assert "the processes hold different models: weight is" in first["shapes"]
     for kind in ("replicated", "sharded"):
         message, names, report = first[kind]
         assert message.startswith("NaN or infinity in 2 of 29 weights")
@@ -171,6 +184,6 @@ def test_an_error_on_one_rank_is_the_same_error_on_both(tmp_path: Path) -> None:
 
 
 @pytest.mark.multiprocess
-def test_an_error_amid_the_gathers_ends_both_ranks(tmp_path: Path) -> None:
+def test_an_error_amid_the_gathers_ends_both_processes(tmp_path: Path) -> None:
     first, second = run_two("late", tmp_path)
     assert first == second == {"late": "ValueError: the third matrix is one too many"}

@@ -81,7 +81,7 @@ def test_saved_and_loaded_gives_the_same_logits_and_never_analyses_again(
     tiny_llama, trained, token_ids, tmp_path, monkeypatch, low_cpu_mem_usage
 ):
     trained.save_pretrained(tmp_path)
-    monkeypatch.setattr("condft.tuner.choosing.resolve.analyze", lambda *_, **__: pytest.fail("analyzed again"))
+    monkeypatch.setattr("condft.tuner.choosing.resolve.analyze_units", lambda *_, **__: pytest.fail("analyzed again"))
     loaded = PeftModel.from_pretrained(tiny_llama(), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
     assert torch.equal(logits(loaded, token_ids), logits(trained, token_ids))
     assert not any(p.requires_grad for p in loaded.parameters())

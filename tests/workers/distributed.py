@@ -1,17 +1,19 @@
-"""One rank of test_sharing: `python -m tests.workers.distributed CASE RANK FOLDER`; leaves `CASE-RANK.json`."""
+"""One process of tests/analysis/test_distributed: `... CASE RANK FOLDER`; it writes `CASE-RANK.json`."""
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from peft import get_peft_model
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from condft import NonFiniteWeightError, analyze
-from condft.analysis import measure as measuring_module
+from condft import CondFTConfig, NonFiniteWeightError, analyze
+from condft.analysis import measure as measure_module
+from condft.weights import walk as walk_module
 from tests.helpers.tiny_llama import build_tiny_llama
 
 Answers = dict[str, object]
@@ -24,7 +26,7 @@ def all_routes() -> nn.Module:
         shapes = [(300, 60), (300, 300), (100, 100), (300, 270), (40, 40), (300, 600)]
         layers = [nn.Linear(columns, rows) for rows, columns in shapes]
         with torch.no_grad():
-            layers[2].weight[:, 0] *= 1e-8  # past what a Gram matrix tells of a square
+            layers[2].weight[:, 0] *= 1e-8  # past what a Gram matrix resolves in a square
         return nn.Sequential(*layers)
 
 
@@ -38,20 +40,43 @@ def replicated(rank: int, folder: Path) -> Answers:
         "stratified": analyze(model, keep_lowest=2, stratify="module_type", progress=False),
         "names": analyze(model, names=["lm_head.weight", "model.embed_tokens.weight"], progress=False),
     }
-    # Alone, while the other rank does not even call it.
+    # Alone, while the other process does not even call it.
     if rank == 1:
         answers["alone"] = analyze(model, shared=False, progress=False)
     return {name: report.to_dict() for name, report in answers.items()}
 
 
 def meta(rank: int, folder: Path) -> Answers:
-    """As `cpu_ram_efficient_loading` leaves it: the weights on the first rank alone."""
-    if rank == 0:
-        model = build_tiny_llama()
-    else:
-        with torch.device("meta"):
-            model = build_tiny_llama()
-    return {"plain": analyze(model, progress=False).to_dict()}
+    """As `cpu_ram_efficient_loading` leaves it: the weights on the first process alone."""
+    return {"plain": analyze(_meta_elsewhere(rank), progress=False).to_dict()}
+
+
+def _meta_elsewhere(rank: int) -> nn.Module:
+    with torch.device("cpu" if rank == 0 else "meta"):
+        return build_tiny_llama()
+
+
+def adapter_replicated(rank: int, folder: Path) -> Answers:
+    return _adapter(build_tiny_llama())
+
+
+def adapter_meta(rank: int, folder: Path) -> Answers:
+    return _adapter(_meta_elsewhere(rank))
+
+
+def _adapter(model: nn.Module) -> Answers:
+    """How often the units are walked for an adapter, and what it trains."""
+    walks, items = [], walk_module._Walk.items
+
+    def counted(walk: walk_module._Walk) -> Iterator[object]:
+        walks.append(walk)
+        return items(walk)
+
+    walk_module._Walk.items = counted  # type: ignore[assignment,method-assign]
+    config = CondFTConfig(num_tensors=5)
+    get_peft_model(model, config)
+    names = ("target_units", "base_digests", "report_fingerprint", "selected_by")
+    return {"walks": len(walks), **{name: getattr(config, name) for name in names}}
 
 
 def sharded(rank: int, folder: Path) -> Answers:
@@ -60,7 +85,7 @@ def sharded(rank: int, folder: Path) -> Answers:
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    cache = folder / f"cache-{rank}"  # of its own, so that one can see who writes
+    cache = folder / f"cache-{rank}"  # of its own, so that one can see which process writes
     answers = {"plain": analyze(model, progress=False, cache=cache).to_dict()}
     answers["again"] = analyze(model, progress=False, cache=cache).to_dict()
     answers["kept"] = analyze(model, keep_lowest=5, progress=False).to_dict()
@@ -77,9 +102,9 @@ def _message(work: Callable[[], object]) -> str:
 
 
 def errors(rank: int, folder: Path) -> Answers:
-    """What goes wrong on one rank alone is told on both, and the next analysis works."""
-    here = folder / "checkpoint" if rank == 0 else folder / "nowhere"
-    answers: Answers = {"file": _message(lambda: analyze(here, progress=False))}
+    """What goes wrong on one process alone is an error on both, and the next analysis works."""
+    path = folder / "checkpoint" if rank == 0 else folder / "nowhere"
+    answers: Answers = {"file": _message(lambda: analyze(path, progress=False))}
     broken = folder / ("checkpoint" if rank == 0 else "broken")
     answers["shard"] = _message(lambda: analyze(broken, progress=False))
     narrow = nn.Linear(3, 2 + rank)
@@ -99,13 +124,13 @@ def errors(rank: int, folder: Path) -> Answers:
 
 
 def late(rank: int, folder: Path) -> Answers:
-    """An error in the middle of the work, while the other rank waits in the gathers."""
+    """An error in the middle of the work, while the other process waits in the gathers."""
     model = build_tiny_llama()
     mesh = init_device_mesh("cpu", (2,))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     if rank == 1:
-        facts, calls = measuring_module.spectral_facts, []
+        facts, calls = measure_module.spectral_facts, []
 
         def fail_at_third(*args: object, **options: object) -> object:
             calls.append(args)
@@ -113,14 +138,15 @@ def late(rank: int, folder: Path) -> Answers:
                 raise ValueError("the third matrix is one too many")
             return facts(*args, **options)  # type: ignore[arg-type]
 
-        measuring_module.spectral_facts = fail_at_third  # type: ignore[assignment]
+        measure_module.spectral_facts = fail_at_third  # type: ignore[assignment]
     return {"late": _message(lambda: analyze(model, progress=False))}
 
 
 def main(case: str, rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    work = {"replicated": replicated, "meta": meta, "sharded": sharded, "errors": errors, "late": late}[case]
+    cases = (replicated, meta, sharded, adapter_replicated, adapter_meta, errors, late)
+    work = {function.__name__: function for function in cases}[case]
     (folder / f"{case}-{rank}.json").write_text(json.dumps(work(rank, folder)))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""One rank of test_weights' two-process test: `units.py RANK FOLDER`, where FOLDER holds a checkpoint."""
+"""One process of a two-process test of tests/weights: `units.py RANK FOLDER`; FOLDER holds a checkpoint."""
 
 import sys
 from pathlib import Path

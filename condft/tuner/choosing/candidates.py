@@ -1,4 +1,4 @@
-"""What may be chosen: the units that a config's scope and roles let in, in PEFT's matching of module names."""
+"""What may be selected: the units that a config's scope and roles allow, in PEFT's matching of module names."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -23,73 +23,80 @@ __all__ = ["candidate_names", "matches", "no_candidates"]
 
 
 def candidate_names(config: CondFTConfig, model: nn.Module, units: Mapping[str, Unit], targets: Targets) -> set[str]:
-    """Names of the units, of those that are here with their values, that the config lets be chosen.
+    """Names of the units that the config allows to be selected.
 
     Args:
-        config: Its scope (`target_modules` and the like) and `include_roles`.
+        config: Its scope (`target_modules` and related options) and `include_roles` decide.
         model: The model.
-        units: All units of it, by name.
+        units: Name -> unit, of the units whose values this process holds.
         targets: The same model's modules.
 
     Raises:
-        ValueError: One is tied to another weight, whichever of the two was asked for.
+        ValueError: A unit in scope is tied to another weight, under either of its names.
     """
-    names = {u.name for u in units.values() if _is_asked_for(config, targets.find(u.name), u.role, targets)}
+    names = {u.name for u in units.values() if _is_in_scope(config, targets.find(u.name), u.role, targets)}
     ties = ties_of(model)
     refuse_tied_units({parameter_of(name) for name in names} | _second_names(config, model, ties, targets), ties)
     return names
 
 
 def matches(config: CondFTConfig, module_name: str) -> Any:
-    """PEFT's own matching of a module's name; None and "all-linear" stand for every name there."""
+    """PEFT's own matching of a module's name, where None and "all-linear" match every name.
+
+    Returns:
+        What PEFT's `check_target_module_exists` returns: a true value for a match; else False, or an object that says
+        that `exclude_modules` matched.
+    """
     scope = copy.copy(config)
     if config.target_modules is None or config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
         scope.target_modules = ".*"
         if config.layers_to_transform is not None:
-            # PEFT counts layers for lists only, and takes a name that stands whole in the list for asked for.
+            # PEFT applies layers_to_transform to lists only, and not to a name that is in the list as a whole (0.21).
+            # The last part of the name alone matches by suffix, so the layer's index is looked at.
             parent, _, name = module_name.rpartition(".")
             scope.target_modules = [name] if parent else []
     return check_target_module_exists(scope, module_name)
 
 
 def _second_names(config: CondFTConfig, model: nn.Module, ties: list[Tie], targets: Targets) -> set[str]:
-    """Tied weights asked for under the name that is no unit's: a unit is told by its first one."""
+    """Tied weights that are in scope under their second name. A unit has the first name of its weight only."""
     special = special_modules(model)
-    asked: set[str] = set()
+    found: set[str] = set()
     for tie in (tie for tie in ties if not tie.same_place):
         first, second = tie.modules
         target = targets.find(tie.second)
-        if not targets.has(second):  # the very module of the first name, which only that one leads to
+        if not targets.has(second):  # the whole module is shared, and `targets` knows it by its first name
             target, second = targets.find(tie.first), first
             target = replace(target, called=(tie.modules[1], tie.second)) if isinstance(target, Target) else target
         module = targets.module(second)
         role = special.get(id(module), Role.EMBEDDING if isinstance(module, nn.Embedding) else Role.LAYER)
-        if _is_asked_for(config, target, role, targets):
-            asked.add(tie.second)
-    return asked
+        if _is_in_scope(config, target, role, targets):
+            found.add(tie.second)
+    return found
 
 
-def _is_asked_for(config: CondFTConfig, target: Target | str | None, role: Role, targets: Targets) -> bool:
+def _is_in_scope(config: CondFTConfig, target: Target | str | None, role: Role, targets: Targets) -> bool:
     if not isinstance(target, Target):
         return False
     linear_only = config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND
     if linear_only and not isinstance(targets.module(target.path), SLICEABLE_LAYERS):
         return False
-    # A list that names an embedding or a head asks for it; a pattern or None that happens to match does not.
-    asked_roles = CANDIDATE_ROLES.union(map(Role, config.include_roles or ()))
-    if role not in asked_roles and not isinstance(config.target_modules, list | set | tuple):
+    # A list that names an embedding or a head means it. A pattern, or None, may match one by accident: then
+    # include_roles has to name its role.
+    roles = CANDIDATE_ROLES.union(map(Role, config.include_roles or ()))
+    if role not in roles and not isinstance(config.target_modules, list | set | tuple):
         return False
     matched = [matches(config, name) for name in target.called]
     return any(matched) and not any(isinstance(match, _ExcludedModule) for match in matched)
 
 
 def no_candidates(config: CondFTConfig, names: Iterable[str], skipped: Iterable[SkippedWeight]) -> str:
-    """Why there is nothing to choose among.
+    """The message of an error: why there is nothing to select among, with the nearest names.
 
     Args:
-        config: With the scope that nothing is in.
-        names: Of all units.
-        skipped: What is no unit.
+        config: With a scope that no unit is in.
+        names: Names of all units.
+        skipped: Weights that are no unit.
     """
     modules = sorted({name.rpartition(".")[0] for name in names})
     quantized = [skip for skip in skipped if skip.reason is SkipReason.QUANTIZED]

@@ -24,11 +24,11 @@ from condft.tuner.choosing.candidates import candidate_names, no_candidates
 from condft.tuner.choosing.fisher import add_fisher_information
 from condft.tuner.config import CondFTConfig
 from condft.tuner.layers.base import CondFTLayer
-from condft.tuner.loading.base_digests import labeled
+from condft.tuner.loading.base_digests import digests_of_base, labeled
 from condft.tuner.targets import Targets
 from condft.weights.walk import iter_units
 
-__all__ = ["Resolution", "resolve"]
+__all__ = ["Resolution", "given_resolution", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class Resolution:
     Attributes:
         target_units: The selected units.
         base_digests: Unit -> dtype and digest of its base values, of the units that are not quantized.
-        report_fingerprint: Fingerprint of the report that they were selected from.
-        selected_by: The budget and the rule.
-        target_modules: The scope, or None where PEFT would take it for a reason to save whole embeddings.
+        report_fingerprint: Fingerprint of the report that they were selected from; None for units given by hand.
+        selected_by: The budget and the rule; None for units given by hand.
+        target_modules: The scope, or None if PEFT would save whole embeddings because of it.
     """
 
     target_units: tuple[str, ...]
     base_digests: Mapping[str, str]
-    report_fingerprint: str
-    selected_by: Mapping[str, Any]
+    report_fingerprint: str | None
+    selected_by: Mapping[str, Any] | None
     target_modules: list[str] | str | None
 
 
@@ -90,6 +90,13 @@ def resolve(config: CondFTConfig, model: nn.Module, targets: Targets) -> Resolut
         selected_by=config.rule,
         target_modules=None if _saves_whole_embeddings(config, model) else config.target_modules,
     )
+
+
+def given_resolution(config: CondFTConfig, targets: Targets) -> Resolution:
+    """The resolution of a config that names its units: what it says, and the digests of their base values."""
+    units = tuple(config.target_units or ())
+    digests = digests_of_base(targets, units)
+    return Resolution(units, digests, config.report_fingerprint, config.selected_by, config.target_modules)
 
 
 def _report(config: CondFTConfig, model: nn.Module, plan: WorkPlan, candidates: set[str]) -> SpectralReport:

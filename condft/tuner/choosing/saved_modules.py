@@ -1,7 +1,7 @@
-"""Units inside of modules that are trained and saved whole: refused, since each would hold a copy of the other.
+"""Units inside modules that are trained and saved whole: refused, since each would hold a copy of the other.
 
-`modules_to_save` copies a module with all that is in it, wrappers too, and the keys of what is saved no longer say
-whose copy is whose: such an adapter trains, and then can be neither saved nor loaded.
+`modules_to_save` copies a module with everything in it, wrappers too. The keys of the saved tensors then no longer
+say which copy is which: such an adapter can be trained, but neither saved nor loaded.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,15 +16,17 @@ __all__ = ["named_around", "refuse_saved_units"]
 
 
 def refuse_saved_units(model: nn.Module, paths: Iterable[str], modules_to_save: Iterable[str]) -> None:
-    """Compares what an adapter is to train with what it, or another one in the model, saves whole; and vice versa.
+    """Refuses a new adapter whose units are inside a saved module, or whose saved modules hold units.
+
+    Both are compared with each other, and with the adapters that the model has already.
 
     Args:
-        model: With the adapters that are there already.
+        model: With these adapters.
         paths: Canonical paths of the modules whose weights the new adapter trains.
         modules_to_save: As in the new adapter's config: names or suffixes.
 
     Raises:
-        ValueError: Names the module and the one that it is in.
+        ValueError: Names the module and the one around it.
     """
     names = tuple(modules_to_save)
     wrapped = [canonical_name(path) for path, module in model.named_modules() if isinstance(module, CondFTLayer)]
@@ -45,7 +47,7 @@ def refuse_saved_units(model: nn.Module, paths: Iterable[str], modules_to_save: 
 
 
 def named_around(path: str, names: Iterable[str]) -> Iterator[str]:
-    """Paths of the modules that a module is in, itself first, which `modules_to_save` asks for.
+    """Paths of the modules around a module, itself first, that `modules_to_save` names.
 
     Args:
         path: Canonical path of the module.

@@ -1,9 +1,9 @@
-"""Tied weights: trained as one, or refused with the way out; never half.
+"""Tied weights: trained as one, or refused with the way out; never one of the two alone.
 
-A copy of one of two tied weights would untie them without a word: the head would learn while the embedding stays, and
-a merged checkpoint that is tied by its config would lose one of the two. So no unit is a tied weight, under either of
-its names. `modules_to_save` with `ensure_weight_tying=True` trains one copy for both (PEFT's own way), and so does
-`trainable_token_indices` for some rows.
+A copy of one of two tied weights would silently untie them. The output head would learn while the embedding stays.
+And a merged checkpoint whose config says "tied" would lose one of the two when it is loaded. So no unit is a tied
+weight, under either of its names. `modules_to_save` with `ensure_weight_tying=True` trains one copy for both (PEFT's
+own way), and `trainable_token_indices` does so for some rows.
 """
 
 from collections.abc import Collection, Iterable, Set
@@ -20,13 +20,13 @@ __all__ = ["Tie", "refuse_tied_modules", "refuse_tied_units", "ties_of"]
 
 @dataclass(frozen=True)
 class Tie:
-    """One tensor under two names of parameters.
+    """One tensor under two parameter names.
 
     Attributes:
-        first: The parameter's name where the model has it first.
+        first: The parameter's first name, in the order of `named_modules`.
         second: The other name.
-        same_place: Whether both names lead to one place, in a module that the model has twice: what is put there is
-            found under both.
+        same_place: Whether both names lead to the same attribute of the same module, because the model holds one of
+            the modules around it twice. A wrapper that is put there is found under both names, so nothing is untied.
     """
 
     first: str
@@ -40,7 +40,7 @@ class Tie:
 
 
 def ties_of(model: nn.Module) -> list[Tie]:
-    """Every weight that has another name as well, in the model's order; what adapters add does not count."""
+    """Every weight that has more than one name, in the model's order. Parameters that adapters add are left out."""
     seen: dict[int, str] = {}
     ties = []
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -58,7 +58,11 @@ def ties_of(model: nn.Module) -> list[Tie]:
 
 
 def refuse_tied_units(parameters: Collection[str], ties: Iterable[Tie]) -> None:
-    """Refuses parameters that are tied to another one, other than by one place in a module that the model has twice.
+    """Refuses parameters that are tied to another one, unless both names lead to the same place.
+
+    Args:
+        parameters: Names of the parameters to train.
+        ties: Those of the model.
 
     Raises:
         ValueError: Names the two and the way out.
@@ -76,12 +80,12 @@ def refuse_tied_units(parameters: Collection[str], ties: Iterable[Tie]) -> None:
 
 
 def refuse_tied_modules(modules_to_save: Iterable[str], ties: Iterable[Tie], tied_by_peft: Set[str]) -> None:
-    """Refuses modules that would be copied whole without the module that they share a weight with.
+    """Refuses modules that would be copied without the module that they share a weight with.
 
     Args:
         modules_to_save: As in the config: names or suffixes.
         ties: Those of the model.
-        tied_by_peft: Paths of modules whose copies PEFT will tie to that of the input embedding.
+        tied_by_peft: Paths of modules whose copies PEFT will tie to the copy of the input embedding.
 
     Raises:
         ValueError: Names the two and the way out.

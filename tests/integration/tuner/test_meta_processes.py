@@ -50,7 +50,7 @@ def test_all_processes_choose_what_one_process_chooses(results_folder: Path) -> 
 def test_what_is_refused_is_refused_in_all_processes(results_folder: Path) -> None:
     first, second = found(results_folder, "refusals")
     assert first == second
-    assert "weights are on the meta device of every rank and cannot be analyzed" in first["nowhere"]
+    assert "weights are on the meta device of every process and cannot be analyzed" in first["nowhere"]
     assert "0 of 28 candidate weights have no row in it and 28 have other values" in first["other"]
     assert "'q_prj' is near q_proj" in first["no_match"]
     assert "model.embed_tokens.weight is tied to lm_head.weight" in first["tied"]
