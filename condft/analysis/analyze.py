@@ -46,12 +46,13 @@ class NonFiniteWeightError(ValueError):
         names: All units concerned.
         report: The report of all the others.
 
-    >>> base.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
+    >>> damaged = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    >>> damaged[1].weight.data[0, 0] = float("nan")
     >>> try:
-    ...     analyze(base, progress=False)
+    ...     analyze(damaged)
     ... except NonFiniteWeightError as error:
-    ...     print(error.names, len(error.report.rows))
-    ['model.layers.0.mlp.up_proj.weight'] 28
+    ...     print(error.names, [row.name for row in error.report.rows])
+    ['1.weight'] ['0.weight']
     """
 
     def __init__(self, names: list[str], report: SpectralReport) -> None:

@@ -42,11 +42,11 @@ class CondFTConfig(PeftConfig):
     >>> config = CondFTConfig(trainable_fraction=0.5)
     >>> model = get_peft_model(base, config)
     >>> model.print_trainable_parameters()
-    trainable params: 16,896 || all params: 56,864 || trainable%: 29.7130
+    trainable params: 18,432 || all params: 58,656 || trainable%: 31.4239
     >>> len(config.target_units), config.selected_by["trainable_fraction"]
     (14, 0.5)
 
-    Three weights among the projections of the MLPs, and the whole output head:
+    Three weights among the gate and up projections, and a projector that is trained whole:
 
     >>> config = CondFTConfig(num_tensors=3, target_modules=["gate_proj", "up_proj"], modules_to_save=["projector"])
 

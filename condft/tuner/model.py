@@ -177,7 +177,7 @@ class CondFTModel(BaseTuner):
 
         An adapter that is added with the same config object as another one starts with that one's values. TRL makes
         the reference of a trained policy in this way. It then copies the values itself, but by the names of LoRA's
-        parameters only (TRL 1.0).
+        parameters only (TRL 1.16).
         """
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         config = self.peft_config[adapter_name]
