@@ -96,7 +96,7 @@ def analyze(
 
     >>> lowest = analyze(base, keep_lowest=3, spectrum=True, progress=False)
     >>> len(lowest.rows), len(lowest.rows[0].spectrum), len(lowest.screened)
-    (3, 16, 26)
+    (3, 32, 26)
 
     A checkpoint is read one weight at a time, and no model is built:
 
