@@ -138,7 +138,10 @@ class CondFTModel(BaseTuner):
             tied_by_peft = set(self._get_module_names_tied_with_embedding())
         refuse_tied_modules(saved, ties, tied_by_peft)
 
-    def _check_target_module_exists(self, peft_config: CondFTConfig, key: str) -> Any:
+    # A static method in BaseTuner. PEFT 0.21 calls it on the tuner everywhere, and the answer depends on its plans.
+    def _check_target_module_exists(  # type: ignore[override]
+        self, peft_config: CondFTConfig, key: str
+    ) -> Any:
         if canonical_name(key) in self._plan_of(peft_config):
             return True
         # Both results are falsy. PEFT distinguishes "excluded" from "not matched", to warn of useless exclusions.
