@@ -6,17 +6,19 @@ from typing import Any
 from peft import PeftModel
 from transformers import AutoProcessor
 
-from condft.recipe.build import compose, load_speech, usable_examples
-from condft.recipe.measure import kl_on_sampled_text, measure_hearing, measure_text, warn_of_cut_answers
-from condft.recipe.run import ADAPTER, CONFIG
-from condft.tasks.speech import SpeechCollator, load_manifest, precomputed_features
+from condft.recipe.checks import warn_of_cut_answers
+from condft.recipe.data import load_speech, usable_examples
+from condft.recipe.measure import kl_on_sampled_text, measure_text, measure_transcription
+from condft.recipe.model import load_adapted
+from condft.recipe.results import ADAPTER, CONFIG
+from condft.tasks.speech import Clip, SpeechCollator, load_manifest, precomputed_features
 from condft.training import RunConfig, load_config
 
 __all__ = ["evaluate_run", "load_run"]
 
 
 def load_run(run_dir: str | Path) -> tuple[PeftModel, Any, RunConfig]:
-    """Composes a run's base model from the checkpoints that its config names and loads its adapter onto it.
+    """Composes a run's base from the checkpoints that its config names, and loads its adapter onto it.
 
     Args:
         run_dir: The `output_dir` of a finished run.
@@ -34,8 +36,7 @@ def load_run(run_dir: str | Path) -> tuple[PeftModel, Any, RunConfig]:
             raise FileNotFoundError(f"{run_dir} holds no finished run: {name} is missing. Train one, or --resume it.")
     config = load_config(run_dir / CONFIG)
     processor = AutoProcessor.from_pretrained(run_dir / ADAPTER)
-    model, _ = compose(config, max_seconds=processor.feature_extractor.chunk_length)
-    return PeftModel.from_pretrained(model, run_dir / ADAPTER).eval(), processor, config
+    return load_adapted(config, processor, run_dir / ADAPTER).eval(), processor, config
 
 
 def evaluate_run(
@@ -45,7 +46,7 @@ def evaluate_run(
 
     Args:
         run_dir: The `output_dir` of a finished run.
-        manifest: Other clips; the run's own test split by default.
+        manifest: Other clips; by default the run's own test split.
         split: Split of `manifest` to take.
         skip_bad: Leave unusable clips of `manifest` out and count them.
 
@@ -60,11 +61,7 @@ def evaluate_run(
     window = processor.feature_extractor.chunk_length
     if manifest is None:
         skip_bad = config.data.skip_bad
-        speech = load_speech(config.data, num_test_clips=config.evaluation.num_clips, window=window)
-        clips, num_skipped = speech.test, speech.num_skipped
-    else:
-        data = load_manifest(manifest, split=split, max_seconds=window, skip_bad=skip_bad)
-        clips, num_skipped = data.clips, len(data.skipped)
+    clips, num_skipped = _clips_of(config, manifest, split, window=window, skip_bad=skip_bad)
     collator = SpeechCollator.for_model(
         model.get_base_model(), processor, prompt=config.model.prompt, system_prompt=config.model.system_prompt
     )
@@ -72,17 +69,28 @@ def evaluate_run(
     settings, tokenizer = config.evaluation, processor.tokenizer
     warn_of_cut_answers(collator, examples, settings)
     with precomputed_features(model):
-        heard = measure_hearing(model, collator, examples, settings).report
-        after = measure_text(model, tokenizer, settings)
+        rates = measure_transcription(model, collator, examples, settings).report
+        adapted = measure_text(model, tokenizer, settings)
         with model.disable_adapter():
-            before = measure_text(model, tokenizer, settings)
+            base = measure_text(model, tokenizer, settings)
         kl = kl_on_sampled_text(model, tokenizer, settings, seed=config.seed)
     return {
-        "wer": heard.overall,
-        **{f"wer_{language}": rate for language, rate in heard.by_language.items()},
-        "text_ce_base": before.nats_per_token,
-        "text_ce": after.nats_per_token,
+        "wer": rates.overall,
+        **{f"wer_{language}": rate for language, rate in rates.by_language.items()},
+        "text_ce_base": base.nats_per_token,
+        "text_ce": adapted.nats_per_token,
         "kl_to_base": kl,
-        "num_clips": heard.num_clips,
+        "num_clips": rates.num_clips,
         "num_skipped_clips": num_skipped + len(bad),
     }
+
+
+def _clips_of(
+    config: RunConfig, manifest: str | Path | None, split: str, *, window: float, skip_bad: bool
+) -> tuple[list[Clip], int]:
+    """The clips to measure on, and how many were skipped."""
+    if manifest is None:
+        speech = load_speech(config.data, num_test_clips=config.evaluation.num_clips, window=window)
+        return speech.test, speech.num_skipped
+    data = load_manifest(manifest, split=split, max_seconds=window, skip_bad=skip_bad)
+    return data.clips, len(data.skipped)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from condft.recipe.summary import code_commit, machine, versions
+from condft.recipe.provenance import code_commit, machine, versions
 
 __all__ = ["arguments_of", "earlier_results", "made_by"]
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from condft.files.atomic import atomic_path
-from condft.recipe.build import compose, load_speech, usable_examples
-from condft.recipe.measure import measure_hearing
+from condft.recipe.data import load_speech, usable_examples
+from condft.recipe.measure import measure_transcription
+from condft.recipe.model import compose
 from condft.tasks.speech import SpeechCollator, precomputed_features
 from condft.training import RunConfig, Stage, make_engine, train_stage
 from condft.training.stage import PROJECTOR
@@ -127,7 +128,7 @@ class SpeechTask:
         projector.load_state_dict(load_file(path))
 
     def heard(self, model: Any) -> dict[str, float]:
-        report = measure_hearing(model, self.collate, self._heard, self._config.evaluation).report
+        report = measure_transcription(model, self.collate, self._heard, self._config.evaluation).report
         return {"wer": report.overall, **{f"wer_{name}": rate for name, rate in report.by_language.items()}}
 
 

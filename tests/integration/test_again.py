@@ -60,7 +60,7 @@ def test_a_checkpoint_of_another_config_is_refused_before_anything_is_done(
     run(config, cpu=True)
     before = contents(tmp_path / "run")
     _, other = configure("tuning.trainable_fraction=0.5")
-    module = importlib.import_module("condft.recipe.run")  # the package's own `run` is the function
+    module = importlib.import_module("condft.recipe.tuning")
     monkeypatch.setattr(module, "analyze", lambda *args, **kwargs: pytest.fail("analyzed"))
     with pytest.raises(ValueError, match=r"tuning.trainable_fraction: 0.3 there, 0.5 now"):
         run(other, resume=True, cpu=True)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from condft.cli import app
 from condft.recipe import evaluate_run, load_run, run
-from condft.recipe.build import compose
+from condft.recipe.model import compose
 from condft.report import SpectralReport
 from tests.helpers.marks import needs_deepspeed
 from tests.helpers.processes import ROOT

@@ -21,7 +21,7 @@ import peft
 import pytest
 
 from condft.files.atomic import write_json
-from condft.recipe.summary import code_commit, machine, versions
+from condft.recipe.provenance import code_commit, machine, versions
 
 from .cases import CONDFT_CASES
 from .inapplicable import INAPPLICABLE

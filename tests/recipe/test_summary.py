@@ -20,9 +20,9 @@ SUMMARY = {
 }
 
 
-@pytest.mark.parametrize("unheard", [True, False])
-def test_voices_are_called_unheard_only_where_they_are(unheard: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    print_summary({**SUMMARY, "unheard_voices": unheard}, "runs/x")
+@pytest.mark.parametrize("new", [True, False])
+def test_speakers_are_called_new_only_where_they_are(new: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary({**SUMMARY, "new_speakers": new}, "runs/x")
     shown = capsys.readouterr().out
-    assert ("word error rate, unheard voices" in shown) is unheard
-    assert ("word error rate, test split" in shown) is not unheard
+    assert ("word error rate, new speakers" in shown) is new
+    assert ("word error rate, test split" in shown) is not new

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from condft import SpectralRow, analyze
 from condft.files.atomic import atomic_path
-from condft.recipe.summary import code_commit, machine, versions
+from condft.recipe.provenance import code_commit, machine, versions
 from condft.report import Role
 from condft.retention.measures import held_out_text, text_windows
 from condft.retention.sampling import sample_from_base

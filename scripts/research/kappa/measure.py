@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from condft import SpectralReport, SpectralRow, analyze
-from condft.recipe.summary import code_commit, machine, versions
+from condft.recipe.provenance import code_commit, machine, versions
 from condft.report import Role
 from condft.selection.random_matrix import (
     expected_condition_number,

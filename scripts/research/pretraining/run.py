@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCau
 
 from condft import analyze
 from condft.files.atomic import atomic_directory, atomic_path
-from condft.recipe.summary import code_commit, machine, versions
+from condft.recipe.provenance import code_commit, machine, versions
 from condft.retention.measures import held_out_text, text_cross_entropy
 from condft.selection.scores import score_of
 from condft.training import read_metrics

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from condft import SpectralReport, analyze
-from condft.recipe.summary import code_commit, machine, versions
+from condft.recipe.provenance import code_commit, machine, versions
 from condft.runtime.memory import peak_rss_bytes
 from condft.selection.select import CANDIDATE_ROLES
 from condft.training import RunConfig, Stage, make_accelerator, make_engine, train_stage

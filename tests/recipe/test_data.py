@@ -9,7 +9,8 @@ import pytest
 import soundfile
 from datasets import Audio, Dataset
 
-from condft.recipe.build import Speech, compose, load_speech, usable_examples, window_of
+from condft.recipe.data import SpeechSplits, load_speech, usable_examples
+from condft.recipe.model import compose, window_of
 from condft.tasks.speech import Clip, SpeechCollator, SpeechDataError
 from condft.training import RunConfig
 from condft.training.config import DataConfig
@@ -27,7 +28,7 @@ def clips(*speakers: str | None) -> list[Clip]:
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "unheard"),
+    ("train", "test", "new"),
     [
         (["a", "b"], ["c"], True),
         (["a", "b"], ["c", "b"], False),
@@ -36,10 +37,10 @@ def clips(*speakers: str | None) -> list[Clip]:
         ([None], [None], False),
     ],
 )
-def test_voices_are_unheard_only_if_all_are_named_and_none_is_shared(
-    train: list[str | None], test: list[str | None], unheard: bool
+def test_speakers_are_new_only_if_all_are_named_and_none_is_shared(
+    train: list[str | None], test: list[str | None], new: bool
 ) -> None:
-    assert Speech(clips(*train), clips(*test)).unheard_voices is unheard
+    assert SpeechSplits(clips(*train), clips(*test)).has_new_speakers is new
 
 
 def test_a_dataset_of_several_configurations_and_what_each_split_skips(tmp_path: Path) -> None:

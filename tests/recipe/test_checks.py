@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from condft.recipe.measure import answer_limit, check_text, warn_of_cut_answers
+from condft.recipe.checks import answer_limit, check_text, warn_of_cut_answers
 from condft.tasks.speech import SpeechCollator, SpeechExample, compose_audio_llm
 from condft.training.config import EvaluationConfig
 from tests.helpers.tiny_speech import save_language_model, save_whisper
@@ -32,7 +32,7 @@ def test_the_longest_reference_sets_the_limit(collator: SpeechCollator) -> None:
     assert answer_limit(collator, spoken, EvaluationConfig(max_new_tokens=3)) == 3
 
 
-def test_a_limit_that_cuts_references_off_is_told(collator: SpeechCollator, caplog: Any) -> None:
+def test_a_limit_that_cuts_references_off_is_logged(collator: SpeechCollator, caplog: Any) -> None:
     spoken = examples("one", "four two", "three")
     with caplog.at_level(logging.WARNING):
         warn_of_cut_answers(collator, spoken, EvaluationConfig(max_new_tokens=8))
@@ -41,7 +41,7 @@ def test_a_limit_that_cuts_references_off_is_told(collator: SpeechCollator, capl
     with caplog.at_level(logging.WARNING):
         warn_of_cut_answers(collator, spoken, EvaluationConfig(max_new_tokens=4))
     (record,) = caplog.records
-    assert "2 of 3 test clips" in record.getMessage()
+    assert "references of 2 of 3 test clips" in record.getMessage()
     assert "m.jsonl:2, has 8 tokens" in record.getMessage()
 
 
