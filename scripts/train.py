@@ -1,10 +1,12 @@
-"""Entry point for accelerate: one run of the recipe, on one CPU or on many GPUs.
+"""`condft train` for accelerate, which launches a file: one run of the recipe, on one CPU or on many GPUs.
 
 accelerate launch scripts/train.py --config configs/quickstart.yaml
-accelerate launch --config_file configs/accelerate/ddp.yaml scripts/train.py --config … training.steps=10
+accelerate launch --config_file configs/accelerate/ddp.yaml scripts/train.py quickstart.yaml training.steps=10
 """
 
-from condft.cli import train_command
+import sys
+
+from condft.cli import main
 
 if __name__ == "__main__":
-    train_command()
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,21 +1,40 @@
-"""The command line: `condft analyze | select | compare | plot | train | evaluate`. Only scripts/train.py imports it.
+"""The command line: `condft analyze | select | compare | plot | train | evaluate`, one file a command.
 
-Heavy imports stand inside the commands, so that `condft --help` answers at once.
+`python -m condft` is the same program, and so is `scripts/train.py` for `condft train`. Heavy imports are inside the
+commands, so that `condft --help` answers at once.
 """
 
-import typer
+import sys
+from collections.abc import Sequence
 
-from condft.cli.recipe import evaluate, train, train_command
-from condft.cli.spectra import analyze, compare, plot
-from condft.cli.units import select
+from condft.runtime.extras import MissingExtraError, needs_extra
 
-__all__ = ["app", "train_command"]
+__all__ = ["main"]
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Train only the weights of low condition number, and see what was learned and what was forgotten.",
-)
-for command in (analyze, select, compare, plot, train, evaluate):
-    app.command()(command)
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: Without the program's name; by default those of this process.
+
+    Returns:
+        The exit code: 0, 1 for an error that has been printed as one line, 2 for wrong arguments.
+
+    Example:
+        >>> report.save("report.json")
+        >>> main(["plot", "report.json", "condition_numbers.png"])
+        0
+    """
+    try:
+        needs_extra("cli")
+    except MissingExtraError as error:  # one line: the traceback of an import says nothing to a user
+        print(f"condft: {error}", file=sys.stderr)
+        return 1
+    from condft.cli.app import app  # needs typer
+
+    try:
+        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="condft")
+    except SystemExit as ended:  # click's way to end, also after success
+        return ended.code if isinstance(ended.code, int) else 0
+    return 0

@@ -14,7 +14,7 @@ __all__ = ["write_rows", "write_selection", "write_unfrozen_parameters"]
 
 
 def write_rows(report: SpectralReport, path: Path) -> None:
-    """One line a unit with every field but the spectrum; shapes as `576x192`, what was not measured left empty."""
+    """One line a unit with every field except the spectrum. Shapes are `576x192`; what was not measured is empty."""
     names = [field.name for field in dataclasses.fields(SpectralRow) if field.name != "spectrum"]
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -43,11 +43,11 @@ def write_selection(selection: Selection, report: SpectralReport, path: Path, *,
 def write_unfrozen_parameters(selection: Selection, path: Path) -> None:
     r"""YAML with the list `unfrozen_parameters`: one anchored regular expression a parameter.
 
-    Spectrum's readers hand each to `re.match` as it stands; axolotl first puts a backslash before every dot, so that
-    a dot escaped as `\.` would match nothing there. `[.]` means a dot in both.
+    Spectrum's readers give each expression to `re.match` unchanged. axolotl first puts a backslash before every dot,
+    so `\.` would become `\\.` and match nothing. `[.]` matches a dot in both.
 
     Raises:
-        ValueError: A chosen unit is a part of a parameter, which the list cannot name.
+        ValueError: A chosen unit is a part of a parameter, and the list can name whole parameters only.
     """
     parts = [name for name in selection.names if name.endswith("]")]
     if parts:
@@ -57,5 +57,5 @@ def write_unfrozen_parameters(selection: Selection, path: Path) -> None:
             "or select from a report of whole tensors (--granularity tensor)"
         )
     patterns = ["^" + name.replace(".", "[.]") + "$" for name in selection.names]
-    # Not folded: Spectrum's example readers take the list line by line.
+    # width: PyYAML folds long strings by default, and Spectrum's example readers take the list line by line.
     write_text(path, yaml.safe_dump({"unfrozen_parameters": patterns}, width=10_000))

@@ -1,9 +1,10 @@
-"""Tables of reports, selections and comparisons."""
+"""Tables: reports, selections, comparisons, and figures by name."""
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median_low
+from typing import Any
 
 from rich.table import Table
 
@@ -12,7 +13,7 @@ from condft.runtime.console import console
 from condft.selection.compare import ReportComparison, SpectralShift
 from condft.selection.select import Selection, select_units, shape_warning
 
-__all__ = ["print_comparison", "print_report", "print_selection"]
+__all__ = ["print_comparison", "print_figures", "print_report", "print_selection"]
 
 
 def print_report(report: SpectralReport, lowest: int) -> None:
@@ -58,7 +59,7 @@ def print_selection(selection: Selection, report: SpectralReport) -> None:
 
 
 def print_comparison(comparison: ReportComparison) -> None:
-    """Median changes and rank correlations by module type, how much of a selection stays, what has no counterpart."""
+    """Median changes and rank correlations by module type, the overlap of selections, and unmatched units."""
     table = _table(f"{comparison.model_a} -> {comparison.model_b}: median change", ["module type"])
     for heading in ("units", "changed", "κ", "σ max", "σ min", "Frobenius", "Spearman", "Kendall"):
         table.add_column(heading, justify="right")
@@ -78,13 +79,21 @@ def print_comparison(comparison: ReportComparison) -> None:
         kept.add_row(str(entry.count), str(entry.across), str(entry.within))
     if comparison.kept:
         output.print(kept)
-    for names, told in (
+    for names, where in (
         (comparison.only_in_a, "only in the first"),
         (comparison.only_in_b, "only in the second"),
         (comparison.other_shape, "of another shape, not compared"),
     ):
         if names:
-            output.print(f"{told}: {len(names)} units, such as {names[0]}", highlight=False)
+            output.print(f"{where}: {len(names)} units, such as {names[0]}", highlight=False)
+
+
+def print_figures(figures: Mapping[str, Any], *, title: str) -> None:
+    """One row a figure."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    console().print(table)
 
 
 def _print_ranking(report: SpectralReport, lowest: int) -> None:
@@ -100,7 +109,7 @@ def _print_ranking(report: SpectralReport, lowest: int) -> None:
         cells = ("not measured" if value is None else f"{value:.4g}" for value in figures)
         table.add_row(row.name, _kappa(row), *cells)
     console().print(table)
-    if not report.screened:  # how much of a ranking is shape is told by those left out, too
+    if not report.screened:  # the warning compares with all units, and those screened out have no figures
         names = [row.name for row in report.rows]
         chosen = select_units(report, num_tensors=len(ranking), stratify=None, candidates=names)
         _print_warning(shape_warning(chosen))
@@ -114,6 +123,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _kappa(row: SpectralRow) -> str:
+    """κ with its marks: `≥` for a lower bound, `*` where rounding of the stored weight hides sigma_min."""
     return "≥ " * row.is_lower_bound + f"{row.condition_number:.4g}" + " *" * (not row.resolved)
 
 
@@ -126,6 +136,7 @@ def _print_marks(rows: Sequence[SpectralRow]) -> None:
 
 
 def _shift_cells(shift: SpectralShift) -> list[str]:
+    # The changes are differences of logarithms; expm1 makes them relative changes.
     changes = (shift.condition_number, shift.sigma_max, shift.sigma_min, shift.frobenius_norm)
     return [
         str(shift.num_units),

@@ -14,7 +14,7 @@ from peft import get_peft_model
 from typer.testing import CliRunner
 
 from condft import CondFTConfig, SpectralReport, analyze, select_units
-from condft.cli import app
+from condft.cli.app import app
 from condft.cli.errors import UserErrors
 from condft.cli.tables import print_comparison, print_report, print_selection
 from condft.selection.compare import compare_reports

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from condft.cli import app
+from condft.cli.app import app
 from condft.recipe import evaluate_run, load_run, run
 from condft.recipe.model import compose
 from condft.report import SpectralReport

@@ -1,12 +1,11 @@
-"""`condft select`: units chosen from a report, as files that CondFTConfig, axolotl and Spectrum's readers take."""
+"""`condft select`: units chosen from a report, as files for CondFTConfig, axolotl and Spectrum's readers."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from condft.cli.errors import UserErrors
-from condft.cli.pictures import checked_picture
+from condft.cli.errors import UserErrors, checked_picture
 from condft.report import Role
 from condft.selection.scores import Score
 from condft.selection.select import CANDIDATE_ROLES, Order
@@ -28,7 +27,8 @@ def select(
     ] = "module_type",
     seed: Annotated[int, typer.Option(help="Of the random order.")] = 0,
     include_roles: Annotated[
-        list[Role] | None, typer.Option(help="Candidates of this role beside layers and experts. Repeatable.")
+        list[Role] | None,
+        typer.Option(help="More candidates than layers and experts: units of this role. Repeatable."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write names and provenance there, as JSON.")] = None,
     yaml: Annotated[
@@ -58,7 +58,7 @@ def select(
             seed=seed,
             candidates=units_of_roles(found, CANDIDATE_ROLES.union(include_roles or ())),
         )
-        if yaml is not None:  # first: it may refuse
+        if yaml is not None:  # first: it refuses parts of parameters, and then nothing else is written
             write_unfrozen_parameters(selection, yaml)
         if out is not None:
             write_selection(selection, found, out, order=order)

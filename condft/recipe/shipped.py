@@ -1,0 +1,49 @@
+"""The configurations that come with condft: in an installed wheel inside the package, in a checkout at its top."""
+
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+
+import condft
+
+__all__ = ["find_config", "shipped_configs"]
+
+
+def shipped_configs() -> list[str]:
+    """File names of the shipped run configurations.
+
+    Example:
+        >>> shipped_configs()
+        ['quickstart.yaml', 'quickstart_across_types.yaml']
+    """
+    return sorted(path.name for path in _folder().glob("*.yaml"))
+
+
+def find_config(name: str | Path) -> Path:
+    """The path of a configuration: a file of that path, else the shipped one of that name.
+
+    Args:
+        name: A path, or a name such as `quickstart.yaml` or `quickstart`.
+
+    Raises:
+        FileNotFoundError: Neither; lists the shipped names.
+
+    Example:
+        >>> find_config("quickstart").name
+        'quickstart.yaml'
+    """
+    if Path(name).is_file():
+        return Path(name)
+    names = shipped_configs()
+    for candidate in (str(name), f"{name}.yaml"):
+        if candidate in names:
+            return _folder() / candidate
+    raise FileNotFoundError(f"{name} is no file and no shipped configuration; shipped are {', '.join(names)}")
+
+
+def _folder() -> Path:
+    # The wheel has the folder configs/ as condft/configs (pyproject.toml). Without an __init__.py it is a namespace
+    # package, whose files importlib.resources finds. In a checkout the folder is next to the package.
+    if find_spec("condft.configs") is not None:
+        return Path(str(resources.files("condft.configs").joinpath("quickstart.yaml"))).parent
+    return Path(condft.__file__).parents[1] / "configs"
