@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from typer.models import ArgumentInfo, OptionInfo
 
-from condft.cli import app
+from condft.cli.app import app
 from scripts.docs.markdown import GENERATED, prose_of, table
 
 __all__ = ["command_line_page", "commands", "parameters"]

@@ -5,7 +5,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from condft.cli import app
+from condft.cli.app import app
 from scripts.docs.command_line import command_line_page, commands, parameters
 
 
