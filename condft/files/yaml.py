@@ -55,7 +55,7 @@ def dump_yaml(value: Any) -> str:
 
 def _yaml() -> YAML:
     # A new one for each document: an instance keeps state. pure: the C parser (libyaml) follows YAML 1.1.
-    yaml = YAML(typ="safe", pure=True)
+    yaml: Any = YAML(typ="safe", pure=True)  # its attributes are typed as their defaults, None
     yaml.default_flow_style = False
     yaml.allow_unicode = True
     yaml.sort_base_mapping_type_on_output = False

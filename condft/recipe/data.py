@@ -17,12 +17,11 @@ from condft.tasks.speech import (
     SpeechDataError,
     SpeechExample,
     compute_features,
-    describe_skipped,
     load_manifest,
     load_speech_dataset,
-    longest_seconds,
     make_examples,
 )
+from condft.tasks.speech.data import describe_skipped, longest_seconds
 from condft.tasks.speech.wer import normalize
 from condft.training import RunConfig
 from condft.training.config import DataConfig

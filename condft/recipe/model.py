@@ -9,7 +9,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig
 
-from condft.tasks.speech import compose_audio_llm, encoder_window
+from condft.tasks.speech import compose_audio_llm
+from condft.tasks.speech.compose import encoder_window
 from condft.training import RunConfig, checksum_tensors, frozen_tensors
 
 __all__ = ["BaseFacts", "compose", "load_adapted", "window_of"]

@@ -1,1 +1,1 @@
-"""What is learned: data and metrics, one package a modality."""
+"""Tasks: data, batches and metrics of what a model learns. One package for each modality; `chat` is shared."""

@@ -107,7 +107,7 @@ def write_manifest(folder: Path, seconds: list[float], *, num_test: int = 1) -> 
     for index, length in enumerate(seconds):
         write_clip(folder / "audio" / f"{index}.flac", length, seed=index)
         line = {"audio": f"audio/{index}.flac", "text": " ".join(WORDS[index % 9 : index % 9 + 2])}
-        line |= {"language": "en" if index % 2 == 0 else "de", "speaker": f"voice-{index}"}
+        line |= {"language": "en" if index % 2 == 0 else "de", "speaker": f"speaker-{index}"}
         lines.append(line | {"split": "test" if index >= len(seconds) - num_test else "train"})
     path = folder / "manifest.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

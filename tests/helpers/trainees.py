@@ -18,7 +18,7 @@ from transformers import (
 
 from condft.files.yaml import dump_yaml
 from condft.retention.self_distillation import SelfDistillation, SelfDistillationConfig
-from condft.tasks.speech import PassThroughTower
+from condft.tasks.speech.features import PassThroughTower
 from condft.training import RunConfig, load_config
 from condft.tuner import CondFTConfig
 

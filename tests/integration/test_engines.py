@@ -11,7 +11,7 @@ import torch
 import yaml
 from peft import PeftModel
 
-from condft.tasks.speech import PassThroughTower
+from condft.tasks.speech.features import PassThroughTower
 from condft.training import (
     RunConfig,
     find_checkpoint,

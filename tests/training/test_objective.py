@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config
 
-from condft.tasks.speech import PassThroughTower
+from condft.tasks.speech.features import PassThroughTower
 from condft.training.objective import answer_loss_sum, count_answer_tokens
 
 GPT2_CONFIG = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, vocab_size=64)

@@ -1,48 +1,39 @@
-"""Speech beside text: compose an audio LLM of pre-trained parts, load clips, encode them once, make batches."""
+"""Speech: an audio LLM from pre-trained parts, clips with their texts, features, batches, and word error rates.
 
-from condft.tasks.speech.collate import IGNORE_INDEX, SpeechCollator, SpeechExample, make_examples
-from condft.tasks.speech.compose import components, compose_audio_llm, encoder_window
+Needs the extra `speech`: pip install 'condft[speech]'.
+"""
+
+from condft.tasks.speech.collate import SpeechCollator, SpeechExample, make_examples
+from condft.tasks.speech.compose import components, compose_audio_llm
 from condft.tasks.speech.data import (
     Clip,
     SkippedClip,
     SpeechData,
     SpeechDataError,
-    clips_digest,
-    describe_skipped,
     load_manifest,
     load_speech_dataset,
-    longest_seconds,
     read_audio,
 )
-from condft.tasks.speech.features import (
-    PassThroughTower,
-    compute_features,
-    default_cache_dir,
-    precomputed_features,
-    tower_fingerprint,
-)
+from condft.tasks.speech.features import compute_features, precomputed_features
+from condft.tasks.speech.wer import WerReport, normalize, transcribe, word_error_rate
 
 __all__ = [
-    "IGNORE_INDEX",
     "Clip",
-    "PassThroughTower",
     "SkippedClip",
     "SpeechCollator",
     "SpeechData",
     "SpeechDataError",
     "SpeechExample",
-    "clips_digest",
+    "WerReport",
     "components",
     "compose_audio_llm",
     "compute_features",
-    "default_cache_dir",
-    "describe_skipped",
-    "encoder_window",
     "load_manifest",
     "load_speech_dataset",
-    "longest_seconds",
     "make_examples",
+    "normalize",
     "precomputed_features",
     "read_audio",
-    "tower_fingerprint",
+    "transcribe",
+    "word_error_rate",
 ]

@@ -1,12 +1,12 @@
-"""A speech encoder and a text LLM become one of transformers' own audio LLMs; no modeling code of our own.
+"""Joins a speech encoder and a text LLM to one of transformers' own audio LLMs, without modeling code of our own.
 
     model, processor = compose_audio_llm("models/whisper-tiny.en", "models/smollm2-135m-instruct", max_seconds=4)
     model.save_pretrained("speech-llm"), processor.save_pretrained("speech-llm")
     AutoModelForSeq2SeqLM.from_pretrained("speech-llm")  # the Auto class that knows audioflamingo3, head included
 
-Why AudioFlamingo3's classes: the tower is Whisper's encoder parameter for parameter (plus a pooling without
-parameters), the projector is two plain linear layers, the language model is whatever `text_config` says, and
-attention masks out the padding of short clips.
+Why AudioFlamingo3's classes: the tower has Whisper's encoder parameters one for one (and a pooling without
+parameters), the projector is two linear layers, the language model is any that `text_config` describes, and attention
+masks the padding of short clips.
 """
 
 import math
@@ -35,10 +35,12 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+__all__ = ["AUDIO_TOKEN", "components", "compose_audio_llm", "encoder_window"]
+
 AUDIO_TOKEN = "<sound>"
 
-# Runs before the LLM's own chat template: turns lists of text and audio items into the plain strings it expects.
-# The last tag ends in `+%}` so that no character of the template that follows is trimmed.
+# Runs before the LLM's own chat template, which expects strings: turns lists of text and audio items into strings.
+# The last tag ends in `+%}`: jinja must not trim the beginning of the template that follows.
 _FLATTEN_TEMPLATE = """\
 {%- set flattened = namespace(messages=[]) -%}
 {%- for message in messages -%}
@@ -78,35 +80,45 @@ def compose_audio_llm(
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
 ) -> tuple[AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Processor]:
-    """Joins a Whisper encoder, a fresh projector and a causal language model.
+    """Joins a Whisper encoder, a new projector and a causal language model.
 
-    The projector is in fp32 whatever `dtype` is, since it trains. (A model saved and loaded by transformers
-    has one dtype again.) All pre-trained tensors arrive bit for bit (after the cast to `dtype`), with three
-    exceptions: the tower's position table is cut to the window; the language model's embedding and head grow by one
-    row, the mean of the others, for the `<sound>` token where they have no spare one; and AudioFlamingo3 has no
-    notion of tied embeddings, so **a tied head becomes a copy of its own**, equal to the embedding at first.
-    On plain text the result is checked to compute what the language model computed.
+    The pre-trained tensors are unchanged, bit for bit, after the cast to `dtype`, with three exceptions:
+
+    - The tower's position table is cut to the window.
+    - If the language model's embedding has no spare row for the `<sound>` token, embedding and head get one more row,
+      the mean of the others.
+    - AudioFlamingo3 does not support tied embeddings: **a tied head becomes a copy of the embedding**.
+
+    The projector is in fp32 for any `dtype`, because it trains. (A model that is saved and loaded by transformers has
+    one dtype again.) At the end, the logits of plain text are compared with the language model's.
 
     Args:
         audio_checkpoint: Folder or hub name of any Whisper checkpoint (safetensors).
         language_model_checkpoint: Folder or hub name of a decoder-only causal language model (safetensors).
-        max_seconds: The longest clip the data holds. The tower's window is the next full second: it always
-            encodes a whole window, so a short one is cheaper (Whisper's own is 30 s).
-        seed: Of the projector's initialization. No global random state is read or changed.
-        dtype: Of all parameters but the projector's.
-        trust_remote_code: Whether a checkpoint may bring its own Python code.
+        max_seconds: Length of the longest clip, in seconds. The tower's window is the next full second. The tower
+            always encodes a whole window, so a short one is faster (Whisper's own is 30 s).
+        seed: Seed of the projector's initialization. The global random state is neither read nor changed.
+        dtype: Dtype of all parameters except the projector's.
+        trust_remote_code: Whether a checkpoint may run its own Python code.
 
     Returns:
-        The model, on the CPU in evaluation mode, and its processor. Both save with `save_pretrained` and load
-        with `AutoModelForSeq2SeqLM` and `AutoProcessor`.
+        The model, on the CPU in eval mode, and its processor. Both save with `save_pretrained` and load with
+        `AutoModelForSeq2SeqLM` and `AutoProcessor`.
 
     Raises:
-        ValueError: `max_seconds` is not positive or above the encoder's window; the audio checkpoint is no
-            Whisper; the language model is not decoder-only or has an output head that AudioFlamingo3 lacks.
+        ValueError: `max_seconds` is not positive or above the encoder's window; the audio checkpoint is not a
+            Whisper; the language model is not decoder-only, or has an output head that AudioFlamingo3 does not.
         OSError: A checkpoint does not exist or has no safetensors.
+
+    >>> model, processor = compose_audio_llm("whisper", "llama", max_seconds=1.5)
+    >>> processor.feature_extractor.chunk_length  # the window, in seconds
+    2
+    >>> messages = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "Transcribe."}]}]
+    >>> processor.apply_chat_template(messages, add_generation_prompt=True).splitlines()[-2:]
+    ['<sound>Transcribe.<|im_end|>', '<|im_start|>assistant']
     """
     feature_extractor = _cut_feature_extractor(audio_checkpoint, max_seconds)
-    with torch.random.fork_rng(devices=[]):  # loading initializes what a checkpoint lacks (Whisper's decoder)
+    with torch.random.fork_rng(devices=[]):  # transformers draws what a checkpoint lacks (Whisper's decoder)
         encoder = _load_encoder(audio_checkpoint, dtype)
         language_model = _load_language_model(language_model_checkpoint, dtype, trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(language_model_checkpoint, trust_remote_code=trust_remote_code)
@@ -143,16 +155,20 @@ def encoder_window(audio_checkpoint: str) -> int:
 
 
 def components(model: nn.Module) -> dict[str, nn.Module]:
-    """The parts of an audio LLM by their names in this package, wrapped by PEFT or not.
+    """The parts of an audio LLM, by name.
 
     Args:
-        model: An `AudioFlamingo3ForConditionalGeneration`, or a module that contains one.
+        model: An `AudioFlamingo3ForConditionalGeneration`, or a module that contains one, such as a PEFT model.
 
     Returns:
         `audio_tower`, `projector`, `language_model` (without head) and `lm_head`.
 
     Raises:
-        ValueError: No such model inside.
+        ValueError: The model contains no such model.
+
+    >>> model, _ = compose_audio_llm("whisper", "llama", max_seconds=2)
+    >>> {name: sum(p.numel() for p in part.parameters()) for name, part in components(model).items()}
+    {'audio_tower': 10160, 'projector': 1600, 'language_model': 23840, 'lm_head': 8320}
     """
     for module in model.modules():
         if isinstance(module, AudioFlamingo3ForConditionalGeneration):
@@ -166,15 +182,15 @@ def components(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _cut_feature_extractor(checkpoint: str, max_seconds: float) -> WhisperFeatureExtractor:
-    """Whisper's feature extractor, padding to the next full second of `max_seconds` instead of its own window."""
+    """Whisper's feature extractor with a window of the next full second of `max_seconds` instead of its own."""
     settings, _ = WhisperFeatureExtractor.get_feature_extractor_dict(checkpoint)
     window = encoder_window(checkpoint)
     if not 0 < max_seconds <= window:
         raise ValueError(
             f"max_seconds is {max_seconds:g}, the window of {checkpoint} is {window} s: "
-            f"give a positive number of seconds up to {window}, and split or leave out longer clips"
+            f"use a positive number of seconds up to {window}, and split or leave out longer clips"
         )
-    # Built anew rather than edited: n_samples and nb_max_frames follow from chunk_length in the constructor.
+    # A new one, not a changed one: the constructor computes n_samples and nb_max_frames from chunk_length.
     derived = {"n_samples", "nb_max_frames", "mel_filters", "feature_extractor_type", "processor_class"}
     kept = {key: value for key, value in settings.items() if key not in derived}
     return WhisperFeatureExtractor(**{**kept, "chunk_length": math.ceil(max_seconds), "return_attention_mask": True})
@@ -198,23 +214,23 @@ def _load_language_model(checkpoint: str, dtype: torch.dtype, trust_remote_code:
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in getattr(
         config, "auto_map", {}
     )
-    # Encoders such as BERT have a causal head class too, but attend in both directions.
+    # Encoders such as BERT have a class with a causal head too, but they attend in both directions.
     if not known or config.is_encoder_decoder or config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise ValueError(
             f"{checkpoint} is a {config.model_type!r} checkpoint, not a decoder-only causal language model; "
-            "give one that AutoModelForCausalLM loads, a Llama or Qwen for example"
+            "use one that AutoModelForCausalLM loads, for example a Llama or Qwen"
         )
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint, use_safetensors=True, dtype=dtype, trust_remote_code=trust_remote_code
     )
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
-        raise ValueError(f"{checkpoint} has the output head {head}; AudioFlamingo3 has room for a Linear without bias")
+        raise ValueError(f"{checkpoint} has the output head {head}; AudioFlamingo3's is a Linear without bias")
     return model
 
 
 def _add_audio_token(tokenizer: PreTrainedTokenizerBase, language_model: PreTrainedModel) -> int:
-    """Gives the tokenizer `<sound>`, a padding token and the flattening chat template; makes room for the ids."""
+    """Adds `<sound>`, a padding token and the flattening chat template to the tokenizer, and rows to the embedding."""
     if AUDIO_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_tokens([AUDIO_TOKEN], special_tokens=True)
     if tokenizer.pad_token is None:
@@ -233,7 +249,8 @@ def _add_audio_token(tokenizer: PreTrainedTokenizerBase, language_model: PreTrai
 
 
 def _with_mean_rows(weight: nn.Parameter, num_rows: int) -> nn.Parameter:
-    # The mean keeps the new token's logit average. transformers' own resizing would draw the row at random.
+    # With the mean of the rows, the new token's logit is the mean of the logits: neither likely nor unlikely.
+    # transformers' own resizing draws the row at random.
     mean = weight.detach().mean(dim=0, keepdim=True, dtype=torch.float32).to(weight.dtype)
     return nn.Parameter(torch.cat([weight.detach(), mean.expand(num_rows - len(weight), -1)]))
 
@@ -261,19 +278,19 @@ def _fill_tower(tower: PreTrainedModel, encoder: WhisperEncoder) -> None:
     weights = encoder.state_dict()
     positions = weights["embed_positions.weight"]
     weights["embed_positions.weight"] = positions[: tower.config.max_source_positions].clone()
-    tower.load_state_dict(weights, strict=True, assign=True)  # strict: the names must match one for one
+    tower.load_state_dict(weights, strict=True, assign=True)  # strict: the names are the same, one for one
 
 
 class _Projector(AudioFlamingo3MultiModalProjector):
-    """transformers' own, in fp32 within a model of any dtype: AdamW's steps are lost between two bf16 values."""
+    """transformers' own, in fp32 within a model of any dtype: in bf16, small steps of AdamW would round to nothing."""
 
     def forward(self, audio_features: torch.Tensor) -> torch.Tensor:
         projected: torch.Tensor = super().forward(audio_features.to(self.linear_1.weight.dtype))
-        return projected  # which the model casts to its embeddings' dtype
+        return projected  # the model casts it to the dtype of its embeddings
 
 
 def _fill_projector(projector: nn.Module, config: AudioFlamingo3Config, seed: int) -> None:
-    """What transformers would draw for a fresh projector, from a generator of its own."""
+    """Initializes as transformers does, but from a generator of its own."""
     generator = torch.Generator().manual_seed(seed)
     std = config.audio_config.initializer_range
     projector.to_empty(device="cpu").float()
@@ -286,7 +303,7 @@ def _fill_projector(projector: nn.Module, config: AudioFlamingo3Config, seed: in
 
 
 def _fill_language_model(model: AudioFlamingo3ForConditionalGeneration, language_model: PreTrainedModel) -> None:
-    """Moves the language model in as it is (no copy), and checks that text still goes through it unchanged."""
+    """Puts the language model in without a copy, and checks that its logits of plain text are unchanged."""
     base, head = language_model.base_model, language_model.get_output_embeddings()
     if type(base) is not type(model.model.language_model):
         raise ValueError(
@@ -311,7 +328,7 @@ def _fill_language_model(model: AudioFlamingo3ForConditionalGeneration, language
 
 
 def _generation_config(language_model: PreTrainedModel, tokenizer: Any) -> GenerationConfig:
-    """Greedy, with the language model's own start and stop tokens and the tokenizer's end of a turn."""
+    """Greedy decoding, with the language model's start and stop tokens and the tokenizer's end-of-turn token."""
     own = language_model.generation_config
     listed = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
     stops = dict.fromkeys([tokenizer.eos_token_id, *listed])  # a set that keeps its order

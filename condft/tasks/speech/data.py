@@ -1,9 +1,9 @@
 """Speech clips with their texts: from a JSON Lines manifest or any `datasets` dataset, checked before training.
 
-    {"audio": "audio/0001.flac", "text": "four two", "language": "en", "speaker": "voice-3", "split": "train"}
+    {"audio": "audio/0001.flac", "text": "four two", "language": "en", "speaker": "anna", "split": "train"}
 
-One such object a line; `audio` is relative to the manifest's folder. Every clip's header is read up front, so a bad
-one is reported with its file and line now, not in the third hour of training.
+A manifest has one such object on each line. `audio` is relative to the manifest's folder. The header of every clip is
+read when the manifest is loaded, so a bad clip is an error with file and line before training, not after hours of it.
 """
 
 import hashlib
@@ -27,26 +27,49 @@ except ImportError as error:
 if TYPE_CHECKING:
     from datasets import Dataset
 
-UNDETERMINED = "und"  # BCP 47's tag for a language nobody named
-_CUT_SECONDS = 0.1  # so much of what the header tells may be missing: encoders pad, and decoders drop a frame or two
+__all__ = [
+    "Clip",
+    "SkippedClip",
+    "SpeechData",
+    "SpeechDataError",
+    "clips_digest",
+    "describe_skipped",
+    "load_manifest",
+    "load_speech_dataset",
+    "longest_seconds",
+    "read_audio",
+]
+
+UNDETERMINED = "und"  # BCP 47's tag for an unknown language
+# A decoded clip may be this much shorter than its header says: encoders add padding, decoders drop a frame or two.
+_CUT_SECONDS = 0.1
 
 
 class SpeechDataError(ValueError):
-    """A clip or manifest that cannot be used; the message starts with its file and line, or its dataset row."""
+    """A clip or manifest that cannot be used. The message begins with its file and line, or its dataset row.
+
+    >>> load_manifest("clips/manifest.jsonl", max_seconds=0.5)
+    Traceback (most recent call last):
+    condft.tasks.speech.data.SpeechDataError: clips/manifest.jsonl:2: ...1.flac lasts 1.50 s, more than the 0.5 s ...
+    """
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording and what is said in it.
+    """One recording and its text.
 
     Attributes:
         audio: A file, or the bytes of one, in any format that soundfile reads.
-        text: What is said, not empty.
+        text: The transcription, not empty.
         seconds: Length of the recording.
         source: Where the clip was listed (`manifest.jsonl:12`), for messages.
-        language: BCP 47 tag; `und` where the data does not say.
-        speaker: Any name, or None.
-        split: Such as `train` or `test`, or None.
+        language: BCP 47 tag; `und` if the data does not say.
+        speaker: Name of the speaker, or None.
+        split: Name of the split, such as `train` or `test`, or None.
+
+    >>> clip = load_manifest("clips/manifest.jsonl").clips[0]
+    >>> clip.text, clip.seconds, clip.language, clip.split
+    ('zero one', 0.4, 'en', 'train')
     """
 
     audio: Path | bytes = field(repr=False)
@@ -59,7 +82,7 @@ class Clip:
 
     @cached_property
     def audio_sha256(self) -> str:
-        """Of the encoded recording; read once."""
+        """SHA-256 (64 hex digits) of the encoded recording. The file is read once."""
         if isinstance(self.audio, bytes):
             return hashlib.sha256(self.audio).hexdigest()
         with self.audio.open("rb") as file:
@@ -68,7 +91,12 @@ class Clip:
 
 @dataclass(frozen=True)
 class SkippedClip:
-    """A clip left out under `skip_bad`, and why."""
+    """A clip that was left out because of `skip_bad`, and the reason.
+
+    >>> data = load_manifest("clips/manifest.jsonl", max_seconds=1.0, skip_bad=True)
+    >>> data.skipped[0].source
+    'clips/manifest.jsonl:2'
+    """
 
     source: str
     reason: str
@@ -76,7 +104,12 @@ class SkippedClip:
 
 @dataclass(frozen=True)
 class SpeechData:
-    """Usable clips, in the order listed, and those left out."""
+    """The usable clips, in the order listed, and the clips left out.
+
+    >>> data = load_manifest("clips/manifest.jsonl", max_seconds=1.0, skip_bad=True)
+    >>> len(data.clips), len(data.skipped)
+    (3, 1)
+    """
 
     clips: list[Clip]
     skipped: list[SkippedClip] = field(default_factory=list)
@@ -88,21 +121,25 @@ def load_manifest(
     """Reads a JSON Lines manifest and the header of every clip in it.
 
     Args:
-        path: The manifest. Each line holds `audio` and `text`, and may hold `language`, `speaker` and `split`.
-        split: Only clips of this split; None takes all.
+        path: The manifest. Each line has `audio` and `text`, and may have `language`, `speaker` and `split`.
+        split: Take clips of this split only; None takes all.
         max_seconds: Clips longer than this are bad.
-        skip_bad: Leave bad clips out and report them in `skipped`, instead of stopping at the first.
+        skip_bad: Leave bad clips out and list them in `skipped`, instead of stopping at the first.
 
     Returns:
         The clips, at least one.
 
     Raises:
-        SpeechDataError: A bad clip (unless `skip_bad`), no clip at all, none in `split`, or only bad ones.
-        FileNotFoundError: `path` is no file.
+        SpeechDataError: A bad clip (without `skip_bad`), no clip at all, none in `split`, or only bad ones.
+        FileNotFoundError: `path` is not a file.
+
+    >>> data = load_manifest("clips/manifest.jsonl", split="train", max_seconds=30)
+    >>> [clip.text for clip in data.clips]
+    ['zero one', 'one two', 'two three']
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file: a manifest is a JSON Lines file, one object a clip")
+        raise FileNotFoundError(f"{path} is no file: a manifest is a JSON Lines file, one object for each clip")
     rows = ((f"{path}:{number}", line) for number, line in _iter_lines(path))
 
     def parse(line: bytes) -> dict[str, Any]:
@@ -122,24 +159,30 @@ def load_speech_dataset(
     max_seconds: float | None = None,
     skip_bad: bool = False,
 ) -> SpeechData:
-    """Takes clips from a `datasets.Dataset`; soundfile decodes them, so torchcodec is not needed.
+    """Takes clips from a `datasets.Dataset`. soundfile decodes them, so torchcodec is not needed.
 
     Args:
-        dataset: One split, with an audio column (decoded or not, or paths) and a text column.
-        audio_column: Name of the audio column.
-        text_column: Name of the text column.
-        language_column: Name of the column with the language, if there is one.
-        speaker_column: Name of the column with the speaker, if there is one.
-        name: Of the dataset, in messages and in the clips' `source`.
+        dataset: One split, with a column of audio (an `Audio` feature, or paths) and a column of texts.
+        audio_column: Name of the column of audio.
+        text_column: Name of the column of texts.
+        language_column: Name of the column of languages, if there is one.
+        speaker_column: Name of the column of speakers, if there is one.
+        name: Name of the dataset, for messages and the clips' `source`.
         max_seconds: As in `load_manifest`.
         skip_bad: As in `load_manifest`.
 
     Returns:
-        The clips, at least one. Those without a file on disk hold their encoded bytes.
+        The clips, at least one. Clips without a file on disk hold their encoded bytes.
 
     Raises:
         SpeechDataError: As in `load_manifest`, or a column is missing.
-        TypeError: `dataset` is a dictionary of splits or a stream.
+        TypeError: `dataset` is a dictionary of splits, or a stream.
+
+    >>> from datasets import Dataset
+    >>> dataset = Dataset.from_dict({"audio": ["clips/audio/0.flac"], "sentence": ["zero one"]})
+    >>> data = load_speech_dataset(dataset, text_column="sentence", name="digits")
+    >>> data.clips[0].source, data.clips[0].seconds
+    ('digits row 0', 0.4)
     """
     from datasets import Audio, Dataset
 
@@ -159,12 +202,12 @@ def load_speech_dataset(
 
 
 def longest_seconds(clips: Iterable[Clip]) -> float:
-    """Length of the longest clip in seconds (what the tower's window must cover); clips must not be empty."""
+    """Length of the longest clip in seconds, which the tower's window must cover. There must be at least one clip."""
     return max(clip.seconds for clip in clips)
 
 
 def clips_digest(clips: Iterable[Clip]) -> str:
-    """SHA-256 over what training sees of clips, in their order: recordings, texts and languages."""
+    """SHA-256 (64 hex digits) of what training sees of the clips, in order: recordings, texts and languages."""
     digest = hashlib.sha256()
     for clip in clips:
         digest.update(json.dumps([clip.audio_sha256, clip.text, clip.language]).encode())
@@ -172,7 +215,11 @@ def clips_digest(clips: Iterable[Clip]) -> str:
 
 
 def describe_skipped(skipped: Sequence[SkippedClip]) -> str:
-    """One line on what was left out, for a log: `2 clips skipped: m.jsonl:3: the text is empty; …`."""
+    """One line for a log on the clips that were left out.
+
+    >>> describe_skipped([SkippedClip("m.jsonl:3", "the text is empty")])
+    '1 clip skipped: m.jsonl:3: the text is empty'
+    """
     shown = "; ".join(f"{clip.source}: {clip.reason}" for clip in skipped[:5])
     more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
     noun = "clip" if len(skipped) == 1 else "clips"
@@ -184,13 +231,17 @@ def read_audio(clip: Clip, sampling_rate: int = 16000) -> np.ndarray:
 
     Args:
         clip: A clip of `load_manifest` or `load_speech_dataset`.
-        sampling_rate: In hertz; other recordings are resampled to it.
+        sampling_rate: In hertz. Recordings of another rate are resampled to it.
 
     Returns:
-        `(num_samples,)` float32 in about [-1, 1], channels averaged.
+        `(num_samples,)`, float32, about within [-1, 1]; channels are averaged.
 
     Raises:
-        SpeechDataError: The file cannot be decoded, breaks off, or holds no samples, NaN or infinity.
+        SpeechDataError: The file cannot be decoded, is cut short, or holds no samples, NaN or infinity.
+
+    >>> clip = load_manifest("clips/manifest.jsonl").clips[0]
+    >>> read_audio(clip).shape  # 0.4 s of 16 kHz
+    (6400,)
     """
     try:
         samples, rate = soundfile.read(_as_file(clip.audio), dtype="float32", always_2d=True)
@@ -200,11 +251,11 @@ def read_audio(clip: Clip, sampling_rate: int = 16000) -> np.ndarray:
     if mono.size == 0 or not np.isfinite(mono).all():
         what = "no samples" if mono.size == 0 else "NaN or infinity"
         raise SpeechDataError(f"{clip.source}: {_describe(clip.audio)} holds {what}")
-    # An MP3 that was cut short decodes without an error, and its whole text would be trained on half the recording.
+    # An MP3 that was cut short decodes without an error. Training would pair its whole text with half a recording.
     if len(mono) / rate < clip.seconds - _CUT_SECONDS:
         raise SpeechDataError(
             f"{clip.source}: {_describe(clip.audio)} breaks off after {len(mono) / rate:.2f} s of the "
-            f"{clip.seconds:.2f} s that its header tells"
+            f"{clip.seconds:.2f} s that its header says"
         )
     if rate != sampling_rate:
         mono = soxr.resample(mono, rate, sampling_rate)
@@ -219,11 +270,11 @@ def _collect(
     max_seconds: float | None,
     skip_bad: bool,
 ) -> SpeechData:
-    """Parses, filters by split and checks every row. `delay`: no bar for what takes less than two seconds."""
+    """Parses every row, filters by split and checks the clips."""
     clips: list[Clip] = []
     skipped: list[SkippedClip] = []
     splits: set[str | None] = set()
-    for source, row in tqdm(rows, desc="Checking clips", unit="clip", delay=2):
+    for source, row in tqdm(rows, desc="checking clips", unit="clip", delay=2):  # no bar if it takes less than 2 s
         try:
             values = parse(row)
             if split is not None and values["split"] != split:
@@ -232,7 +283,7 @@ def _collect(
             clips.append(Clip(seconds=_checked_seconds(values["audio"], max_seconds), source=source, **values))
         except _BadClipError as error:
             if not skip_bad:
-                hint = "Mend it, or leave bad clips out with skip_bad=True (--skip-bad)."
+                hint = "Repair it, or leave bad clips out with skip_bad=True (--skip-bad)."
                 raise SpeechDataError(f"{source}: {error}. {hint}") from error
             skipped.append(SkippedClip(source, str(error)))
     if clips:
@@ -246,7 +297,7 @@ def _collect(
 
 
 class _BadClipError(Exception):
-    """Why one row cannot be used; `_collect` adds where it stands."""
+    """Why one row cannot be used. `_collect` adds its source."""
 
 
 def _iter_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -258,7 +309,7 @@ def _iter_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _manifest_row(line: bytes, folder: Path, *, need_split: bool) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode("utf-8-sig"))  # the first line may begin with a byte order mark
+        row = json.loads(line.decode("utf-8-sig"))  # -sig: some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         raise _BadClipError(f"not UTF-8 ({error.reason} at byte {error.start})") from error
     except json.JSONDecodeError as error:
@@ -267,7 +318,7 @@ def _manifest_row(line: bytes, folder: Path, *, need_split: bool) -> dict[str, A
         raise _BadClipError(f"not a JSON object but a {type(row).__name__}")
     for key in ("audio", "text", "split") if need_split else ("audio", "text"):
         if key not in row:
-            raise _BadClipError(f"lacks the field {key!r}; it has {sorted(row)}")
+            raise _BadClipError(f"no field {key!r}; the fields are {sorted(row)}")
     values = {key: _string(row, key) for key in ("audio", "text", "language", "speaker", "split")}
     values["language"] = values["language"] or UNDETERMINED
     return _with_text({**values, "audio": folder / str(values["audio"])})

@@ -1,10 +1,10 @@
-"""A frozen tower's features, computed once and kept on disk; the model then trains on them without its tower.
+"""Features of a frozen audio tower: computed once, kept on disk, and fed to the model instead of audio.
 
     features = compute_features(model, processor, clips)
-    with precomputed_features(model):          # the tower steps aside for a module that hands features through
-        trainer.train(...)                     # stock forward and generate, any engine
+    with precomputed_features(model):          # replaces the tower by a module that passes features on
+        trainer.train(...)                     # the stock forward and generate, on any engine
 
-A file a clip: `<cache>/<fingerprint of the tower>/<first two digits>/<sha256 of the audio>.safetensors`.
+One file for each clip: `<cache>/<fingerprint of the tower>/<first two digits>/<SHA-256 of the audio>.safetensors`.
 """
 
 import hashlib
@@ -30,31 +30,35 @@ from condft.files.hashing import update_hash
 from condft.runtime.process_group import ProcessGroup
 from condft.tasks.speech.data import Clip, SkippedClip, SpeechDataError, read_audio
 
+__all__ = [
+    "PassThroughTower",
+    "compute_features",
+    "default_cache_dir",
+    "precomputed_features",
+    "tower_fingerprint",
+]
+
 logger = logging.getLogger(__name__)
 
-# Part of every fingerprint: raise it when decoding or the way features are computed changes.
+# Part of every fingerprint. Raise it when decoding or the computation of features changes: old files are then unused.
 _FORMAT = 1
-# Settings that say where a checkpoint came from, not what it computes.
+# Settings that say where a checkpoint came from, and do not change what it computes.
 _NOT_NUMERIC = ("_name_or_path", "transformers_version", "architectures", "dtype", "processor_class")
 
 
 def default_cache_dir() -> Path:
-    """`$CONDFT_CACHE/features`, else `condft/features` in the user's cache folder (XDG).
-
-    `CONDFT_CACHE=off` concerns reports; features must lie somewhere, since all ranks read them from there.
-    """
+    """The folder `features` in condft's cache folder; see `condft.files.cache_folder`."""
     return cache_folder() / "features"
 
 
 def tower_fingerprint(tower: nn.Module, feature_extractor: Any) -> str:
-    """What the features depend on besides the audio: weights, architecture, window, mel settings.
+    """SHA-256 (64 hex digits) of what features depend on besides the audio.
+
+    That is: the tower's weights and architecture, its window, and the settings of the mel spectrogram.
 
     Args:
         tower: An audio tower with a transformers `config`.
-        feature_extractor: The one that feeds it.
-
-    Returns:
-        64 hex digits.
+        feature_extractor: The feature extractor of its processor.
     """
     digest = hashlib.sha256()
     config: Any = tower.config
@@ -77,44 +81,54 @@ def compute_features(
     progress: bool = True,
     skipped: list[SkippedClip] | None = None,
 ) -> list[Tensor]:
-    """The audio tower's last hidden state of every clip, from the cache where it holds it.
+    """The audio tower's last hidden state of every clip, from the cache if it is there.
 
-    Under `torch.distributed` each rank computes its own share first and then reads what the others wrote; a share
-    that is not to be seen (cache folders on separate disks) is computed here too. Several jobs may share a cache.
+    Under `torch.distributed` each process computes its own share and then reads the files of the others. If it does
+    not see them (the cache folders are on separate disks), it computes their shares too. Several jobs may use a cache
+    at the same time.
 
     Args:
-        model: An audio LLM with its tower in place, on the device to compute on. Not modified.
+        model: An audio LLM with its tower, on the device to compute on. It is not modified.
         processor: Its processor.
-        clips: None longer than the processor's window.
+        clips: The clips. None may be longer than the processor's window.
         cache_dir: Root of the cache; None means `default_cache_dir()`.
-        batch_size: Clips a forward pass.
-        progress: Show a progress bar (rank 0 only, and only if there is something to compute).
-        skipped: Takes the clips that cannot be decoded or are too short, which then have no tensor; without it they
-            are errors.
+        batch_size: Clips of a forward pass.
+        progress: Show a progress bar (in the first process, and only if there is something to compute).
+        skipped: A list that takes the clips which cannot be decoded or are too short; they get no tensor. Without a
+            list they are errors.
 
     Returns:
-        A tensor a clip, in the order given: `(num_audio_tokens, tower_dim)` fp32 on the CPU, padding cut off.
+        One tensor for each clip, in the order given: `(num_audio_tokens, tower_dim)`, fp32, on the CPU, without
+        padding. A Whisper tower makes 25 audio tokens of a second.
 
     Raises:
-        SpeechDataError: A clip cannot be decoded, is longer than the window, or too short for a single feature;
-            see `skipped`.
+        SpeechDataError: A clip is longer than the window; or it cannot be decoded or is too short for one feature, and
+            there is no `skipped`.
         ValueError: The model has no audio tower.
+
+    >>> from condft.tasks.speech import compose_audio_llm, load_manifest
+    >>> model, processor = compose_audio_llm("whisper", "llama", max_seconds=2)
+    >>> clips = load_manifest("clips/manifest.jsonl").clips
+    >>> features = compute_features(model, processor, clips, progress=False)
+    >>> clips[1].seconds, features[1].shape
+    (1.5, torch.Size([37, 16]))
     """
     owner = _tower_owner(model)
     tower, extractor = owner.audio_tower, processor.feature_extractor
     if isinstance(tower, PassThroughTower):
-        raise ValueError("the audio tower is swapped out: call compute_features outside of precomputed_features")
+        raise ValueError("the audio tower is replaced: call compute_features outside of precomputed_features")
     root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     folder = root / tower_fingerprint(tower, extractor)
     paths = [folder / digest[:2] / f"{digest}.safetensors" for digest in (clip.audio_sha256 for clip in clips)]
-    wanted = dict(zip(paths, clips, strict=True))  # equal recordings are computed once
-    features = {path: tensor for path in wanted if (tensor := _load(path, tower.config.hidden_size)) is not None}
-    order = sorted(wanted)  # by hash: any stride through it is a fair share
+    by_path = dict(zip(paths, clips, strict=True))  # equal recordings are computed once
+    features = {path: tensor for path in by_path if (tensor := _load(path, tower.config.hidden_size)) is not None}
+    order = sorted(by_path)  # by hash: every n-th path is a random share of the clips, long ones and short ones
     group = ProcessGroup()
-    _check_lengths([wanted[path] for path in order if path not in features], extractor)
+    _check_lengths([by_path[path] for path in order if path not in features], extractor)
 
-    # Shares of all clips, not of the missing ones: a rank that looks later already sees what a quicker one wrote.
-    share = {path: wanted[path] for path in order[group.rank :: group.size] if path not in features}
+    # Shares of all clips, not of the missing ones: a process that looks later already sees files of a faster one, and
+    # the shares would overlap.
+    share = {path: by_path[path] for path in order[group.rank :: group.size] if path not in features}
     bad: dict[Path, SpeechDataError] | None = None if skipped is None else {}
     features |= _compute_share(tower, extractor, share, batch_size, progress and group.first, bad)
     if group.size > 1:
@@ -122,22 +136,26 @@ def compute_features(
         for path in order:
             if path not in features and (tensor := _load(path, tower.config.hidden_size)) is not None:
                 features[path] = tensor
-        # the unusable ones of the others' shares too: every rank finds out for itself
-        unseen = {path: wanted[path] for path in order if path not in features}
+        # Also the unusable clips of the other shares, for which there is no file: every process needs them in `bad`.
+        unseen = {path: by_path[path] for path in order if path not in features}
         features |= _compute_share(tower, extractor, unseen, batch_size, progress and group.first, bad)
     if skipped is not None and bad:
         for path, clip in zip(paths, clips, strict=True):
-            if path in bad:  # of equal recordings, the message names the one that was decoded
-                reason = str(bad[path]).removeprefix(f"{wanted[path].source}: ")
+            if path in bad:  # the message may name another clip with the same recording, which was the one decoded
+                reason = str(bad[path]).removeprefix(f"{by_path[path].source}: ")
                 skipped.append(SkippedClip(clip.source, reason))
     return [features[path] for path in paths if path in features]
 
 
 class PassThroughTower(nn.Module):
-    """Stands in for an audio tower: takes its features where mel features are expected and hands them on.
+    """Replaces an audio tower: takes features where the tower takes mel features, and passes them on.
 
     `forward(input_features, input_features_mask)` gets `(batch, num_audio_tokens, tower_dim)` and
-    `(batch, num_audio_tokens)`. Features are cast to `dtype`, the tower's own, as the projector expects them.
+    `(batch, num_audio_tokens)`. Features are cast to `dtype`, the tower's own, as the projector expects.
+
+    >>> tower = PassThroughTower(torch.bfloat16)
+    >>> tower(torch.zeros(2, 10, 16)).last_hidden_state.dtype
+    torch.bfloat16
     """
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
@@ -147,32 +165,42 @@ class PassThroughTower(nn.Module):
     def forward(
         self, input_features: Tensor, input_features_mask: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """Keyword arguments meant for a real tower (`return_dict`, attention options) change nothing here."""
+        """Passes the features on. Arguments for a real tower (`return_dict`, attention options) have no effect."""
         return BaseModelOutputWithPooling(last_hidden_state=input_features.to(self.dtype))
 
     def _get_feat_extract_output_lengths(self, input_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return input_lengths, input_lengths
+        return input_lengths, input_lengths  # transformers computes the number of audio tokens by this method
 
 
 @contextmanager
 def precomputed_features(model: nn.Module) -> Iterator[nn.Module]:
-    """Within it, `model` takes `compute_features`' output in place of mel features; afterwards all is as before.
+    """Within it, `model` takes the output of `compute_features` instead of mel features.
 
-    The tower leaves the model meanwhile: it is not moved, sharded, counted or saved with it.
+    The tower is not in the model during that time: it is not moved, sharded, counted or saved with it. Afterwards it
+    is back.
 
     Args:
-        model: An audio LLM, also wrapped by PEFT. Enter before FSDP or DDP wrap it.
+        model: An audio LLM, wrapped by PEFT or not. Enter the context before FSDP or DDP wrap it.
 
     Yields:
         The same model.
 
     Raises:
         ValueError: The model has no audio tower.
+
+    >>> from condft.tasks.speech import SpeechCollator, compose_audio_llm, load_manifest, make_examples
+    >>> model, processor = compose_audio_llm("whisper", "llama", max_seconds=2)
+    >>> clips = load_manifest("clips/manifest.jsonl").clips
+    >>> examples = make_examples(clips, compute_features(model, processor, clips, progress=False))
+    >>> batch = SpeechCollator.for_model(model, processor)(examples)
+    >>> with precomputed_features(model):
+    ...     loss = model(**batch).loss
+    >>> loss.isfinite().item()
+    True
     """
     owner = _tower_owner(model)
     tower = owner.audio_tower
-    stand_in = PassThroughTower(next(tower.parameters()).dtype).train(tower.training)
-    owner.audio_tower = stand_in
+    owner.audio_tower = PassThroughTower(next(tower.parameters()).dtype).train(tower.training)
     try:
         yield model
     finally:
@@ -181,15 +209,15 @@ def precomputed_features(model: nn.Module) -> Iterator[nn.Module]:
 
 def _tower_owner(model: nn.Module) -> Any:
     for module in model.modules():
-        if "audio_tower" in module._modules:  # not hasattr: PEFT's wrappers answer for what they wrap
+        if "audio_tower" in module._modules:  # not hasattr: PEFT's wrappers have the attributes of what they wrap
             return module
     raise ValueError(f"{type(model).__name__} holds no audio_tower")
 
 
 def _check_lengths(clips: Sequence[Clip], extractor: Any) -> None:
-    """Whisper's extractor would cut a longer clip in silence."""
+    """Refuses clips longer than the window: Whisper's extractor would cut them without a warning."""
     for clip in clips:
-        if clip.seconds * extractor.sampling_rate > extractor.n_samples + 1:  # 1: resampling rounds up
+        if clip.seconds * extractor.sampling_rate > extractor.n_samples + 1:  # + 1: resampling rounds up
             raise SpeechDataError(
                 f"{clip.source}: the clip lasts {clip.seconds:.2f} s, the model's window is "
                 f"{extractor.chunk_length} s. Compose the model with a larger max_seconds, "
@@ -205,13 +233,13 @@ def _compute_share(
     progress: bool,
     bad: dict[Path, SpeechDataError] | None,
 ) -> dict[Path, Tensor]:
-    """Encodes clips and writes each to its path at once: an interrupted run goes on where it stopped.
+    """Encodes clips. Each batch is written at once, so an interrupted run continues after the last one.
 
-    `bad` takes what is wrong with clips that cannot be used; without it the first of them is an error.
+    `bad` takes the errors of clips that cannot be used; without it the first of them is raised.
     """
     features: dict[Path, Tensor] = {}
     paths = list(share)
-    with tqdm(total=len(paths), desc="Audio features", unit="clip", disable=not (progress and paths)) as shown:
+    with tqdm(total=len(paths), desc="audio features", unit="clip", disable=not (progress and paths)) as shown:
         for start in range(0, len(paths), batch_size):
             batch = paths[start : start + batch_size]
             audio: dict[Path, np.ndarray] = {}
@@ -265,7 +293,7 @@ def _save(path: Path, features: Tensor) -> None:
 
 
 def _load(path: Path, tower_dim: int) -> Tensor | None:
-    """A cached clip; None if there is none, or (with a warning) if the file is damaged."""
+    """The cached features of a clip; None if there is no file, or (with a warning) if it is damaged."""
     if not path.exists():
         return None
     try:

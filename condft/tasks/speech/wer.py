@@ -1,34 +1,46 @@
-"""What was learned: transcription by greedy decoding, and its word error rate, overall and by language."""
+"""Transcription by greedy decoding, and its word error rate: overall and for each language."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jiwer
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import send_to_device
 from torch import nn
 from tqdm.auto import tqdm
 
 from condft.runtime.model_mode import measuring
+from condft.runtime.process_group import ProcessGroup
 
-_JOINING = "'’ʼ"  # inside a word: "don't" is one word, not two
+try:
+    import jiwer
+except ImportError as error:
+    raise ImportError("Word error rates need jiwer: pip install 'condft[speech]'") from error
+
+__all__ = ["WerReport", "normalize", "transcribe", "word_error_rate"]
+
+_APOSTROPHES = "'’ʼ"  # removed, not replaced by a blank: "don't" is one word, not two
 
 
 @dataclass(frozen=True)
 class WerReport:
-    """Word error rates: edits over reference words of a whole corpus (can exceed 1 when words are invented).
+    """Word error rates of a corpus: the edits of all clips, divided by the reference words of all clips.
+
+    A rate is 0 for perfect transcriptions, and above 1 if many words are inserted.
 
     Attributes:
-        overall: Over all clips.
-        by_language: Over each language's clips, languages in sorted order.
-        num_clips: How many clips.
-        num_words: Words in the references.
-        substitutions: Words put for others.
-        deletions: Reference words left out.
-        insertions: Words invented.
+        overall: Rate over all clips.
+        by_language: Rate over the clips of each language, in sorted order.
+        num_clips: Number of clips.
+        num_words: Number of words in the references.
+        substitutions: Reference words replaced by other words.
+        deletions: Reference words missing in the hypotheses.
+        insertions: Hypothesis words that the references do not have.
+
+    >>> report = word_error_rate(["one two"], ["one three four"])
+    >>> report.num_words, report.substitutions, report.deletions, report.insertions
+    (2, 1, 0, 1)
     """
 
     overall: float
@@ -41,10 +53,16 @@ class WerReport:
 
 
 def normalize(text: str) -> str:
-    """Lower case, NFKC, without punctuation, words one space apart. Letters stay as they are: ß is not ss."""
+    """A text as it is compared: NFKC, lower case, without punctuation, one space between words.
+
+    Letters are kept as they are: ß does not become ss.
+
+    >>> normalize("Don't say:  FOUR-two!")
+    'dont say four two'
+    """
     kept = []
     for character in unicodedata.normalize("NFKC", text).lower():
-        if character in _JOINING:
+        if character in _APOSTROPHES:
             continue
         kept.append(" " if unicodedata.category(character).startswith("P") else character)
     return " ".join("".join(kept).split())
@@ -53,36 +71,40 @@ def normalize(text: str) -> str:
 def word_error_rate(
     references: Sequence[str], hypotheses: Sequence[str], languages: Sequence[str] | None = None
 ) -> WerReport:
-    """The corpus-level word error rate of normalized texts: total edits over total reference words.
+    """The word error rate of a corpus, on normalized texts: all edits divided by all reference words.
 
     Args:
-        references: What was said, one text a clip.
-        hypotheses: What was heard; may be empty texts.
-        languages: Each clip's language; None leaves `by_language` empty.
+        references: The correct text of each clip.
+        hypotheses: The transcription of each clip; may be empty.
+        languages: The language of each clip; None leaves `by_language` empty.
 
     Raises:
-        ValueError: Lengths differ, there are no clips, or a reference has no word.
+        ValueError: The lengths differ, there are no clips, or a reference has no word.
+
+    >>> report = word_error_rate(["One two.", "eins zwei drei"], ["one two", "eins drei"], ["en", "de"])
+    >>> report.overall, report.by_language
+    (0.2, {'de': 0.3333333333333333, 'en': 0.0})
     """
     if not len(references) == len(hypotheses) == len(languages if languages is not None else references):
         raise ValueError(
             f"{len(references)} references, {len(hypotheses)} hypotheses and "
-            f"{'no' if languages is None else len(languages)} languages do not match one another"
+            f"{'no' if languages is None else len(languages)} languages do not match"
         )
     if not references:
         raise ValueError("no clips to compare: the test split is empty")
-    truths, heard = [normalize(text) for text in references], [normalize(text) for text in hypotheses]
-    for index, (raw, truth) in enumerate(zip(references, truths, strict=True)):
-        if not truth:
+    expected, found = [normalize(text) for text in references], [normalize(text) for text in hypotheses]
+    for index, (raw, text) in enumerate(zip(references, expected, strict=True)):
+        if not text:
             raise ValueError(f"reference {index} ({raw!r}) has no word to compare with; remove the clip")
-    whole = jiwer.process_words(truths, heard)
+    whole = jiwer.process_words(expected, found)
     by_language = {}
     for language in sorted(set(languages or ())):
         at = [index for index, name in enumerate(languages or ()) if name == language]
-        by_language[language] = float(jiwer.wer([truths[i] for i in at], [heard[i] for i in at]))
+        by_language[language] = float(jiwer.wer([expected[i] for i in at], [found[i] for i in at]))
     return WerReport(
         overall=float(whole.wer),
         by_language=by_language,
-        num_clips=len(truths),
+        num_clips=len(expected),
         num_words=whole.hits + whole.substitutions + whole.deletions,
         substitutions=whole.substitutions,
         deletions=whole.deletions,
@@ -98,38 +120,49 @@ def transcribe(
     max_new_tokens: int,
     progress: bool = True,
 ) -> list[str]:
-    """Greedy transcriptions of prompt batches. The processes share the batches, and each gets the texts of all.
+    """Greedy transcriptions of prompt batches. The processes share the batches, and each returns the texts of all.
 
     Args:
-        model: Unwrapped (not DDP), with `generate`; in whatever mode, which it has again afterwards.
+        model: A model with `generate`, not wrapped by DDP. The modes of its modules are restored afterwards.
         tokenizer: A tokenizer or processor with `batch_decode`.
-        prompt_batches: `input_ids` (B, T; left-padded), `attention_mask`, and the audio's inputs; what is not a tensor
-            is left out.
-        max_new_tokens: Longest answer.
-        progress: Show a bar (main process only).
+        prompt_batches: From `SpeechCollator.prompts`: `input_ids` `(batch, length)`, padded on the left,
+            `attention_mask`, and the inputs of the audio. Values that are not tensors are ignored.
+        max_new_tokens: Longest transcription, in tokens.
+        progress: Show a progress bar (in the first process only).
 
     Returns:
-        One text a clip, in order, special tokens and outer blanks removed.
+        One text for each clip, in order, without special tokens and outer blanks.
 
     Raises:
-        ValueError: `max_new_tokens` is not positive.
+        ValueError: `max_new_tokens` is less than 1.
+
+    >>> prompts = {"input_ids": token_ids, "attention_mask": torch.ones_like(token_ids)}
+    >>> texts = transcribe(base, tokenizer, [prompts], max_new_tokens=4, progress=False)
+    >>> len(texts)  # one for each row of the batch
+    2
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; an answer needs at least 1")
-    state = PartialState()
-    own = range(state.process_index, len(prompt_batches), state.num_processes)
-    hidden = not (progress and state.is_main_process)
-    texts: list[tuple[int, list[str]]] = []
-    with measuring(model) as device:
-        for index in tqdm(own, desc="transcribing", unit="batch", disable=hidden, leave=False):
-            tensors = {k: v for k, v in prompt_batches[index].items() if isinstance(v, torch.Tensor)}
-            texts.append((index, _generate(model, tokenizer, send_to_device(tensors, device), max_new_tokens)))
-    return [text for _, batch in sorted(gather_object(texts)) for text in batch]
+    group = ProcessGroup()
+
+    def transcribe_share() -> list[tuple[int, list[str]]]:
+        share = range(group.rank, len(prompt_batches), group.size)
+        texts: list[tuple[int, list[str]]] = []
+        hidden = not (progress and group.first)
+        with measuring(model) as device:
+            for index in tqdm(share, desc="transcribing", unit="batch", disable=hidden, leave=False):
+                tensors = {k: v for k, v in prompt_batches[index].items() if isinstance(v, torch.Tensor)}
+                texts.append((index, _generate(model, tokenizer, send_to_device(tensors, device), max_new_tokens)))
+        return texts
+
+    by_index = dict(pair for share in group.run(transcribe_share) for pair in share)
+    return [text for index in sorted(by_index) for text in by_index[index]]
 
 
 def _generate(model: Any, tokenizer: Any, batch: dict[str, torch.Tensor], max_new_tokens: int) -> list[str]:
     pad = getattr(tokenizer, "tokenizer", tokenizer).pad_token_id
-    # the sampling settings of a chat model's generation_config are unset: under greedy search they only warn
+    # Sampling settings of a chat model's generation_config are unset: with do_sample=False, transformers 5 warns of
+    # each of them at every call.
     tokens = model.generate(
         **batch,
         max_new_tokens=max_new_tokens,

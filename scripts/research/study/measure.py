@@ -22,7 +22,8 @@ from condft.retention.measures import held_out_text, kl_to_base, text_cross_entr
 from condft.retention.sampling import sample_from_base
 from condft.retention.self_distillation import SelfDistillation
 from condft.runtime.model_mode import measuring
-from condft.training.objective import IGNORED, answer_loss_sum, count_answer_tokens
+from condft.tasks.chat import IGNORED
+from condft.training.objective import answer_loss_sum, count_answer_tokens
 from scripts.research.config import StudyConfig, digest_of
 from scripts.research.store import waiting_for
 from scripts.research.study.arms import Arm

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Processor
 
-from condft.tasks.speech import IGNORE_INDEX, SpeechCollator, SpeechExample, precomputed_features
+from condft.tasks.chat import IGNORED
+from condft.tasks.speech import SpeechCollator, SpeechExample, precomputed_features
 
 SpeechLLM = tuple[AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Processor]
 TOWER_DIM = 16
@@ -50,7 +51,7 @@ def test_labels_are_the_answers_and_all_counts_agree(
     for index, (text, length) in enumerate(rows):
         ids, mask, labels = (batch[key][index] for key in ("input_ids", "attention_mask", "labels"))
         assert mask.tolist() == sorted(mask.tolist())  # zeros, then ones: padded on the left
-        answer = labels[labels != IGNORE_INDEX]
+        answer = labels[labels != IGNORED]
         assert torch.equal(labels[-len(answer) :], answer)  # in one piece, at the right edge
         assert torch.equal(ids[-len(answer) :], answer)
         assert answer[-1] == tokenizer.eos_token_id
@@ -82,7 +83,7 @@ def test_a_system_prompt_replaces_the_template_s_own(speech_llm: SpeechLLM) -> N
 def test_a_prompt_batch_is_the_training_batch_without_answers(collator: SpeechCollator) -> None:
     examples = [example("one two", 4), example("two one", 9)]  # answers of one length
     training, prompts = collator(examples), collator.prompts(examples)
-    answer_length = int((training["labels"][0] != IGNORE_INDEX).sum())
+    answer_length = int((training["labels"][0] != IGNORED).sum())
     assert prompts.keys() == training.keys() - {"labels"}
     assert torch.equal(prompts["input_ids"], training["input_ids"][:, :-answer_length])
     assert torch.equal(prompts["attention_mask"], training["attention_mask"][:, :-answer_length])
@@ -105,7 +106,7 @@ def test_logits_to_keep_covers_the_answers(collator: SpeechCollator, speech_llm:
     model, _ = speech_llm
     batch = collator([example("one", 3, seed=1), example("one two three", 20, seed=2)])
     labels = batch["labels"]
-    longest = int((labels != IGNORE_INDEX).sum(dim=1).max())
+    longest = int((labels != IGNORED).sum(dim=1).max())
     with torch.no_grad(), precomputed_features(model):
         loss = model(**batch).loss
         del batch["labels"]
@@ -115,7 +116,9 @@ def test_logits_to_keep_covers_the_answers(collator: SpeechCollator, speech_llm:
 
 
 def test_a_sequence_too_long_for_the_language_model_is_named(collator: SpeechCollator) -> None:
-    with pytest.raises(ValueError, match=r"m\.jsonl:3: the sequence has \d+ tokens \(200 of them audio\).* takes 256"):
+    with pytest.raises(
+        ValueError, match=r"m\.jsonl:3: the sequence has \d+ tokens \(200 of them audio\).* takes at most 256"
+    ):
         collator([example("one", 3), example("one", 200)])
 
 

@@ -12,16 +12,8 @@ from datasets import Audio, Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from condft.tasks.speech import (
-    Clip,
-    SpeechDataError,
-    clips_digest,
-    describe_skipped,
-    load_manifest,
-    load_speech_dataset,
-    longest_seconds,
-    read_audio,
-)
+from condft.tasks.speech import Clip, SpeechDataError, load_manifest, load_speech_dataset, read_audio
+from condft.tasks.speech.data import clips_digest, describe_skipped, longest_seconds
 
 MakeClip = Callable[..., Path]
 
@@ -36,13 +28,13 @@ def test_a_manifest_is_read_in_order_with_all_fields(manifest: Path) -> None:
     data = load_manifest(manifest)
     assert [clip.seconds for clip in data.clips] == [0.4, 1.5, 0.9, 0.66]
     second = data.clips[1]
-    assert (second.text, second.language, second.speaker, second.split) == ("one two", "de", "voice-1", "train")
+    assert (second.text, second.language, second.speaker, second.split) == ("one two", "de", "speaker-1", "train")
     assert second.source == f"{manifest}:2"
     assert data.skipped == []
     assert longest_seconds(data.clips) == 1.5
 
 
-def test_splits_are_told_apart_and_an_unknown_one_names_those_there_are(manifest: Path) -> None:
+def test_splits_are_kept_apart_and_an_unknown_one_names_those_there_are(manifest: Path) -> None:
     assert len(load_manifest(manifest, split="train").clips) == 3
     assert len(load_manifest(manifest, split="test").clips) == 1
     with pytest.raises(SpeechDataError, match=r"no clip in split 'dev'; its splits are \['test', 'train'\]"):
@@ -59,8 +51,8 @@ def test_optional_fields_and_blank_lines_may_be_left_out(make_clip: MakeClip, tm
 BAD_LINES = {
     "not-json": ("{'audio'", "not JSON"),
     "not-object": ([1], "not a JSON object but a list"),
-    "no-text": ({"audio": "good.flac"}, r"lacks the field 'text'; it has \['audio'\]"),
-    "no-audio": ({"text": "one"}, "lacks the field 'audio'"),
+    "no-text": ({"audio": "good.flac"}, r"no field .text.; the fields are \['audio'\]"),
+    "no-audio": ({"text": "one"}, "no field 'audio'"),
     "text-type": ({"audio": "good.flac", "text": 3}, "field 'text' must be a string, not int"),
     "language-type": ({"audio": "good.flac", "text": "one", "language": []}, "'language' must be a string, not list"),
     "empty-text": ({"audio": "good.flac", "text": " \t"}, "the text is empty"),
@@ -106,7 +98,7 @@ def test_only_bad_clips_or_none_is_an_error_even_when_skipping(folder: Path) -> 
 
 
 def test_a_split_asked_for_must_be_a_field(folder: Path) -> None:
-    with pytest.raises(SpeechDataError, match="lacks the field 'split'"):
+    with pytest.raises(SpeechDataError, match="no field 'split'"):
         load_manifest(write_lines(folder, {"audio": "good.flac", "text": "one"}), split="train")
 
 

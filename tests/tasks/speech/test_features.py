@@ -20,18 +20,16 @@ from transformers import AudioFlamingo3ForConditionalGeneration, AudioFlamingo3P
 
 from condft.tasks.speech import (
     Clip,
-    PassThroughTower,
     SpeechCollator,
     SpeechDataError,
     components,
     compose_audio_llm,
     compute_features,
-    default_cache_dir,
     make_examples,
     precomputed_features,
     read_audio,
-    tower_fingerprint,
 )
+from condft.tasks.speech.features import PassThroughTower, default_cache_dir, tower_fingerprint
 from tests.helpers.processes import WORKERS
 
 SpeechLLM = tuple[AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Processor]
