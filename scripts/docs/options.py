@@ -40,7 +40,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
 _CONFIG_INTRO = """`CondFTConfig` says what trains. Give it to `get_peft_model(model, CondFTConfig(...))`, or write its
 fields into the `tuning:` section of a recipe's YAML. An adapter's folder keeps it as `adapter_config.json`.
 
-Low condition number trains, high condition number is frozen. Without any budget 100 units train, as in the paper.
+A unit is a whole weight, one expert of a fused stack, or one attention head. Low condition number trains, high
+condition number is frozen. Without any budget 100 units train, as in the paper.
 [Choose a budget](../how-to/choose-a-budget.md) shows how to decide;
 [Scores and controls](../explanation/scores-and-controls.md) explains the rules.
 
