@@ -5,6 +5,8 @@ names that pages use. `tests/helpers/pages.py` lists the comments by which a pag
 something; `pytest -m slow tests/docs` runs the slow ones.
 """
 
+import importlib.util
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -72,11 +74,15 @@ def test_a_page_runs_with_its_slow_blocks(page: Path, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "block",
-    [block for blocks in BLOCKS.values() for block in blocks if block.mark.startswith("needs: ")],
+    [block for blocks in BLOCKS.values() for block in blocks if block.language in RUN and "needs: " in block.mark],
     ids=lambda block: block.place,
 )
-def test_what_a_block_needs_is_known_and_listed(block: Block) -> None:
+def test_what_a_block_needs_is_known_and_its_files_exist(block: Block) -> None:
     assert block.mark.removeprefix("needs: ") in NEEDS
+    files = re.findall(r"(?<![\w/])(?:configs|scripts)/[\w./-]+\.\w+", block.code)
+    modules = re.findall(r"python -m (scripts[\w.]*)", block.code)
+    assert [name for name in files if not (ROOT / name).exists()] == []
+    assert [name for name in modules if importlib.util.find_spec(name) is None] == []
     if block.unmet_need:
         pytest.skip(f"needs {block.unmet_need}: {block.code.splitlines()[0]}")
 

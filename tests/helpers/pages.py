@@ -6,6 +6,8 @@ A block is a fence. A comment on the line above it, which the rendered page does
 - `<!-- needs: a GPU -->`: runs where that is at hand (`NEEDS`), and is listed as skipped elsewhere.
 - `<!-- real model -->`: above a `text` block, an output that only the real model gives. It is not compared.
 
+The commands of docs/results/ repeat studies, so there a block without a comment counts as `needs: hours`.
+
 A `text` block right after a block is what that one prints; `...` is for what differs from run to run.
 """
 
@@ -76,7 +78,7 @@ def blocks_of(page: Path) -> list[Block]:
     for start, end, language, code in _fences(lines):
         between = [line for line in lines[end_of_last:start] if line.strip()]
         mark = MARK.match(between[-1].strip()) if between else None
-        block = Block(page, start + 2, language, code, mark[1] if mark else "")
+        block = Block(page, start + 2, language, code, mark[1] if mark else _default_mark(page))
         follows = bool(found) and len(between) == (1 if mark else 0)
         if language == "text" and follows and found[-1].language in ("python", "bash"):
             last = found.pop()
@@ -85,6 +87,10 @@ def blocks_of(page: Path) -> list[Block]:
         found.append(block)
         end_of_last = end
     return found
+
+
+def _default_mark(page: Path) -> str:
+    return "needs: hours" if page.is_relative_to(ROOT / "docs" / "results") else ""
 
 
 def _fences(lines: list[str]) -> Iterator[tuple[int, int, str, str]]:
