@@ -57,7 +57,7 @@ def run_page(page: Path, folder: Path, *, slow: bool) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in BLOCKS[page]:
         if block.language in RUN and not block.unmet_need and (slow or block.mark != "slow"):
-            run_block(block, namespace, folder)
+            run_block(block, namespace, folder, in_process=not slow)
 
 
 @pytest.mark.parametrize("page", pages_with(lambda block: block.mark != "slow" and not block.unmet_need), ids=name_of)

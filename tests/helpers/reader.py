@@ -4,6 +4,7 @@ import contextlib
 import doctest
 import io
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
+from condft.cli import app
+from tests.helpers.accelerate_state import forget_accelerate
 from tests.helpers.pages import Block
 from tests.helpers.processes import ROOT
 from tests.helpers.tiny_speech import save_language_model, save_whisper, write_manifest
@@ -53,13 +57,24 @@ def put_model_of_real_size(folder: Path) -> None:
         LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / LANGUAGE_MODEL)
 
 
-def run_block(block: Block, namespace: dict[str, Any], folder: Path) -> None:
+def run_block(block: Block, namespace: dict[str, Any], folder: Path, *, in_process: bool = True) -> None:
     """Runs a block as the reader would, in `folder`; what it prints must be what the page shows.
+
+    Args:
+        block: Python or bash.
+        namespace: Of the page's Python blocks.
+        folder: The reader's, and the working directory.
+        in_process: Run `condft` commands by their entry point in this process: a start of Python takes seconds.
 
     Raises:
         AssertionError: It fails, or prints something else.
     """
-    printed = _run_python(block, namespace) if block.language == "python" else _run_shell(block, folder)
+    if block.language == "python":
+        printed = _run_python(block, namespace)
+    elif in_process and all(command.startswith("condft ") for command in _commands(block)):
+        printed = "".join(_run_condft(command, block) for command in _commands(block))
+    else:
+        printed = _run_shell(block, folder)
     if block.output is not None:
         same = doctest.OutputChecker().check_output(block.output, printed, COMPARE)
         assert same, f"{block.place} prints\n{printed}\nand the page shows\n{block.output}"
@@ -73,21 +88,27 @@ def _run_python(block: Block, namespace: dict[str, Any]) -> str:
     return printed.getvalue()
 
 
+def _commands(block: Block) -> list[str]:
+    return [line for line in block.code.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def _run_condft(command: str, block: Block) -> str:
+    forget_accelerate()
+    done = CliRunner().invoke(app, shlex.split(command, comments=True)[1:])
+    assert done.exit_code == 0, f"{block.place}: {command!r} ends with {done.exit_code}:\n{done.output[-3000:]}"
+    return done.stdout
+
+
 def _run_shell(block: Block, folder: Path) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {
-        **os.environ,
-        "PATH": path,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "COLUMNS": "110",
-        "NO_COLOR": "1",
-        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-    }
+    settings = {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.code], cwd=folder, env=environment, capture_output=True, text=True
+        ["bash", "-euo", "pipefail", "-c", block.code],
+        cwd=folder,
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
     )
-    assert done.returncode == 0, (
-        f"{block.place} ends with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
-    )
+    output = done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.returncode == 0, f"{block.place} ends with {done.returncode}:\n{output}"
     return done.stdout
