@@ -22,14 +22,14 @@ from condft.training import (
     FreezeReport,
     RunConfig,
     checksum_tensors,
-    compare,
+    compare_checksums,
     find_checkpoint,
     frozen_tensors,
     make_accelerator,
     make_engine,
     prepare_output_dir,
-    remove_run,
 )
+from condft.training.output_dir import remove_run
 
 __all__ = ["run"]
 
@@ -76,7 +76,7 @@ def run(config: RunConfig, *, resume: bool = False, overwrite: bool = False, cpu
 
     before = measure_model(model, data, settings)
     training = train_model(engine, model, data, config, resume_from=checkpoint, inputs=inputs)
-    freeze = compare(base.checksums, checksum_tensors(frozen_tensors(model)))
+    freeze = compare_checksums(base.checksums, checksum_tensors(frozen_tensors(model)))
     save_adapter(engine, model, processor, training.checkpoint, output_dir / ADAPTER)
 
     if not engine.leaves_model_whole:  # this process holds shards only, and generate() needs the whole model

@@ -12,8 +12,9 @@ from condft.files.atomic import atomic_directory
 from condft.recipe.data import RunData
 from condft.recipe.measure import make_self_distillation
 from condft.tasks.speech import precomputed_features
-from condft.training import Checkpoint, Engine, RunConfig, TrainResult, train
-from condft.training.checkpoint import load_trained
+from condft.training import RunConfig, TrainResult, train
+from condft.training.checkpoint import Checkpoint, load_trained
+from condft.training.engines.base import Engine
 
 __all__ = ["Training", "save_adapter", "train_model"]
 

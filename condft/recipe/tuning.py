@@ -13,7 +13,8 @@ from torch import nn
 from condft.analysis.analyze import analyze
 from condft.recipe.measure import measure_fisher
 from condft.report import SpectralReport
-from condft.training import Engine, RunConfig
+from condft.training import RunConfig
+from condft.training.engines.base import Engine
 from condft.tuner import CondFTConfig
 
 __all__ = ["Analysis", "analyze_base", "select_and_wrap", "tuning_config"]

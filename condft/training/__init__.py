@@ -1,28 +1,35 @@
-"""Training: typed configuration, an accelerate loop over stages, checkpoints, and the proof of freeze."""
+"""Training on accelerate: configuration, stages, checkpoints, engines, and the check of frozen weights.
+
+A whole run, in every process:
+
+    config = load_config("run.yaml")
+    engine = make_engine(make_accelerator(config))
+    prepare_output_dir(config.output_dir)
+    before = checksum_tensors(frozen_tensors(model))  # the base, before get_peft_model
+    train(engine, peft_model, examples, collate, config)
+    compare_checksums(before, checksum_tensors(frozen_tensors(peft_model)))
+"""
 
 from condft.training.accelerator import make_accelerator
-from condft.training.checkpoint import Checkpoint, find_checkpoint
+from condft.training.checkpoint import find_checkpoint
 from condft.training.config import RunConfig, TrainingConfig
 from condft.training.config_file import load_config
-from condft.training.engines.base import Engine
 from condft.training.engines.make import make_engine
-from condft.training.freeze_check import FreezeReport, checksum_tensors, compare, frozen_tensors
+from condft.training.freeze_check import FreezeReport, checksum_tensors, compare_checksums, frozen_tensors
 from condft.training.loop import TrainResult, train_stage
 from condft.training.metrics import read_metrics
-from condft.training.output_dir import prepare_output_dir, remove_run
+from condft.training.output_dir import prepare_output_dir
 from condft.training.run import train
-from condft.training.stage import Stage, stages_of
+from condft.training.stage import Stage
 
 __all__ = [
-    "Checkpoint",
-    "Engine",
     "FreezeReport",
     "RunConfig",
     "Stage",
     "TrainResult",
     "TrainingConfig",
     "checksum_tensors",
-    "compare",
+    "compare_checksums",
     "find_checkpoint",
     "frozen_tensors",
     "load_config",
@@ -30,8 +37,6 @@ __all__ = [
     "make_engine",
     "prepare_output_dir",
     "read_metrics",
-    "remove_run",
-    "stages_of",
     "train",
     "train_stage",
 ]

@@ -1,12 +1,12 @@
-"""Checkpoints: what is trained, the optimizer's state and every rank's random state; written whole or not at all.
+"""Checkpoints: trained parameters, optimizer state and the random states of all processes; complete or absent.
 
     OUTPUT/checkpoints/00000120-adapt/     the run's optimizer steps so far, and the stage they ended in
-        trainable.safetensors              the trained parameters by name; nothing frozen is ever written
+        trainable.safetensors              the trained parameters by name; frozen ones are never written
         optimizer.safetensors              the optimizer's state, `<parameter>/<key>`
         training.pt                        learning rates, schedule, loss scaler and random states
         state.json                         stage, step, config, fingerprint, inputs, versions
 
-Tensors are whole, whatever engine sharded them: ranks gather them one at a time, and rank 0 keeps and writes them.
+Tensors are whole on every engine: the processes gather sharded ones, one at a time, and the main process writes them.
 The `.pt` file holds tensors and plain values only and is read with `weights_only=True`: loading runs no code.
 """
 
@@ -40,6 +40,15 @@ from condft.training.engines.base import Engine
 from condft.training.engines.sharding import whole
 from condft.training.output_dir import CHECKPOINTS
 
+__all__ = [
+    "Checkpoint",
+    "find_checkpoint",
+    "load_parameters",
+    "load_trained",
+    "load_training_state",
+    "save_checkpoint",
+]
+
 _FOLDER = re.compile(r"\d{8,}-\w+")
 _WEIGHTS, _OPTIMIZER = "trainable.safetensors", "optimizer.safetensors"
 _TRAINING, _STATE = "training.pt", "state.json"
@@ -54,7 +63,7 @@ class Checkpoint:
         stage: The stage it was taken in.
         step: Optimizer steps done in that stage.
         global_step: Optimizer steps done in the whole run.
-        inputs: Digests of what the configuration only names, such as the training data, by what they are of.
+        inputs: Hashes of inputs that the configuration only names, such as `training data`.
     """
 
     path: Path
@@ -64,15 +73,24 @@ class Checkpoint:
     inputs: Mapping[str, str] = field(default_factory=dict)
 
     def check_inputs(self, inputs: Mapping[str, str]) -> None:
-        """Refuses inputs other than those that it was taken with. Only those given here are compared.
+        """Compares the run's inputs with those that the checkpoint was taken with.
+
+        Args:
+            inputs: Hashes, by name. Only these names are compared.
 
         Raises:
-            ValueError: Names the inputs that differ.
+            ValueError: An input differs. The message names all that do.
+
+        >>> checkpoint = Checkpoint(Path("run"), "adapt", 4, 7, inputs={"training data": "1f3a"})
+        >>> checkpoint.check_inputs({"training data": "1f3a"})
+        >>> checkpoint.check_inputs({"training data": "99b0"})
+        Traceback (most recent call last):
+        ValueError: run was taken with another training data under the same name. Restore ...
         """
         if changed := [name for name, digest in inputs.items() if self.inputs.get(name) != digest]:
             raise ValueError(
                 f"{self.path} was taken with another {' and another '.join(changed)} under the same name. Restore "
-                "what it was taken with, choose another output_dir, or start anew with --overwrite."
+                "what it was taken with, choose another output_dir, or start again with --overwrite."
             )
 
 
@@ -88,18 +106,18 @@ def save_checkpoint(
     global_step: int,
     inputs: Mapping[str, str] = MappingProxyType({}),
 ) -> Checkpoint:
-    """Writes a checkpoint below `config.output_dir` and prunes old ones. Call it on every rank: all wait.
+    """Writes a checkpoint into `config.output_dir` and deletes old ones. Call it in every process.
 
     Args:
-        engine: Gathers what is sharded.
-        parameters: All that the run trains, by name (also what the present stage leaves alone).
+        engine: Gathers sharded tensors.
+        parameters: All parameters that the run trains, by name, including those that this stage does not train.
         optimizer: The stage's optimizer.
-        scheduler: The stage's schedule.
-        config: Kept inside, and compared on resume.
+        scheduler: The stage's learning rate schedule.
+        config: Written into the checkpoint, and compared when a run resumes.
         stage: Name of the stage.
         step: Optimizer steps done in the stage.
         global_step: Optimizer steps done in the run.
-        inputs: Kept inside, and compared on resume: see `Checkpoint.check_inputs`.
+        inputs: Written into the checkpoint, and compared when a run resumes: see `Checkpoint.check_inputs`.
 
     Returns:
         The checkpoint.
@@ -142,7 +160,7 @@ def save_checkpoint(
 def _gather(
     engine: Engine, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Whole weights and optimizer state on the CPU of rank 0; on the others, which only take part, nothing."""
+    """Whole weights and optimizer state on the CPU of the main process. The others take part and return nothing."""
     weights: dict[str, Tensor] = {}
     states: dict[str, Tensor] = {}
     keep = engine.accelerator.is_main_process
@@ -150,7 +168,7 @@ def _gather(
         weight = whole(parameter)
         state = engine.whole_state(optimizer, parameter)
         if keep:
-            # copies: ZeRO keeps parameters as views of one buffer, which safetensors refuses
+            # copies: ZeRO-2 keeps parameters as views of one buffer, which safetensors refuses to write
             weights[name] = _on_cpu(weight)
             states |= {f"{name}/{key}": _on_cpu(value) for key, value in state.items()}
     return weights, states
@@ -161,15 +179,19 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 
 
 def find_checkpoint(config: RunConfig, *, num_processes: int) -> Checkpoint | None:
-    """The newest complete checkpoint below `config.output_dir`; None where there is none yet.
+    """The newest complete checkpoint in `config.output_dir`; None if there is none yet.
 
     Args:
         config: The run.
-        num_processes: It runs on.
+        num_processes: Number of processes of this launch.
 
     Raises:
         ValueError: It was taken with another configuration (each differing key is named with both values) or on
             another number of processes; or its `state.json` is damaged.
+
+    >>> from condft.training import load_config
+    >>> find_checkpoint(load_config("run.yaml"), num_processes=1) is None  # nothing has run yet
+    True
     """
     folders = _complete_folders(Path(config.output_dir) / CHECKPOINTS)
     if not folders:
@@ -178,19 +200,19 @@ def find_checkpoint(config: RunConfig, *, num_processes: int) -> Checkpoint | No
     with _intact(path / _STATE) as file:
         state = json.loads(file.read_bytes())
     if state["fingerprint"] != config.fingerprint():
-        theirs, ours = flatten(state["config"]), flatten(config.to_dict())
+        then, now = flatten(state["config"]), flatten(config.to_dict())
         differences = [
-            f"  {key}: {theirs.get(key, 'absent')!r} there, {ours.get(key, 'absent')!r} now"
+            f"  {key}: {then.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} now"
             for key in config.diff(state["config"])
         ]
         raise ValueError(
             f"{path} was taken with another configuration:\n" + "\n".join(differences) + "\n"
-            "Resume with the values it was taken with, choose another output_dir, or start anew with --overwrite."
+            "Resume with the values it was taken with, choose another output_dir, or start again with --overwrite."
         )
     if state["num_processes"] != num_processes:
         raise ValueError(
             f"{path} was taken on {state['num_processes']} processes, this is {num_processes}: the global batch would "
-            f"differ. Launch with --num_processes {state['num_processes']}, or start anew with --overwrite."
+            f"differ. Launch with --num_processes {state['num_processes']}, or start again with --overwrite."
         )
     return Checkpoint(path, state["stage"], state["step"], state["global_step"], state["inputs"])
 
@@ -199,18 +221,18 @@ def load_parameters(checkpoint: Checkpoint, parameters: Mapping[str, Tensor]) ->
     """Copies the checkpoint's values into the model's trained parameters, in place, before anything is sharded.
 
     Raises:
-        ValueError: Names, shapes or dtypes differ: the model was built differently. Or the file is damaged.
+        ValueError: Names, shapes or dtypes differ, so the model was built differently; or the file is damaged.
     """
     saved = load_trained(checkpoint)
-    there = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in saved.items()}
-    here = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in parameters.items()}
-    if there != here:
-        differing = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    stored = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in saved.items()}
+    present = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in parameters.items()}
+    if stored != present:
+        differing = sorted(name for name in stored.keys() | present.keys() if stored.get(name) != present.get(name))
         first = differing[0]
         raise ValueError(
             f"{checkpoint.path} does not fit the model: {len(differing)} parameters differ, first {first!r}, "
-            f"{there.get(first, 'absent')} there and {here.get(first, 'absent')} here. The base model or the "
-            "selection changed; restore them, or start anew with --overwrite."
+            f"{stored.get(first, 'absent')} there and {present.get(first, 'absent')} here. The base model or the "
+            "selection changed; restore them, or start again with --overwrite."
         )
     with torch.no_grad():
         for name, tensor in parameters.items():
@@ -230,21 +252,23 @@ def load_trained(checkpoint: Checkpoint) -> dict[str, Tensor]:
 def load_training_state(
     checkpoint: Checkpoint, engine: Engine, model: nn.Module, optimizer: Optimizer, scheduler: LRScheduler
 ) -> None:
-    """Restores optimizer, schedule, loss scaler and this rank's random states; call it last before the next step.
+    """Restores optimizer, schedule, loss scaler and this process's random states.
+
+    Call it right before the next step: anything that draws random numbers in between changes them.
 
     Args:
         checkpoint: The checkpoint.
-        engine: Cuts each rank's share of the optimizer's state.
-        model: As the engine prepared it: its parameters are those of the optimizer.
-        optimizer: The stage's.
-        scheduler: The stage's.
+        engine: Cuts each process's shard of the optimizer's state.
+        model: The model as the engine prepared it, whose parameters the optimizer has.
+        optimizer: The stage's optimizer.
+        scheduler: The stage's learning rate schedule.
 
     Raises:
         ValueError: A file is damaged.
     """
     accelerator = engine.accelerator
     with _intact(checkpoint.path / _TRAINING) as path:
-        # of bytes: from a file cut short torch raises an OSError, as of a disk that fails
+        # From bytes: for a truncated file, torch.load raises an OSError, as for a disk that fails.
         state = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
     for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
         group.update({key: value for key, value in saved.items() if key != "params"})
@@ -267,18 +291,18 @@ def load_training_state(
 
 @contextmanager
 def _intact(path: Path) -> Iterator[Path]:
-    """Names the file whose reading fails: libraries tell what is wrong with it, but not which one it is."""
+    """Names the file that cannot be read: the errors of the libraries say what is wrong, but not in which file."""
     try:
         yield path
     except (SafetensorError, UnpicklingError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path} is damaged ({error}): delete the folder {path.parent.name}, and --resume takes the checkpoint "
-            "before it; or start anew with --overwrite."
+            "before it; or start again with --overwrite."
         ) from error
 
 
 def _complete_folders(folder: Path) -> list[Path]:
-    """Oldest first. Only whole folders bear such names: a write in progress has a hidden one."""
+    """The folders of complete checkpoints, oldest first. A write in progress has another, hidden name."""
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if _FOLDER.fullmatch(path.name) and (path / _STATE).is_file()]
@@ -286,8 +310,9 @@ def _complete_folders(folder: Path) -> list[Path]:
 
 
 def _random_state() -> dict[str, Any]:
-    """This rank's random states as tensors and plain values, which `weights_only=True` lets through."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the state others draw from
+    """This process's random states as tensors and plain values, which `weights_only=True` accepts."""
+    # the global state: libraries draw from it
+    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
     return {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss),

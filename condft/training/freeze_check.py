@@ -1,11 +1,9 @@
-"""Proof of freeze: a checksum of every base tensor before and after, compared bit for bit.
+"""The freeze check: proves by checksums that training changed no bit of any base tensor.
 
-`before` is taken over the plain composed model, `after` over the wrapped and trained one:
-
-    before = checksum_tensors(frozen_tensors(model))
-    model = get_peft_model(model, config)
-    ...
-    report = compare(before, checksum_tensors(frozen_tensors(model)))
+before = checksum_tensors(frozen_tensors(model))                               # the plain model
+model = get_peft_model(model, config)
+...                                                                            # training
+report = compare_checksums(before, checksum_tensors(frozen_tensors(model)))    # the wrapped model
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,16 +16,21 @@ from condft.files.hashing import tensor_sha256
 from condft.training.engines.sharding import whole
 from condft.weights.walk import canonical_name
 
+__all__ = ["FreezeReport", "checksum_tensors", "compare_checksums", "frozen_tensors"]
+
 
 @dataclass(frozen=True)
 class FreezeReport:
-    """What became of the base tensors.
+    """The result of a freeze check.
 
     Attributes:
-        unchanged: All of them are there and none differs by a bit.
-        checked: How many were compared.
-        changed: Names whose checksum differs, sorted.
-        missing: Names that were there before and are not now, sorted.
+        unchanged: Whether all base tensors are still there, and none differs in a bit.
+        checked: Number of tensors that were compared.
+        changed: Names of tensors with another checksum, sorted.
+        missing: Names of tensors that no longer exist, sorted.
+
+    >>> compare_checksums({"a": "01", "b": "02"}, {"a": "01", "b": "99"})
+    FreezeReport(unchanged=False, checked=2, changed=['b'], missing=[])
     """
 
     unchanged: bool
@@ -37,48 +40,65 @@ class FreezeReport:
 
 
 def frozen_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and buffer of the base model, wrapped by PEFT or not; not the adapter's own copies.
+    """Every parameter and buffer of the base model, wrapped by PEFT or not, without the adapter's tensors.
 
-    `requires_grad` is not asked: it is True all over a freshly loaded model, and a base tensor that somebody
-    unfroze in place is just what the comparison has to find. Tied tensors come under each of their names, so that a
-    wrapper which changes the order of modules does not change the names.
+    `requires_grad` is not used: all parameters of a newly loaded model have it, and a base tensor that was unfrozen
+    by mistake is exactly what the comparison must find. Tied tensors appear under each of their names: if a wrapper
+    changes the order of the modules, the names stay the same.
 
     Yields:
         `(canonical name, tensor)`, in the model's order.
+
+    >>> from peft import get_peft_model
+    >>> from condft import CondFTConfig
+    >>> before = [name for name, _ in frozen_tensors(base)]
+    >>> model = get_peft_model(base, CondFTConfig(num_tensors=3))
+    >>> sorted(name for name, _ in frozen_tensors(model)) == sorted(before)
+    True
     """
-    # a PEFT tuner tells the prefix of its own tensors ("lora_", "condft_"); a plain model has no tuner
+    # a PEFT tuner has the prefix of its own tensors ("lora_", "condft_"); a plain model has no tuner
     prefix = getattr(getattr(model, "base_model", None), "prefix", None)
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     for name, tensor in named:
         parts = name.split(".")
-        own = isinstance(prefix, str) and prefix and any(part.startswith(prefix) for part in parts)
-        if not own and "modules_to_save" not in parts:
+        adapter = isinstance(prefix, str) and prefix and any(part.startswith(prefix) for part in parts)
+        if not adapter and "modules_to_save" not in parts:
             yield canonical_name(name), tensor
 
 
 def checksum_tensors(named_tensors: Iterable[tuple[str, Tensor]], *, progress: bool = True) -> dict[str, str]:
-    """The checksum of each tensor by name.
+    """The SHA-256 (64 hex digits) of each tensor, by name.
 
-    Sharded tensors (FSDP2, ZeRO-3) are gathered one at a time, so every rank has to call it.
+    Collective where tensors are sharded (FSDP2, ZeRO-3), which are gathered one at a time: call it in every process.
 
     Raises:
-        ValueError: A name comes twice, or a tensor is on the meta device.
+        ValueError: A name occurs twice, or a tensor is on the meta device.
+
+    >>> from torch import ones
+    >>> checksums = checksum_tensors([("a", ones(2)), ("b", ones(2))], progress=False)
+    >>> checksums["a"] == checksums["b"]
+    True
     """
     checksums: dict[str, str] = {}
     for name, tensor in tqdm(list(named_tensors), desc="checksums", unit="tensor", disable=not progress, leave=False):
         if name in checksums:
-            raise ValueError(f"two tensors have the name {name!r}: the comparison would not see one of them")
+            raise ValueError(f"two tensors have the name {name!r}: one of them would not be compared")
         if tensor.is_meta:
             raise ValueError(f"{name} is on the meta device and has no values to check; load the weights first")
         checksums[name] = tensor_sha256(whole(tensor))
     return checksums
 
 
-def compare(before: Mapping[str, str], after: Mapping[str, str]) -> FreezeReport:
-    """Compares two sets of checksums; tensors that only `after` has are no base tensors and do not matter.
+def compare_checksums(before: Mapping[str, str], after: Mapping[str, str]) -> FreezeReport:
+    """Compares checksums from before and after training. Tensors that only `after` has are ignored: no base tensors.
 
     Raises:
-        ValueError: `before` is empty: there is nothing to prove anything with.
+        ValueError: `before` is empty, so nothing would be compared.
+
+    >>> before = checksum_tensors(frozen_tensors(base), progress=False)
+    >>> base.model.norm.weight.data[0] += 1e-6  # one value of one tensor
+    >>> compare_checksums(before, checksum_tensors(frozen_tensors(base), progress=False)).changed
+    ['model.norm.weight']
     """
     if not before:
         raise ValueError("no checksums from before training: take them over the composed model before wrapping it")

@@ -1,4 +1,4 @@
-"""The run's metrics: one JSON line an optimizer step, in step with the checkpoints."""
+"""The run's metrics file: one line of JSON for each optimizer step."""
 
 import json
 import math
@@ -8,17 +8,27 @@ from typing import Any
 
 from condft.files.atomic import write_text
 
+__all__ = ["MetricsFile", "read_metrics", "truncate_metrics"]
+
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """All complete lines of a metrics file; a last line torn by a kill is left out. No file, no lines.
+    """The records of a metrics file, one for each optimizer step. Empty if there is no file.
+
+    An incomplete last line, from a run that was killed while writing, is left out.
 
     Raises:
-        ValueError: A line other than the last is not JSON.
+        ValueError: A complete line is not JSON.
+
+    >>> with MetricsFile("metrics.jsonl") as metrics:
+    ...     metrics.append({"step": 1, "loss": 2.5})
+    ...     metrics.append({"step": 2, "loss": 2.25})
+    >>> [record["loss"] for record in read_metrics("metrics.jsonl")]
+    [2.5, 2.25]
     """
     path = Path(path)
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # text after the last newline is a torn write
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # text after the last newline is an incomplete line
     records = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -29,13 +39,13 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def truncate_metrics(path: str | Path, steps: int) -> list[dict[str, Any]]:
-    """Cuts the file back, atomically, to its first `steps` lines: what a resumed run will not write again.
+    """Cuts the file to its first `steps` lines, atomically: a resumed run writes the later ones again.
 
     Returns:
-        The lines kept.
+        The records that are kept.
 
     Raises:
-        ValueError: The file holds fewer lines than the checkpoint says were written.
+        ValueError: The file holds fewer lines than the checkpoint has steps.
     """
     records = read_metrics(path)
     if len(records) < steps:
@@ -45,18 +55,18 @@ def truncate_metrics(path: str | Path, steps: int) -> list[dict[str, Any]]:
 
 
 class MetricsFile:
-    """Appends records to a JSONL file, each flushed, so that a killed run keeps all but the line being written.
+    """Appends records to a JSON Lines file. Each is flushed: a killed run loses at most the line being written.
 
     Args:
-        path: The file; its folder must exist.
-        enabled: False on all ranks but the main one: nothing is opened or written.
+        path: The file. Its folder must exist.
+        enabled: False in all processes but the main one: no file is opened and nothing written.
     """
 
     def __init__(self, path: str | Path, *, enabled: bool = True) -> None:
         self._file = Path(path).open("a", encoding="utf-8") if enabled else None  # noqa: SIM115 - closed in __exit__
 
     def append(self, record: dict[str, Any]) -> None:
-        """Writes one record; a float that is not finite becomes null (strict JSON has no NaN)."""
+        """Writes one record. A float that is not finite becomes null: strict JSON has no NaN."""
         if self._file is not None:
             self._file.write(_line(record))
             self._file.flush()

@@ -1,4 +1,4 @@
-"""What a stage of training is: which components learn, for how long, at which rates."""
+"""Stages of training: which components train, for how many steps, at which learning rates."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -12,6 +12,19 @@ from torch.optim.optimizer import Optimizer
 
 from condft.training.config import RunConfig, TrainingConfig
 
+__all__ = [
+    "LANGUAGE_MODEL",
+    "PROJECTOR",
+    "Stage",
+    "build_optimizer",
+    "build_schedule",
+    "component_of",
+    "only_components_of",
+    "rate_factor",
+    "stages_of",
+    "trainable_parameters",
+]
+
 PROJECTOR, LANGUAGE_MODEL = "projector", "language_model"
 
 
@@ -20,10 +33,13 @@ class Stage:
     """One stage of training.
 
     Attributes:
-        name: In metrics and checkpoints.
-        steps: Optimizer steps.
-        learning_rate: Peak rate of each component that learns; a component that is not named rests.
-        seed: Of the data order and of dropout.
+        name: Name in metrics and checkpoints.
+        steps: Number of optimizer steps.
+        learning_rate: Peak learning rate of each component that trains. The others keep their values.
+        seed: Seed of the data order and of dropout.
+
+    >>> Stage("adapt", steps=130, learning_rate={"projector": 2e-3, "language_model": 1.5e-4}, seed=1).name
+    'adapt'
     """
 
     name: str
@@ -33,13 +49,18 @@ class Stage:
 
 
 def stages_of(config: RunConfig) -> list[Stage]:
-    """The run's stages: `projector` (the projector alone) and `adapt` (projector and selected tensors).
+    """The run's stages: `projector` (the projector alone) and `adapt` (projector and selected weights).
 
-    A stage of 0 steps is left out.
+    A stage of 0 steps is left out. The projector trains first, because at the start its output is noise: the language
+    model would learn to cope with noise.
+
+    >>> from condft.training import load_config
+    >>> [(stage.name, stage.steps) for stage in stages_of(load_config("run.yaml"))]
+    [('projector', 1), ('adapt', 2)]
     """
     rates = config.training.learning_rate
     both = {PROJECTOR: rates.projector, LANGUAGE_MODEL: rates.language_model}
-    # each stage has a seed of its own, so that stage 2 does not depend on whether or how long stage 1 ran
+    # Each stage has its own seed, so the data order of stage 2 does not depend on the length of stage 1.
     stages = [
         Stage("projector", config.training.projector_steps, {PROJECTOR: rates.projector}, config.seed),
         Stage("adapt", config.training.steps, both, config.seed + 1),
@@ -48,29 +69,33 @@ def stages_of(config: RunConfig) -> list[Stage]:
 
 
 def component_of(name: str) -> str:
-    """The component that a parameter belongs to, by its name."""
+    """The component that a parameter belongs to, by its name.
+
+    >>> component_of("base_model.model.model.multi_modal_projector.linear_1.weight")
+    'projector'
+    """
     return PROJECTOR if "multi_modal_projector" in name else LANGUAGE_MODEL
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter with `requires_grad`, by name, in the model's order."""
+    """The parameters with `requires_grad`, by name, in the model's order."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 @contextmanager
 def only_components_of(stage: Stage, model: nn.Module, *, by_flag: bool = True) -> Iterator[dict[str, nn.Parameter]]:
-    """Within, only the stage's components have `requires_grad`; afterwards all flags are as they were.
+    """Within it, only the stage's components have `requires_grad`. Afterwards all flags are as before.
 
     Args:
-        stage: Its components learn.
+        stage: The stage.
         model: The model.
-        by_flag: False leaves the flags alone: the others rest because no optimizer has them.
+        by_flag: False keeps the flags: the other components do not train because no optimizer has them.
 
     Yields:
         The parameters that train, by name.
 
     Raises:
-        ValueError: A component of the stage has nothing that may train.
+        ValueError: A component of the stage has no parameter with `requires_grad`.
     """
     before = trainable_parameters(model)
     for component in stage.learning_rate:
@@ -79,19 +104,19 @@ def only_components_of(stage: Stage, model: nn.Module, *, by_flag: bool = True) 
                 f"stage {stage.name!r} trains the {component}, but none of its parameters has requires_grad "
                 f"({len(before)} elsewhere do); select some, or set the stage's steps to 0"
             )
-    learning = {name: parameter for name, parameter in before.items() if component_of(name) in stage.learning_rate}
-    resting = [parameter for name, parameter in before.items() if by_flag and name not in learning]
+    training = {name: parameter for name, parameter in before.items() if component_of(name) in stage.learning_rate}
+    frozen = [parameter for name, parameter in before.items() if by_flag and name not in training]
     try:
-        for parameter in resting:
+        for parameter in frozen:
             parameter.requires_grad_(False)
-        yield learning
+        yield training
     finally:
-        for parameter in resting:
+        for parameter in frozen:
             parameter.requires_grad_(True)
 
 
 def build_optimizer(stage: Stage, parameters: Mapping[str, nn.Parameter], weight_decay: float) -> AdamW:
-    """AdamW with one group (and learning rate) a component, each group under its component's `name`."""
+    """AdamW with one parameter group for each component, which has its learning rate and its `name`."""
     groups = [
         {
             "name": component,
@@ -104,15 +129,21 @@ def build_optimizer(stage: Stage, parameters: Mapping[str, nn.Parameter], weight
 
 
 def build_schedule(optimizer: Optimizer, stage: Stage, training: TrainingConfig) -> LambdaLR:
-    """Linear warm-up, then the configured decay. Not for `Accelerator.prepare`: there it would step once a *rank*."""
+    """Linear warm-up, then the configured decay.
+
+    Do not pass it to `Accelerator.prepare`, whose scheduler takes one step for each *process* at every optimizer step.
+    """
     return LambdaLR(optimizer, lambda step: rate_factor(training.schedule, step, stage.steps, training.warmup_steps))
 
 
 def rate_factor(schedule: str, step: int, steps: int, warmup_steps: int) -> float:
-    """The share of the peak learning rate that optimizer step `step` (from 0) takes.
+    """The learning rate of optimizer step `step` (from 0), as a fraction of the peak rate.
 
-    The warm-up starts at 1/warmup_steps, not at 0, and the decay would reach 0 one step after the last: no step is
-    spent on standing still.
+    The warm-up starts at 1/warmup_steps, not at 0, and the decay reaches 0 only one step after the last. So every step
+    trains something.
+
+    >>> [rate_factor("linear", step, steps=4, warmup_steps=2) for step in range(4)]
+    [0.5, 1.0, 1.0, 0.5]
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps

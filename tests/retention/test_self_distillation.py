@@ -22,11 +22,11 @@ from condft.training import (
     make_engine,
     prepare_output_dir,
     read_metrics,
-    stages_of,
     train,
     train_stage,
 )
 from condft.training.loop import self_distillation_batches
+from condft.training.stage import stages_of
 from tests.helpers.tiny_llama import build_tiny_llama
 
 KL = "self_distillation_kl"

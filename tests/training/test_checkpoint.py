@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from condft.training import RunConfig, find_checkpoint, prepare_output_dir, stages_of
+from condft.training import RunConfig, find_checkpoint, prepare_output_dir
 from condft.training.checkpoint import load_parameters, load_training_state, save_checkpoint
 from condft.training.engines.make import make_engine
-from condft.training.stage import build_optimizer, build_schedule, trainable_parameters
+from condft.training.stage import build_optimizer, build_schedule, stages_of, trainable_parameters
 
 MakeConfig = Callable[..., RunConfig]
 

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from condft import CondFTConfig
-from condft.training import checksum_tensors, compare, frozen_tensors
+from condft.training import checksum_tensors, compare_checksums, frozen_tensors
 
 
 def checksums(model: torch.nn.Module) -> dict[str, str]:
@@ -29,7 +29,7 @@ def test_a_wrapped_model_holds_every_base_tensor_unchanged(audio_llm: Any, metho
     with torch.no_grad():
         for parameter in trained:
             parameter.add_(1)
-    report = compare(before, checksums(model))
+    report = compare_checksums(before, checksums(model))
     assert report.unchanged
     assert report.checked == len(before)
     assert set(checksums(model)) == set(before)
@@ -37,17 +37,17 @@ def test_a_wrapped_model_holds_every_base_tensor_unchanged(audio_llm: Any, metho
     frozen = next(p for n, p in model.named_parameters() if n.endswith("v_proj.base_layer.weight") or "k_proj" in n)
     with torch.no_grad():
         frozen.view(-1)[0] += 1e-3
-    broken = compare(before, checksums(model))
+    broken = compare_checksums(before, checksums(model))
     assert not broken.unchanged
     assert len(broken.changed) == 1
     assert broken.missing == []
 
 
 def test_missing_and_unprovable() -> None:
-    report = compare({"a": "1", "b": "2"}, {"b": "3", "c": "4"})
+    report = compare_checksums({"a": "1", "b": "2"}, {"b": "3", "c": "4"})
     assert (report.unchanged, report.checked, report.changed, report.missing) == (False, 1, ["b"], ["a"])
     with pytest.raises(ValueError, match="no checksums from before"):
-        compare({}, {"a": "1"})
+        compare_checksums({}, {"a": "1"})
     with pytest.raises(ValueError, match="far is on the meta device"):
         checksum_tensors([("far", torch.empty(2, device="meta"))])
     with pytest.raises(ValueError, match="two tensors have the name 'a'"):

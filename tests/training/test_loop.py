@@ -7,7 +7,8 @@ import pytest
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-from condft.training import RunConfig, TrainResult, make_accelerator, make_engine, stages_of, train_stage
+from condft.training import RunConfig, TrainResult, make_accelerator, make_engine, train_stage
+from condft.training.stage import stages_of
 
 MakeConfig = Callable[..., RunConfig]
 

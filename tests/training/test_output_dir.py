@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from condft.training import prepare_output_dir, remove_run
+from condft.training import prepare_output_dir
+from condft.training.output_dir import remove_run
 
 
 def test_an_output_folder_with_a_run_is_refused(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from condft.training import RunConfig, Stage, stages_of
-from condft.training.stage import build_optimizer, only_components_of, rate_factor, trainable_parameters
+from condft.training import RunConfig, Stage
+from condft.training.stage import build_optimizer, only_components_of, rate_factor, stages_of, trainable_parameters
 
 
 def test_stages_of_a_config(make_config: Callable[..., RunConfig]) -> None:

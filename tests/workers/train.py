@@ -18,7 +18,7 @@ from condft.training import (
     RunConfig,
     TrainResult,
     checksum_tensors,
-    compare,
+    compare_checksums,
     find_checkpoint,
     frozen_tensors,
     load_config,
@@ -104,7 +104,7 @@ def main(config_path: str, target: str, device: str) -> None:
     checkpoint = find_checkpoint(config, num_processes=accelerator.num_processes)
     assert checkpoint is not None
     if accelerator.is_main_process:
-        frozen = compare(before, after)
+        frozen = compare_checksums(before, after)
         model.save_pretrained(Path(config.output_dir) / "adapter", state_dict=load_trained(checkpoint))
 
     again = config.model_copy(update={"output_dir": f"{config.output_dir}-again"})

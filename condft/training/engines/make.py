@@ -14,6 +14,10 @@ def make_engine(accelerator: Accelerator) -> Engine:
 
     Raises:
         ValueError: FSDP1, Megatron, XLA, or DeepSpeed with another ZeRO stage than 2 and 3.
+
+    >>> from accelerate import Accelerator
+    >>> make_engine(Accelerator(cpu=True)).leaves_model_whole  # one process
+    True
     """
     kind = accelerator.distributed_type
     if kind is DistributedType.FSDP and accelerator.state.fsdp_plugin.fsdp_version == 2:
