@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 import xxhash
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,8 +17,10 @@ from condft.files.atomic import atomic_path
 from condft.recipe.data import load_speech, usable_examples
 from condft.recipe.measure import measure_transcription
 from condft.recipe.model import compose
+from condft.runtime.model_mode import measuring
 from condft.tasks.speech import SpeechCollator, precomputed_features
 from condft.training import RunConfig, Stage, make_engine, train_stage
+from condft.training.objective import answer_loss_sum, count_answer_tokens
 from condft.training.stage import PROJECTOR
 from scripts.research.config import StudyConfig, TextSection, digest_of
 from scripts.research.store import waiting_for
@@ -167,6 +170,35 @@ class TextTask:
 def make_task(config: StudyConfig) -> Task:
     """The study's task, its data loaded."""
     return SpeechTask(config) if config.speech is not None else TextTask(config)
+
+
+@contextmanager
+def precision(accelerator: Accelerator) -> Iterator[None]:
+    """bf16 autocast where the study trains so; kept apart from accelerate's, which `generate` passes by."""
+    enabled = accelerator.mixed_precision == "bf16"
+    with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=enabled):
+        yield
+
+
+@contextmanager
+def full_precision(model: Any) -> Iterator[None]:
+    """Within, a model that accelerate has prepared runs without the autocast that it wraps around `forward`."""
+    wrapped = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.forward = wrapped
+
+
+def mean_test_loss(model: Any, task: Task) -> float:
+    """Mean cross entropy of the test split's answer tokens, teacher forced, in nats."""
+    total, tokens = 0.0, 0
+    with measuring(model) as device:
+        for batch in task.test:
+            total += float(answer_loss_sum(model, send_to_device(batch, device)))
+            tokens += int(count_answer_tokens(batch["labels"]))
+    return total / tokens
 
 
 def inputs_digest(files: Sequence[Path]) -> str:

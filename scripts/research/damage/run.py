@@ -25,10 +25,9 @@ from condft.training import read_metrics
 from condft.weights.walk import Unit, iter_units
 from scripts.research.config import StudyConfig, digest_of
 from scripts.research.damage.continuation import Continuation, FixedText
-from scripts.research.damage.table import lines_by_name
 from scripts.research.gradients import adam_directions, fisher_information, language_loss
 from scripts.research.selections import kind_of, layer_of
-from scripts.research.store import append_line, claimed, waiting_for
+from scripts.research.store import append_line, claimed, lines_by_name, waiting_for
 from scripts.research.tasks import TextTask
 
 VERSION = 1

@@ -11,8 +11,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from condft.plots.figures import save_figure
 from scripts.research.information import entropy_deficit_bounds
-from scripts.research.kappa.statistics import square_ratio
-from scripts.research.kappa.table import Atlas, Change, Flags
+from scripts.research.kappa.columns import Atlas, Change, Flags
+from scripts.research.kappa.squares import square_ratio
 from scripts.research.statistics import rank_correlation
 
 _RANDOM, _BAND, _BOUND = "0.35", "0.9", "0.45"

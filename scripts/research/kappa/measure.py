@@ -27,8 +27,7 @@ from scripts.research.information import entropy_deficit_bounds
 from scripts.research.kappa.variants import variants
 from scripts.research.selections import layer_of
 from scripts.research.store import append_line
-from scripts.research.study.measure import mean_test_loss, precision
-from scripts.research.tasks import TextTask, inputs_digest
+from scripts.research.tasks import TextTask, inputs_digest, mean_test_loss, precision
 
 FINE_TUNING = "fine-tuning"
 _LAST_LOSSES = 8  # a train loss is the mean of so many steps

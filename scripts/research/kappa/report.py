@@ -1,6 +1,5 @@
-"""Tables and figures of `kappa.py`, from the committed JSONL alone."""
+"""Tables and figures of the atlas and the stability of κ, from the committed JSONL alone."""
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,21 +7,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from condft.files.atomic import write_text
+from scripts.research.kappa.columns import Atlas, Change, Labels, load_atlases, load_changes
 from scripts.research.kappa.figures import SHOWN, draw_deficits, draw_depths, draw_stability, short_type, within_types
-from scripts.research.kappa.statistics import (
+from scripts.research.kappa.squares import kept_of_lowest, random_square_spread, square_quantiles
+from scripts.research.statistics import (
+    Floats,
+    bootstrap_draws,
     explained_by_chance,
     explained_by_groups,
-    kept_of_lowest,
-    random_square_spread,
+    percentile_interval,
+    rank_correlation,
     spread_within,
-    square_quantiles,
 )
-from scripts.research.kappa.table import Atlas, Change, Labels, load_atlases, load_changes
-from scripts.research.statistics import Floats, bootstrap_draws, percentile_interval, rank_correlation
+from scripts.research.tables import spread, table, with_interval
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Writes kappa.md and its figures beside atlas.jsonl and stability.jsonl; returns their paths."""
+    """Writes kappa.md and its figures next to atlas.jsonl and stability.jsonl; returns their paths."""
     atlases = load_atlases(folder / "atlas.jsonl")
     changes = {atlas.model: load_changes(folder / "stability.jsonl", atlas) for atlas in atlases}
     changes = {model: found for model, found in changes.items() if found}
@@ -52,8 +53,8 @@ def _heading(atlases: Sequence[Atlas]) -> str:
     return f"""# What κ is on real weights
 
 Made by `python -m scripts.research.kappa report`; atlas measured at {", ".join(commits)}. Layer weights (embeddings
-and position tables stand apart), weighted equally. Deficit: entropy deficit, nats a dimension. Random: a Gaussian
-matrix of the same shape. Intervals: 95 %, bootstrap over weights within types."""
+and position tables have a table of their own), weighted equally. Deficit: entropy deficit, nats a dimension. Random: a
+Gaussian matrix of the same shape. Intervals: 95 %, bootstrap over weights within types."""
 
 
 def _deficits(atlases: Sequence[Atlas]) -> str:
@@ -61,9 +62,9 @@ def _deficits(atlases: Sequence[Atlas]) -> str:
     for atlas in atlases:
         deficit, low, high = map(atlas.column, ("entropy_deficit", "deficit_at_least", "deficit_at_most"))
         inside = int(((low <= deficit) & (deficit <= high)).sum())
-        cells = [f"{inside} of {len(deficit)}", _spread(deficit / high), _spread(deficit / low)]
+        cells = [f"{inside} of {len(deficit)}", spread(deficit / high), spread(deficit / low)]
         rows.append([atlas.model, *cells])
-    table = _table(["model", "between both bounds", "deficit / highest possible", "deficit / lowest possible"], rows)
+    table = _lines(["model", "between both bounds", "deficit / highest possible", "deficit / lowest possible"], rows)
     correlations = []
     for atlas in atlases:
         deficit = atlas.column("entropy_deficit")
@@ -79,7 +80,7 @@ The bounds are what κ alone allows (`scripts.research.information`). Ratios: me
 
 Spearman correlation of the deficit with κ; in the last column with the deficit that shape alone gives.
 
-{_table(head, correlations)}"""
+{_lines(head, correlations)}"""
 
 
 def _variance(atlases: Sequence[Atlas]) -> str:
@@ -90,7 +91,7 @@ def _variance(atlases: Sequence[Atlas]) -> str:
         left = float(relative.var() / atlas.log_kappa.var())
         for label, values in (("log κ", atlas.log_kappa), ("relative κ", relative)):
             cells = [_explained(values, groups) for groups in (atlas.types, atlas.shapes, depth)]
-            within = _explained(_centred(values, atlas.types), depth)
+            within = _explained(_centered(values, atlas.types), depth)
             rows.append([atlas.model, label, *cells, within, f"{1 - left:.2f}" if label == "log κ" else ""])
     head = ["model", "", "type", "shape", "layer", "layer, within types", "the random matrix's log κ, as it is"]
     return f"""## What explains κ
@@ -98,7 +99,7 @@ def _variance(atlases: Sequence[Atlas]) -> str:
 Share of the variance (η²) between groups, in brackets what random groups of those sizes give on average. Relative κ is
 log κ less the logarithm of the random matrix's. The last column: 1 - variance of relative κ over that of log κ.
 
-{_table(head, rows)}"""
+{_lines(head, rows)}"""
 
 
 def _random(atlases: Sequence[Atlas]) -> str:
@@ -110,7 +111,7 @@ def _random(atlases: Sequence[Atlas]) -> str:
             if not where.any():
                 continue
             above = [f"{np.mean(column[where] > 0):.0%}" for column in (relative, excess)]
-            cells = [str(int(where.sum())), above[0], _spread(relative[where]), above[1]]
+            cells = [str(int(where.sum())), above[0], spread(relative[where]), above[1]]
             rows.append(
                 [atlas.model, label, *cells, *(_as_random_squares(atlas) if label == "square" else ["", "", ""])]
             )
@@ -121,11 +122,11 @@ def _random(atlases: Sequence[Atlas]) -> str:
 Relative κ: nats above the random median, median (lowest to highest). The law of random squares is Edelman's, where
 log κ has a standard deviation of {random_square_spread():.2f}; a random rectangle's κ hardly varies.
 
-{_table(head, rows)}"""
+{_lines(head, rows)}"""
 
 
 def _as_random_squares(atlas: Atlas) -> list[str]:
-    """How the square weights' κ stand among those of random squares."""
+    """Where the κ of square weights are in the distribution of random squares."""
     log_kappa, types = atlas.log_kappa[atlas.square], atlas.types[atlas.square]
     sizes = np.array([line["shape"][0] for line in atlas.lines])[atlas.square]
     quantiles = square_quantiles(np.exp(log_kappa), sizes)
@@ -145,7 +146,7 @@ def _types(atlas: Atlas) -> str:
                 short_type(name),
                 str(len(inside)),
                 " x ".join(map(str, first["shape"])),
-                _spread(kappa, "{:.3g}"),
+                spread(kappa, "{:.3g}"),
                 f"{first['random_condition_number']:.3g}",
                 f"{np.median(deficit):.2f} / {first['random_entropy_deficit']:.2f}",
                 f"{float(rank_correlation(depth, kappa)):.2f}" if len(inside) > 5 else "",
@@ -157,7 +158,7 @@ def _types(atlas: Atlas) -> str:
 
 κ: median (lowest to highest). The last two columns are Spearman correlations, of types of six weights and more.
 
-{_table(head, rows)}"""
+{_lines(head, rows)}"""
 
 
 def _others(atlases: Sequence[Atlas]) -> str:
@@ -172,7 +173,9 @@ def _others(atlases: Sequence[Atlas]) -> str:
         for atlas in atlases
         for line in atlas.others
     ]
-    return "## What is no layer\n\n" + _table(["model", "weight", "shape", "κ / random", "deficit / random"], rows)
+    return "## Weights that are no layers\n\n" + _lines(
+        ["model", "weight", "shape", "κ / random", "deficit / random"], rows
+    )
 
 
 def _stability(model: str, changes: Sequence[Change]) -> str:
@@ -194,7 +197,7 @@ def _stability(model: str, changes: Sequence[Change]) -> str:
         f"The columns after ‖ΔW‖/‖W‖ (median) are Spearman correlations within types; {len(changes[0].types)} weights."
     )
     notes.append(f"Measured at {', '.join(sorted({change.line['commit'][:12] for change in changes}))}.")
-    return f"## Stability: {model}\n\n{' '.join([total, *notes])}\n\n{_table(head, rows)}"
+    return f"## Stability: {model}\n\n{' '.join([total, *notes])}\n\n{_lines(head, rows)}"
 
 
 def _kept(change: Change, score: str) -> str:
@@ -209,15 +212,14 @@ def _correlation(atlas: Atlas, deficit: Floats, groups: Labels | None) -> str:
     def at(index: NDArray[np.int64]) -> Floats:
         return rank_correlation(atlas.log_kappa[index], deficit[index], groups)
 
-    low, high = percentile_interval(at(draws))
-    return f"{float(at(np.arange(len(deficit)))):.2f} [{low:.2f}, {high:.2f}]"
+    return with_interval(float(at(np.arange(len(deficit)))), *percentile_interval(at(draws)))
 
 
 def _explained(values: Floats, groups: Labels | Floats) -> str:
     return f"{explained_by_groups(values, groups):.2f} ({explained_by_chance(groups):.2f})"
 
 
-def _centred(values: Floats, groups: Labels) -> Floats:
+def _centered(values: Floats, groups: Labels) -> Floats:
     """Less the mean of each group."""
     result = values.copy()
     for label in np.unique(groups):
@@ -225,12 +227,5 @@ def _centred(values: Floats, groups: Labels) -> Floats:
     return result
 
 
-def _spread(values: Floats, form: str = "{:.2f}") -> str:
-    """`median (lowest to highest)`."""
-    middle, low, high = (form.format(value) for value in (np.median(values), values.min(), values.max()))
-    return f"{middle} ({low} to {high})"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
-    return re.sub(r"  +", " ", "\n".join(lines))
+def _lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(table(head, rows))

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from scripts.research.config import load_study
-from scripts.research.store import Results
+from scripts.research.study.results import Results
 from scripts.research.study.run import run_study
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)

@@ -1,15 +1,15 @@
-"""What arms forget over one another at all levels between a study's first and last one, not at these alone."""
+"""Ratios of forgetting between arms at all levels from a study's first to its last one, not at these alone."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from scripts.research.config import DISTILLED, StudyConfig
-from scripts.research.store import Results
 from scripts.research.study.figures import draw_across
-from scripts.research.study.statistics import Across, level_ratios, lowest_at_level, ratio_across
+from scripts.research.study.levels import Across, level_ratios, lowest_at_level, ratio_across
+from scripts.research.study.results import Results
+from scripts.research.tables import rows_of_cells, table, with_interval
 
 NUM_LEVELS = 21
 
@@ -21,7 +21,7 @@ def levels_between(config: StudyConfig) -> list[float]:
 
 
 def forgotten(config: StudyConfig, results: Results, measure: str) -> dict[str, list[list[float]]]:
-    """Every arm that has a finished run -> (levels, seeds): the least at the level of the rates run on the seed."""
+    """Every arm that has a finished run -> (levels, seeds): the measure at the rate that forgets least there."""
     curves: dict[str, dict[int, list[list[tuple[float, float]]]]] = {}
     for spec, key in results.by_spec().items():
         if curve := results.curve(key, measure):
@@ -39,13 +39,16 @@ def forgotten(config: StudyConfig, results: Results, measure: str) -> dict[str, 
 def across_tables(
     config: StudyConfig, results: Results, references: Sequence[str], measures: dict[str, str]
 ) -> list[str]:
-    """Tables of the references over every arm, and of self-distilled arms over the same without; empty for one level.
+    """Tables of the references over every arm, and of arms with self-distillation over the same arms without.
 
     Args:
         config: The study.
         results: Its runs.
-        references: Arms that others are compared with; those without a run are passed over.
-        measures: Of forgetting, and what each is called.
+        references: Arms that others are compared with; those without a run are left out.
+        measures: Of forgetting -> its label.
+
+    Returns:
+        Lines; none for a study with a single level.
     """
     levels = levels_between(config)
     if not levels:
@@ -105,7 +108,7 @@ def draw_levels(config: StudyConfig, results: Results, references: Sequence[str]
 
 
 def _by_seed(ours: str, arms: dict[str, list[list[float]]], seeds: Sequence[int]) -> list[str]:
-    """One arm over the others on every seed for itself, at the levels that both reach on it; empty if none."""
+    """One arm over the others, seed by seed, at the levels that both reach on the seed; empty if there are none."""
     column = {name: np.asarray(values) for name, values in arms.items()}
     rows = {
         control: [
@@ -114,28 +117,23 @@ def _by_seed(ours: str, arms: dict[str, list[list[float]]], seeds: Sequence[int]
         for control, values in column.items()
         if control != ours
     }
-    cells = {
-        name: [f"{across.value:.2f}" if across.num_levels else "" for across in row] for name, row in rows.items()
-    }
-    body = [f"| {name} | {' | '.join(row)} |" for name, row in cells.items() if any(row)]
-    if not body:
-        return []
-    head = [f"| {ours} over | {' | '.join(f'seed {seed}' for seed in seeds)} |", "| --- " * (1 + len(seeds)) + "|"]
-    return ["", *head, *body]
+    body = rows_of_cells(
+        {name: [f"{across.value:.2f}" if across.num_levels else "" for across in row] for name, row in rows.items()}
+    )
+    return ["", *table([f"{ours} over", *(f"seed {seed}" for seed in seeds)], body)] if body else []
 
 
 def _table(corner: str, columns: Sequence[str], rows: dict[str, list[Across | None]]) -> list[str]:
-    cells = {name: [_cell(across) for across in row] for name, row in rows.items()}
-    body = [f"| {name} | {' | '.join(row)} |" for name, row in cells.items() if any(row)]
+    body = rows_of_cells({name: [_cell(across) for across in row] for name, row in rows.items()})
     if not body:
         return ["None: no two arms have a mean above 0 at the same level."]
-    return [f"| {corner} | {' | '.join(columns)} |", "| --- " * (1 + len(columns)) + "|", *body]
+    return table([corner, *columns], body)
 
 
 def _cell(across: Across | None) -> str:
     if across is None or not across.num_levels:
         return ""
-    interval = "" if math.isnan(across.low) else f" [{across.low:.2f}, {across.high:.2f}]"
+    ratio = with_interval(across.value, across.low, across.high)
     fewest, most = across.num_seeds
     seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
-    return f"{across.value:.2f}{interval} ({across.least:.2f} to {across.most:.2f}), {across.num_levels}, n = {seeds}"
+    return f"{ratio} ({across.least:.2f} to {across.most:.2f}), {across.num_levels}, n = {seeds}"

@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
 from condft.files.atomic import atomic_path
-from scripts.research.study.statistics import Ratio, mean_interval, value_at_level
+from scripts.research.statistics import mean_interval
+from scripts.research.study.levels import Ratio, value_at_level
 
 Points = Sequence[Mapping[str, Any]]
 Arms = Sequence[tuple[str, Sequence[Points]]]

@@ -5,15 +5,12 @@ cross-entropy were 0.0050 and 0.0108 where fp32 says 0.0048 and 0.0093 (4,088 to
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,31 +20,11 @@ from condft.retention.sampling import sample_from_base
 from condft.retention.self_distillation import SelfDistillation
 from condft.runtime.model_mode import measuring
 from condft.tasks.chat import IGNORED
-from condft.training.objective import answer_loss_sum, count_answer_tokens
 from scripts.research.config import StudyConfig, digest_of
 from scripts.research.store import waiting_for
 from scripts.research.study.arms import Arm
 from scripts.research.study.cloze import CLOZE
-from scripts.research.tasks import Task
-
-
-@contextmanager
-def precision(accelerator: Accelerator) -> Iterator[None]:
-    """bf16 autocast where the study trains so; kept apart from accelerate's, which `generate` passes by."""
-    enabled = accelerator.mixed_precision == "bf16"
-    with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=enabled):
-        yield
-
-
-@contextmanager
-def full_precision(model: Any) -> Iterator[None]:
-    """Within, a model that accelerate has prepared runs without the autocast that it wraps around `forward`."""
-    wrapped = model.__dict__.pop("forward", None)
-    try:
-        yield
-    finally:
-        if wrapped is not None:
-            model.forward = wrapped
+from scripts.research.tasks import Task, full_precision, mean_test_loss, precision
 
 
 @dataclass(frozen=True)
@@ -148,16 +125,6 @@ def measure_end(arm: Arm, task: Task, config: StudyConfig, base: Baseline, *, se
     if config.final_seeds is not None and seed not in config.final_seeds:
         return {}
     return {"final_text_ce_change": _text_ce(arm.model, task, config, config.final_text_tokens) - base.final_text_ce}
-
-
-def mean_test_loss(model: Any, task: Task) -> float:
-    """Mean cross entropy of the test split's answer tokens, teacher forced, in nats."""
-    total, tokens = 0.0, 0
-    with measuring(model) as device:
-        for batch in task.test:
-            total += float(answer_loss_sum(model, send_to_device(batch, device)))
-            tokens += int(count_answer_tokens(batch["labels"]))
-    return total / tokens
 
 
 def cloze_log_probability(model: Any, tokenizer: Any) -> float:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scripts.research.config import ArmSection, digest_of
-from scripts.research.study.statistics import value_at_level
+from scripts.research.study.levels import value_at_level
 
 
 @dataclass(frozen=True, order=True)

@@ -4,14 +4,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from condft.files.atomic import write_text
 from scripts.research.config import DISTILLED, StudyConfig
-from scripts.research.store import Results, best_rates, sweep_curves
+from scripts.research.statistics import mean_interval
 from scripts.research.study.across import across_tables, draw_levels
 from scripts.research.study.figures import draw_curves, draw_fronts, draw_ratios
+from scripts.research.study.levels import Ratio, paired_ratio, value_at_level
 from scripts.research.study.plan import RunSpec, best_of_sweep, count_runs
-from scripts.research.study.statistics import Ratio, mean_interval, paired_ratio, value_at_level
+from scripts.research.study.results import Results, best_rates, sweep_curves
+from scripts.research.tables import table, with_interval
 
 REFERENCES = (
     "lowest_within_type",
@@ -19,7 +22,7 @@ REFERENCES = (
     "fisher_within_type",
     "lora_all_linear_distilled",
 )
-"""The arms that others are compared with: the default, the rule that gradients suggest, two with self-distillation."""
+"""Arms that others are compared with: the default, the best rule by gradients, and two with self-distillation."""
 MEASURES = {
     "text_ce_change": "Δ text cross-entropy",
     "kl_to_base": "KL to the base",
@@ -39,9 +42,9 @@ class ArmRuns:
 
     Attributes:
         name: Of the arm.
-        rates: The chosen rate, or several where seeds sweep for themselves; the best of those tried where a sweep is
-            not finished.
-        sweep: Rates tried by the seeds that sweep, of how many.
+        rates: The chosen rate, or several where every seed has a sweep of its own; the best of those tried where a
+            sweep is not finished.
+        sweep: How many rates were tried by the seeds that sweep, and how many are planned.
         keys: Seed -> key of the run.
     """
 
@@ -52,7 +55,7 @@ class ArmRuns:
 
     @property
     def label(self) -> str:
-        """The name, and how far a sweep got that is not finished: its best rate may yet be another."""
+        """The name; with an unfinished sweep also how far it got, because its best rate may still change."""
         tried, planned = self.sweep
         return self.name if tried == planned else f"{self.name} ({tried} of {planned} rates)"
 
@@ -81,7 +84,7 @@ def arms_with_runs(config: StudyConfig, results: Results, level: float) -> list[
 
 
 def at_level(results: Results, arm: ArmRuns, measure: str, level: float) -> dict[int, float]:
-    """Seed -> the measure where the run's test loss fell to the level; seeds that never got there are left out."""
+    """Seed -> the measure where the run's test loss fell to the level; seeds that never get there are left out."""
     values = {seed: value_at_level(results.curve(key, measure), level) for seed, key in arm.keys.items()}
     return {seed: value for seed, value in values.items() if value is not None}
 
@@ -98,7 +101,7 @@ def _paired(results: Results, ours: ArmRuns, theirs: ArmRuns, measure: str, leve
 
 
 def write_report(config: StudyConfig, results: Results) -> list[Path]:
-    """Writes the tables and figures beside the JSONL and returns their paths.
+    """Writes the tables and figures next to the JSONL and returns their paths.
 
     Raises:
         ValueError: No run of this study is finished.
@@ -118,13 +121,7 @@ def write_report(config: StudyConfig, results: Results) -> list[Path]:
     written = [stem.with_suffix(".md")]
     write_text(written[0], "\n".join(text) + "\n")
     for level, arms in by_level.items():
-        shown = [
-            arm for arm in arms if config.arms[arm.name].main or arm.name in REFERENCES
-        ]  # more cannot be told apart
-        shown = shown or arms
-        labeled = [
-            (f"{arm.name} ({arm.shown_rates})", [results.points[key] for key in arm.keys.values()]) for arm in shown
-        ]
+        labeled = _labeled_points(config, results, arms)
         fronts, curves = Path(f"{stem}_fronts_{level:g}.png"), Path(f"{stem}_curves_{level:g}.png")
         rates = f"(rates best at test loss {level:g})"
         draw_fronts(labeled, fronts, title=f"Task {stem.name}: forgetting against adaptation {rates}")
@@ -139,6 +136,14 @@ def write_report(config: StudyConfig, results: Results) -> list[Path]:
     if draw_levels(config, results, REFERENCES, across, title=title):
         written.append(across)
     return written
+
+
+def _labeled_points(
+    config: StudyConfig, results: Results, arms: Sequence[ArmRuns]
+) -> list[tuple[str, list[list[dict[str, Any]]]]]:
+    """What the figures show: the main arms and the references; all arms would be too many lines to distinguish."""
+    shown = [arm for arm in arms if config.arms[arm.name].main or arm.name in REFERENCES] or arms
+    return [(f"{arm.name} ({arm.shown_rates})", [results.points[key] for key in arm.keys.values()]) for arm in shown]
 
 
 def _drawn_ratios(
@@ -169,9 +174,8 @@ def _inventory(config: StudyConfig, results: Results) -> list[str]:
         f"all, at commit {', '.join(commits)}. Settings `{config.digest()}`.",
         "",
         *_OWN_BASES * config.own_bases,
-        "| arm | rates run on the first seed | other seeds run | not run |",
-        "| --- | --- | --- | --- |",
     ]
+    rows = []
     for name, arm in config.arms.items():
         rates = [rate for rate in arm.rates if RunSpec(name, rate, config.seeds[0]) in keys]
         swept = arm.rates if config.own_bases else best[name]
@@ -180,76 +184,61 @@ def _inventory(config: StudyConfig, results: Results) -> list[str]:
         missing = due - len(rates) - sum(len(others[rate]) for rate in swept)
         shown = ", ".join(f"{rate:g}" for rate in rates) or "none"
         seeds = "; ".join(f"{', '.join(map(str, found))} at {rate:g}" for rate, found in others.items() if found)
-        lines.append(f"| {name} | {shown} | {seeds or 'none'} | {missing} |")
+        rows.append([name, shown, seeds or "none", str(missing)])
+    lines += table(["arm", "rates run on the first seed", "other seeds run", "not run"], rows)
     lines += [f"\nFailed: {run['arm']} lr {run['rate']:g} seed {run['seed']}: {run['error']}" for run in failed]
     return lines
 
 
 def _level_table(results: Results, arms: Sequence[ArmRuns], level: float) -> list[str]:
-    lines = [
-        f"## At test loss {level:g} (mean over seeds, 95 % bootstrap interval from two seeds on)",
-        "",
-        "| arm | rate | sweep | seeds there | " + " | ".join(MEASURES.values()) + " |",
-        "| --- " * (4 + len(MEASURES)) + "|",
-    ]
+    rows = []
     for arm in arms:
         values = {measure: list(at_level(results, arm, measure, level).values()) for measure in MEASURES}
         reached = f"{len(values['text_ce_change'])} of {len(arm.keys)}"
         cells = [_mean(found) if found else "not reached" for found in values.values()]
         sweep = f"{arm.sweep[0]} of {arm.sweep[1]}"
-        lines.append(f"| {arm.name} | {arm.shown_rates} | {sweep} | {reached} | {' | '.join(cells)} |")
-    return lines
+        rows.append([arm.name, arm.shown_rates, sweep, reached, *cells])
+    title = f"## At test loss {level:g} (mean over seeds, 95 % bootstrap interval from two seeds on)"
+    return [title, "", *table(["arm", "rate", "sweep", "seeds there", *MEASURES.values()], rows)]
 
 
 def _ratio_table(results: Results, arms: Sequence[ArmRuns], measure: str, level: float) -> list[str]:
     by_name = {arm.name: arm for arm in arms}
     references = [by_name[name] for name in REFERENCES if name in by_name]
+    title = f"## Ratio of {MEASURES[measure]} at test loss {level:g} (below 1: forgets less than the control)"
     found: list[Ratio] = []
-    lines = [
-        f"## Ratio of {MEASURES[measure]} at test loss {level:g} (below 1: forgets less than the control)",
-        "",
-        "| control | " + " | ".join(f"{arm.label}: ratio, seeds, effect size" for arm in references) + " |",
-        "| --- " * (1 + len(references)) + "|",
-    ]
+    rows = []
     for control in arms:
         ratios = [None if arm is control else compare(results, arm, control, measure, level) for arm in references]
         if any(ratios):
-            lines.append(f"| {control.label} | {' | '.join(map(_ratio, ratios))} |")
+            rows.append([control.label, *map(_ratio, ratios)])
             found += [ratio for ratio in ratios if ratio]
     if not found:
-        return [*lines[:2], "No pair of arms got there."]
+        return [title, "", "No pair of arms got there."]
     if all(math.isnan(ratio.value) for ratio in found):
-        return [*lines[:2], "None: no control's mean is above 0 there."]
-    return lines
+        return [title, "", "None: no control's mean is above 0 there."]
+    return [title, "", *table(["control", *(f"{arm.label}: ratio, seeds, effect size" for arm in references)], rows)]
 
 
 def _distilled_table(results: Results, arms: Sequence[ArmRuns], level: float) -> list[str]:
     """Of every arm that was run with and without self-distillation, and got there; empty if there is none."""
     by_name = {arm.name: arm for arm in arms}
-    lines = [
-        "",
-        f"## Self-distillation at test loss {level:g}: the arm with it over the same without",
-        "",
-        "| arm | " + " | ".join(MEASURES[measure] for measure in _RATIO_MEASURES) + " |",
-        "| --- " * (1 + len(_RATIO_MEASURES)) + "|",
-    ]
+    rows = []
     for plain in arms:
         if distilled := by_name.get(plain.name + DISTILLED):
             ratios = [compare(results, distilled, plain, measure, level) for measure in _RATIO_MEASURES]
             if any(ratios):
-                told = plain.name if distilled.sweep[0] == distilled.sweep[1] else f"{plain.label}, {distilled.label}"
-                lines.append(f"| {told} | {' | '.join(map(_ratio, ratios))} |")
-    return lines if len(lines) > 5 else []
+                done = distilled.sweep[0] == distilled.sweep[1]
+                rows.append([plain.name if done else f"{plain.label}, {distilled.label}", *map(_ratio, ratios)])
+    title = f"## Self-distillation at test loss {level:g}: the arm with it over the same without"
+    head = ["arm", *(MEASURES[measure] for measure in _RATIO_MEASURES)]
+    return ["", title, "", *table(head, rows)] if rows else []
 
 
 def _end_table(results: Results, arms: Sequence[ArmRuns], level: float) -> list[str]:
-    lines = [
-        f"## At the end of the runs (unequal adaptation; rates best at test loss {level:g})",
-        "",
-        "| arm | trained parameters | test loss | of each seed | WER | Δ cross-entropy, long text | "
-        "Δ cross-entropy, short text | training (s) |",
-        "| --- " * 8 + "|",
-    ]
+    head = ["arm", "trained parameters", "test loss", "of each seed", "WER"]
+    head += ["Δ cross-entropy, long text", "Δ cross-entropy, short text", "training (s)"]
+    rows = []
     for arm in arms:
         runs = [results.runs[key] for key in arm.keys.values()]
         last = [results.points[key][-1] for key in arm.keys.values()]
@@ -264,13 +253,13 @@ def _end_table(results: Results, arms: Sequence[ArmRuns], level: float) -> list[
             _mean([point["text_ce_change"] for point in last]),
             f"{mean_interval([run['seconds_train'] for run in runs])[0]:.0f}",
         ]
-        lines.append(f"| {arm.name} | {' | '.join(cells)} |")
-    return lines
+        rows.append([arm.name, *cells])
+    title = f"## At the end of the runs (unequal adaptation; rates best at test loss {level:g})"
+    return [title, "", *table(head, rows)]
 
 
 def _mean(values: Sequence[float]) -> str:
-    mean, low, high = mean_interval(values)
-    return f"{mean:.4f}" + ("" if math.isnan(low) else f" [{low:.4f}, {high:.4f}]")
+    return with_interval(*mean_interval(values), digits=4)
 
 
 def _ratio(ratio: Ratio | None) -> str:
@@ -278,6 +267,5 @@ def _ratio(ratio: Ratio | None) -> str:
         return ""
     if math.isnan(ratio.value):
         return f"none (control ≤ 0), n = {ratio.num_seeds}"
-    interval = "" if math.isnan(ratio.low) else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
     effect = "" if math.isnan(ratio.effect_size) else f", d = {ratio.effect_size:.1f}"
-    return f"{ratio.value:.2f}{interval}, n = {ratio.num_seeds}{effect}"
+    return f"{with_interval(ratio.value, ratio.low, ratio.high)}, n = {ratio.num_seeds}{effect}"

@@ -22,18 +22,17 @@ from condft.training.objective import answer_loss_sum, count_answer_tokens
 from condft.training.stage import LANGUAGE_MODEL, PROJECTOR, component_of, trainable_parameters
 from condft.weights.walk import Unit, iter_units
 from scripts.research.config import StudyConfig
-from scripts.research.store import Results, append_line, best_rates, claimed, waiting_for
+from scripts.research.store import append_line, claimed, waiting_for
 from scripts.research.study.arms import Arm, Context, build_arm
 from scripts.research.study.measure import (
     Baseline,
     make_self_distillation,
-    mean_test_loss,
     measure_end,
     measure_point,
-    precision,
 )
 from scripts.research.study.plan import RunSpec, count_runs, plan_runs, run_key
-from scripts.research.tasks import Task, make_task
+from scripts.research.study.results import Results, best_rates
+from scripts.research.tasks import Task, make_task, mean_test_loss, precision
 
 _GRADIENT_BATCHES = 8  # of the arms that select by gradients
 _TRAIN_LOSS_STEPS = 8  # a point's train loss is the mean of so many steps

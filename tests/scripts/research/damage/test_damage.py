@@ -10,16 +10,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from condft.retention.measures import kl_to_base, text_cross_entropy
 from scripts.research.damage.continuation import Continuation, FixedText
+from scripts.research.damage.equal_gain import at_equal_gain, standardized_coefficients, thirds_ratio
 from scripts.research.damage.run import Protocol, second_norm, spread_order
 from scripts.research.gradients import adam_directions, fisher_information, language_loss
 from scripts.research.statistics import (
-    at_equal_gain,
     bootstrap_draws,
     partial_rank_correlation,
     percentile_interval,
     rank_correlation,
-    standardised_coefficients,
-    thirds_ratio,
 )
 
 NAME = "model.layers.2.mlp.down_proj.weight"
@@ -155,7 +153,7 @@ def test_coefficients_are_found_beside_type_and_depth() -> None:
     groups = ["q"] * 100 + ["v"] * 100
     depth, scores = generator.uniform(size=200), generator.normal(size=(2, 200))
     target = 5 * np.array([group == "v" for group in groups]) + 3 * depth**2 + scores[0]
-    first, second = standardised_coefficients(scores, target, depth, groups)
+    first, second = standardized_coefficients(scores, target, depth, groups)
     assert first == pytest.approx(1 / np.sqrt(1 + 9 * np.var(depth**2)), rel=0.1)
     assert second == pytest.approx(0, abs=1e-6)
 
@@ -176,14 +174,14 @@ def test_many_draws_at_once_give_what_each_gives_alone() -> None:
     at_once = [
         rank_correlation(x[index], y[index], groups),
         partial_rank_correlation(x[index], y[index], [depth[index]], groups),
-        standardised_coefficients([x[index]], y[index], depth[index], groups)[0],
+        standardized_coefficients([x[index]], y[index], depth[index], groups)[0],
         thirds_ratio(x[index], np.exp(y[index]), groups),
     ]
     for one, drawn in enumerate(index):
         alone = [
             rank_correlation(x[drawn], y[drawn], groups),
             partial_rank_correlation(x[drawn], y[drawn], [depth[drawn]], groups),
-            standardised_coefficients([x[drawn]], y[drawn], depth[drawn], groups)[0],
+            standardized_coefficients([x[drawn]], y[drawn], depth[drawn], groups)[0],
             thirds_ratio(x[drawn], np.exp(y[drawn]), groups),
         ]
         np.testing.assert_allclose([values[one] for values in at_once], alone)

@@ -9,9 +9,9 @@ from transformers import LlamaForCausalLM
 
 from condft.training import read_metrics
 from scripts.research.config import StudyConfig
+from scripts.research.damage.columns import load_columns
 from scripts.research.damage.report import write_report
 from scripts.research.damage.run import Experiment, Protocol, run_experiment
-from scripts.research.damage.table import load_table
 from tests.helpers.tiny_speech import save_language_model
 
 PROTOCOL = Protocol(
@@ -74,7 +74,7 @@ def test_an_interrupted_experiment_goes_on_and_a_second_one_gives_the_same_figur
     assert run_experiment(config, PROTOCOL, second, tmp_path / "elsewhere") == 14
     assert figures(first) == figures(second)
 
-    table = load_table(first)
+    table = load_columns(first)
     assert len(table.names) == 14
     assert len(table.type_names) == 7
     assert (table.targets["kl"] > 0).all()
@@ -91,4 +91,4 @@ def test_measuring_leaves_the_model_as_it_was(config: StudyConfig, tmp_path: Pat
 
 def test_a_file_without_an_experiment_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="describes 0 experiments"):
-        load_table(tmp_path / "none.jsonl")
+        load_columns(tmp_path / "none.jsonl")

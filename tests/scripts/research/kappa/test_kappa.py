@@ -11,19 +11,12 @@ import torch
 
 from condft.training import read_metrics
 from scripts.research.config import StudyConfig
+from scripts.research.kappa.columns import load_atlases, load_changes
 from scripts.research.kappa.measure import FINE_TUNING, Stability, fine_tune, measure_atlas
 from scripts.research.kappa.report import write_report
-from scripts.research.kappa.statistics import (
-    explained_by_chance,
-    explained_by_groups,
-    kept_of_lowest,
-    random_square_spread,
-    spread_within,
-    square_quantiles,
-    square_ratio,
-)
-from scripts.research.kappa.table import load_atlases, load_changes
+from scripts.research.kappa.squares import kept_of_lowest, random_square_spread, square_quantiles, square_ratio
 from scripts.research.kappa.variants import add_noise, int8_round_trip, nf4_round_trip, variants
+from scripts.research.statistics import explained_by_chance, explained_by_groups, spread_within
 from tests.helpers.tiny_speech import save_language_model
 
 

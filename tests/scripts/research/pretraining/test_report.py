@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scripts.research.kappa.statistics import explained_by_groups
+from scripts.research.pretraining.facts import drift, explained_by_layer, explained_with_interval, order_kept
 from scripts.research.pretraining.report import write_report
-from scripts.research.pretraining.statistics import drift, explained_by_layer, explained_with_interval, order_kept
+from scripts.research.statistics import explained_by_groups
 
 TYPES = {"model.layers.*.self_attn.q_proj": 400.0, "model.layers.*.mlp.experts.down_proj": 9.0}
 

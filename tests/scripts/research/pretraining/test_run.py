@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from condft import analyze
 from scripts.research.config import StudyConfig
 from scripts.research.pretraining.run import Pretraining, PretrainingConfig, learning_rate, load_config, points_of
-from scripts.research.store import Results
+from scripts.research.study.results import Results
 from scripts.research.study.run import run_study
 
 TEXT = "The quick brown fox jumps over the lazy dog and the cat sleeps in the warm sun. "

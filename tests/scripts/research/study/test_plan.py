@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts.research.config import ArmSection, load_study
-from scripts.research.store import Results, append_line, best_rates, claimed
+from scripts.research.store import append_line, claimed
 from scripts.research.study.plan import RunSpec, best_of_sweep, count_runs, plan_runs, run_key, sweep_order
 from scripts.research.study.report import arms_with_runs, write_report
+from scripts.research.study.results import Results, best_rates
 from tests.helpers.study_lines import STUDIES, append_run, line, study_of
 
 ARMS = {

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from scripts.research.config import ArmSection
-from scripts.research.store import Results
 from scripts.research.study.plan import RunSpec
 from scripts.research.study.report import write_report
+from scripts.research.study.results import Results
 from tests.helpers.study_lines import append_run, study_of
 
 FORGETTING = {"lowest_within_type": 1.0, "random_within_type": 2.0, "full_fine_tuning": 4.0}

@@ -10,10 +10,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from scripts.research.config import StudyConfig, load_study
-from scripts.research.store import Results, best_rates, claimed
+from scripts.research.store import claimed
 from scripts.research.study.arms import ARMS
 from scripts.research.study.plan import RunSpec
 from scripts.research.study.report import write_report
+from scripts.research.study.results import Results, best_rates
 from scripts.research.study.run import Study, run_study
 from tests.helpers.accelerate_state import forget_accelerate
 from tests.helpers.tiny_speech import save_language_model, save_whisper, write_manifest

@@ -7,13 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.research.study.statistics import (
-    lowest_at_level,
-    mean_interval,
-    paired_ratio,
-    ratio_across,
-    value_at_level,
-)
+from scripts.research.statistics import mean_interval
+from scripts.research.study.levels import lowest_at_level, paired_ratio, ratio_across, value_at_level
 
 finite = st.floats(-10, 10, allow_nan=False)
 positive = st.floats(0.1, 10)

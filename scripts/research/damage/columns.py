@@ -1,7 +1,7 @@
 """The experiment's JSONL as columns: one row a tensor, scores beside what its training gains and damages."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from condft.training import read_metrics
-from scripts.research.statistics import Floats, at_equal_gain
+from scripts.research.damage.equal_gain import at_equal_gain
+from scripts.research.statistics import Floats
+from scripts.research.store import lines_by_name
 
 WEIGHT_SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
     "κ": lambda row: math.log(row["condition_number"]),
@@ -46,7 +48,7 @@ TARGETS = {
 
 
 @dataclass(frozen=True)
-class Table:
+class Columns:
     """Columns over the measured tensors.
 
     Attributes:
@@ -91,7 +93,7 @@ class Table:
         return np.flatnonzero(self.type_numbers == self.type_names.index(name))
 
 
-def load_table(results: Path) -> Table:
+def load_columns(results: Path) -> Columns:
     """Reads the one experiment that a file holds.
 
     Raises:
@@ -106,7 +108,7 @@ def load_table(results: Path) -> Table:
     rows = [scores[name] for name in names]
     deepest = max(row["layer"] for row in scores.values())
     gain = experiments[0]["protocol"]["equal_gain"]
-    return Table(
+    return Columns(
         experiment=experiments[0],
         names=names,
         types=[row["type"] for row in rows],
@@ -119,15 +121,6 @@ def load_table(results: Path) -> Table:
         targets=_targets([tensors[name]["points"] for name in names], gain),
         lines=[tensors[name] for name in names],
     )
-
-
-def lines_by_name(lines: Iterable[dict[str, Any]], kind: str, experiment: str) -> dict[str, dict[str, Any]]:
-    """Name -> line of a kind of one experiment; the first, should there be two."""
-    found: dict[str, dict[str, Any]] = {}
-    for line in lines:
-        if line["kind"] == kind and line["experiment"] == experiment:
-            found.setdefault(line["name"], line)
-    return found
 
 
 def _targets(points: list[list[dict[str, Any]]], gain: float) -> dict[str, Floats]:

@@ -7,6 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from scripts.research.statistics import ratio_draws
+
 
 def value_at_level(curve: Sequence[tuple[float, float]], level: float) -> float | None:
     """The second coordinate where the first one first falls to `level`, linear between the points of a run.
@@ -70,9 +72,7 @@ def paired_ratio(
     value = float(ours.mean() / theirs.mean()) if theirs.mean() > 0 else math.nan
     if len(ours) < 2:
         return Ratio(value, math.nan, math.nan, len(ours), math.nan)
-    index = np.random.default_rng(seed).integers(len(ours), size=(draws, len(ours)))
-    top, bottom = ours[index].mean(axis=1), theirs[index].mean(axis=1)
-    ratios = np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1.0), np.inf)
+    ratios = ratio_draws(ours, theirs, draws=draws, seed=seed)
     # "lower" keeps an infinite draw from being averaged with a finite one
     low, high = np.quantile(ratios, [0.025, 0.975], method="lower")
     difference = ours - theirs
@@ -168,19 +168,3 @@ def ratio_across(
 
 def _geometric_mean(ratios: np.ndarray) -> float:
     return float(np.exp(np.nanmean(np.log(ratios))))
-
-
-def mean_interval(values: Sequence[float], *, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean and its 95 % percentile bootstrap interval; both ends nan for a single value.
-
-    Raises:
-        ValueError: No values.
-    """
-    if not values:
-        raise ValueError("no values to take a mean of")
-    array = np.asarray(values, dtype=float)
-    if len(array) < 2:
-        return float(array[0]), math.nan, math.nan
-    index = np.random.default_rng(seed).integers(len(array), size=(draws, len(array)))
-    low, high = np.quantile(array[index].mean(axis=1), [0.025, 0.975])
-    return float(array.mean()), float(low), float(high)

@@ -1,4 +1,4 @@
-"""What groups explain of a column, how much of a ranking stays, and how rare a square matrix's κ is."""
+"""How much of a ranking stays, and how rare a square matrix's κ is among random ones (Edelman 1988)."""
 
 import math
 
@@ -7,32 +7,6 @@ from numpy.typing import ArrayLike
 
 from condft.selection.random_matrix import edelman_cdf
 from scripts.research.statistics import Floats
-
-
-def explained_by_groups(values: ArrayLike, groups: ArrayLike) -> Floats:
-    r"""$\eta^2$: the share of the values' variance that lies between the groups' means (Fisher 1925).
-
-    Args:
-        values: `(..., n)`.
-        groups: `(n,)`, any labels.
-
-    Returns:
-        `(...)`, in [0, 1]; nan where the values are constant. For chance see `explained_by_chance`.
-    """
-    column, labels = np.asarray(values, float), np.asarray(groups)
-    centerd = column - column.mean(axis=-1, keepdims=True)
-    between = np.zeros(column.shape[:-1])
-    for label in np.unique(labels):
-        inside = centerd[..., labels == label]
-        between += inside.shape[-1] * inside.mean(axis=-1) ** 2
-    total = (centerd**2).sum(axis=-1)
-    return np.divide(between, total, out=np.full_like(between, math.nan), where=total > 0)
-
-
-def explained_by_chance(groups: ArrayLike) -> float:
-    r"""Mean $\eta^2$ of as many groups of the same sizes drawn at random: (groups - 1) / (n - 1)."""
-    labels = np.asarray(groups)
-    return (len(np.unique(labels)) - 1) / (len(labels) - 1)
 
 
 def kept_of_lowest(before: ArrayLike, after: ArrayLike, groups: ArrayLike, *, share: float = 0.1) -> tuple[int, int]:
@@ -83,11 +57,3 @@ def square_ratio(probability: float) -> float:
 def random_square_spread(points: int = 1000) -> float:
     """Standard deviation of log κ over random squares, nats: about 1.12 (the quantiles' midpoints)."""
     return float(np.std([math.log(square_ratio((index + 0.5) / points)) for index in range(points)]))
-
-
-def spread_within(values: ArrayLike, groups: ArrayLike) -> float:
-    """Standard deviation within groups, pooled: each group's mean costs a degree of freedom."""
-    column, labels = np.asarray(values, float), np.asarray(groups)
-    members = [column[labels == label] for label in np.unique(labels)]
-    squares = sum(float(((inside - inside.mean()) ** 2).sum()) for inside in members)
-    return math.sqrt(squares / (len(column) - len(members)))

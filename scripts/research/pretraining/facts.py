@@ -1,4 +1,4 @@
-"""How much of the spectral facts is learned and how much is the role's: shares of variance, ranks, drifts."""
+"""How much of the spectral facts is learned and how much comes with the role: shares of variance, ranks, drifts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,14 +6,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.research.kappa.statistics import explained_by_groups
-from scripts.research.statistics import Floats, bootstrap_draws, percentile_interval, rank_correlation
+from condft.plots.figures import short_labels
+from condft.selection.random_matrix import expected_condition_number
+from scripts.research.statistics import (
+    Floats,
+    bootstrap_draws,
+    explained_by_groups,
+    percentile_interval,
+    rank_correlation,
+)
 
+FACTS = {
+    "condition_number": "κ",
+    "entropy_deficit": "entropy deficit per dimension",
+    "log_volume": "log-volume per dimension",
+    "stable_rank": "stable rank",
+    "frobenius_norm": "Frobenius norm",
+}
+"""Key of a weight's facts -> label."""
+Point = Mapping[str, Any]
+"""A line of the results file: every weight's facts after a number of steps."""
 Weights = Mapping[str, Mapping[str, Any]]
 """Name -> a weight's facts, as a point holds them."""
 
 CANDIDATES = ("layer", "expert")
-"""The roles that a selection may choose from; routers and embeddings are told apart."""
+"""The roles that a selection may choose from: not routers, not embeddings."""
 
 
 def candidates(weights: Weights) -> list[str]:
@@ -73,3 +90,23 @@ def drift(before: Weights, after: Weights, names: Sequence[str]) -> tuple[float,
     """How far log κ went: mean change, and the standard deviation of the changes, nats."""
     change = np.log(column(after, names, "condition_number") / column(before, names, "condition_number"))
     return float(change.mean()), float(change.std())
+
+
+def groups_of(point: Point) -> dict[str, list[str]]:
+    """Short label of a module type -> its weights, sorted; types of one weight (the embedding) are left out."""
+    weights = point["weights"]
+    by_type: dict[str, list[str]] = {}
+    for name in sorted(weights):
+        by_type.setdefault(weights[name]["module_type"], []).append(name)
+    labels = short_labels(by_type)
+    return {
+        labels[kind].removeprefix("self_attn.").removeprefix("mlp."): names
+        for kind, names in by_type.items()
+        if len(names) > 1
+    }
+
+
+def expected_of(point: Point, names: Sequence[str]) -> float:
+    """κ that a random matrix of these weights' shape has (its median)."""
+    rows, columns = point["weights"][names[0]]["shape"]
+    return expected_condition_number(rows, columns)
