@@ -30,7 +30,9 @@ PHRASES = (
 )
 DIALECT = re.compile(rf"\b(?:{'|'.join(PHRASES)})\b", re.IGNORECASE)
 # Names of other libraries, and keys of records that were committed under these names.
-FOREIGN = re.compile(r"\"(?:self_generated_\w+|own_tokens)\"|SetVoiceByName|espeak_VOICE|--voices?\b|voice_id")
+FOREIGN = re.compile(
+    r"\"(?:self_generated_\w+|own_tokens)\"|\.tell\(\)|SetVoiceByName|espeak_VOICE|--voices?\b|voice_id"
+)
 RECORD = ("docs", "results", "config.yaml")
 SUFFIXES = (".py", ".md", ".sh", ".yaml", ".toml")
 

@@ -27,9 +27,9 @@ from scripts.data.whisper_encoder_numpy import encode
 
 SAMPLING_RATE = 16_000
 PROMPT, ANSWER = "The capital of France is", " Paris"
-# Largest |difference| of the fp32 encoder from the fp64 witness; its outputs reach about 12.
+# Largest |difference| of the fp32 encoder from the fp64 one in NumPy; its outputs reach about 12.
 ENCODER_TOLERANCE = 2e-3
-# Whisper writes digits for number words, "3-1-4-7-2"; of eSpeak's voices this one it hears best.
+# Whisper writes digits for number words, "3-1-4-7-2"; it transcribes this eSpeak speaker best.
 SPOKEN, SPOKEN_DIGITS, SPEAKER = "three one four seven two", "3 1 4 7 2", "en-us+edward"
 
 
@@ -66,20 +66,20 @@ def build_smollm2(raw: Path, target: Path) -> None:
 
 
 def resave_smollm2(raw: Path, target: Path) -> None:
-    """The same from the hub's files (bf16 there)."""
+    """Makes the same from the hub's files (bf16 there)."""
     model = AutoModelForCausalLM.from_pretrained(raw, dtype=torch.float32, use_safetensors=True)
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(raw).save_pretrained(target)
 
 
 def verify_smollm2(folder: Path, raw: Path | None) -> dict[str, Any]:
-    """Reads the checkpoint back and lets it speak.
+    """Reads the checkpoint back and lets it continue a prompt.
 
     Returns:
         The prompt and its greedy continuation.
 
     Raises:
-        ValueError: The continuation is not the known one, or the config still speaks of quantization.
+        ValueError: The continuation is not the known one, or the config still has a quantization_config.
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     if model.dtype != torch.float32 or hasattr(model.config, "quantization_config"):
@@ -132,7 +132,7 @@ def build_whisper(raw: Path, target: Path) -> None:
 
 
 def resave_whisper(raw: Path, target: Path) -> None:
-    """The same from the hub's files."""
+    """Makes the same from the hub's files."""
     model = WhisperForConditionalGeneration.from_pretrained(raw, dtype=torch.float32, use_safetensors=True)
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(raw).save_pretrained(target)
@@ -140,18 +140,18 @@ def resave_whisper(raw: Path, target: Path) -> None:
 
 
 def verify_whisper(folder: Path, raw: Path | None) -> dict[str, Any]:
-    """Reads the checkpoint back and holds its encoder against an independent reading of the raw file.
+    """Reads the checkpoint back and compares its encoder with an independent reading of the raw file.
 
     Args:
         folder: The checkpoint.
         raw: Folder with the `model.bin` it was made from; None when it came from the hub as it is.
 
     Returns:
-        The largest absolute value of the encoder's output on a test signal, its largest difference from the
-        witness, and what the model wrote down of a spoken sentence.
+        The largest absolute value of the encoder's output on a test signal, its largest difference from the NumPy
+        encoder, and the transcription of a spoken sentence.
 
     Raises:
-        ValueError: The outputs differ, are not finite, the head is not tied, or the sentence was misheard.
+        ValueError: The outputs differ, are not finite, the head is not tied, or the transcription is wrong.
     """
     model = WhisperForConditionalGeneration.from_pretrained(folder, dtype="auto").eval()
     if model.dtype != torch.float32:
@@ -166,20 +166,20 @@ def verify_whisper(folder: Path, raw: Path | None) -> dict[str, Any]:
         raise ValueError("the encoder's output is not finite")
     checks: dict[str, Any] = {"encoder_output_max_abs": float(np.abs(output).max())}
     if raw is not None:
-        witness = encode(read_ctranslate2(raw / "model.bin"), log_mel)
-        checks["encoder_max_abs_difference"] = difference = float(np.abs(output - witness).max())
+        reference = encode(read_ctranslate2(raw / "model.bin"), log_mel)
+        checks["encoder_max_abs_difference"] = difference = float(np.abs(output - reference).max())
         if difference > ENCODER_TOLERANCE:
             raise ValueError(f"the encoder differs by {difference:.3g} from NumPy's reading of model.bin")
-    checks["heard"] = heard = _transcribe(model, extractor, AutoTokenizer.from_pretrained(folder))
-    if re.findall(r"\d", heard) != re.findall(r"\d", SPOKEN_DIGITS):
-        raise ValueError(f"spoken {SPOKEN!r}, it heard {heard!r}")
+    checks["transcription"] = hypothesis = _transcribe(model, extractor, AutoTokenizer.from_pretrained(folder))
+    if re.findall(r"\d", hypothesis) != re.findall(r"\d", SPOKEN_DIGITS):
+        raise ValueError(f"spoken {SPOKEN!r}, transcribed {hypothesis!r}")
     return checks
 
 
 def _transcribe(
     model: WhisperForConditionalGeneration, extractor: WhisperFeatureExtractor, tokenizer: PreTrainedTokenizerBase
 ) -> str:
-    """What the whole model, decoder and tokenizer included, makes of `SPOKEN`."""
+    """The transcription of `SPOKEN` by the whole model, decoder and tokenizer included."""
     samples, rate = synthesize(SPOKEN, SPEAKER)
     audio = soxr.resample(samples / np.float32(32768), rate, SAMPLING_RATE)
     features = extractor(audio, sampling_rate=SAMPLING_RATE, return_tensors="pt", return_attention_mask=True)

@@ -20,9 +20,9 @@ from transformers import WhisperConfig
 
 FORMAT_VERSION = 6
 SPEC_NAME = "WhisperSpec"
-# CTranslate2's DataType enum; 5 is bfloat16, which NumPy has not, and which no Whisper wheel uses.
+# CTranslate2's DataType enum. 5 is bfloat16: NumPy does not have it, and no Whisper wheel uses it.
 DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
-GELU = 3  # in CTranslate2's ActivationType enum: the exact one, erf and all
+GELU = 3  # in CTranslate2's ActivationType enum: the exact GELU, with erf
 
 Arrays = dict[str, np.ndarray]
 

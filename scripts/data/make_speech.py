@@ -1,4 +1,4 @@
-"""Speaks a dataset: English and German digit strings by many synthetic voices, no voice in both train and test.
+"""Speaks a dataset: English and German digits by many synthetic speakers, none of them in both train and test.
 
     python -m scripts.data.make_speech                     # 960 + 128 clips into data/digits/, about ten seconds
     python -m scripts.data.make_speech --into /tmp/d --seed 3 --train 100 --test 20
@@ -38,13 +38,13 @@ WORDS = {
     "en": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
     "de": ("null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun"),
 }
-BASE_VOICES = {
+BASE_SPEAKERS = {
     "en": ("en", "en-029", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-gb-x-rp", "en-us", "en-us-nyc"),
     "de": ("de",),
 }
-# The variants of eSpeak NG 1.52 of which whisper-tiny.en heard most of ten digits right. Left out: those it did not,
-# the robots and effects, "fast" (unstable, says its own file), Reed and caleb (their noise cannot be seeded), and all
-# but one of every group that is one voice in truth: the same formants, or waveforms that correlate beyond 0.7.
+# The variants of eSpeak NG 1.52 of which whisper-tiny.en transcribes most of ten digits correctly. Left out: the rest,
+# robots and effects, "fast" (its own file calls it unstable), Reed and caleb (their noise cannot be seeded), and all
+# but one of every group that is really one speaker: the same formants, or waveforms that correlate beyond 0.7.
 VARIANTS = (
     "Alex", "Alicia", "Andrea", "Andy", "Annie", "Denis", "Diogo", "Gene", "Jacky", "Marco", "Mike", "Nguyen",
     "Storm", "adam", "anika", "antonio", "aunty", "belinda", "boris", "croak", "david", "ed", "edward", "f1",
@@ -60,7 +60,7 @@ class SpeechError(RuntimeError):
 
 @dataclass(frozen=True)
 class Clip:
-    """One utterance to be spoken; `pitch` in eSpeak's 0 to 100, `seed` of the voice's noise."""
+    """One utterance to be spoken; `pitch` in eSpeak's 0 to 100, `seed` of the noise."""
 
     text: str
     language: str
@@ -71,20 +71,20 @@ class Clip:
 
 
 def recipe() -> str:
-    """Digest of all that decides what is spoken beside the command line, so that an edited script knows old data."""
-    choices = (WORDS, BASE_VOICES, VARIANTS, NUM_TEST_VARIANTS, NUM_DIGITS, WORDS_PER_MINUTE, PITCH, MAX_SECONDS)
+    """Hash of all choices in this file that decide what is spoken: an edited script then notices old data."""
+    choices = (WORDS, BASE_SPEAKERS, VARIANTS, NUM_TEST_VARIANTS, NUM_DIGITS, WORDS_PER_MINUTE, PITCH, MAX_SECONDS)
     return hashlib.sha256(repr(choices).encode("utf-8")).hexdigest()[:16]
 
 
 def split_variants(seed: int) -> dict[str, tuple[str, ...]]:
-    """Divides the voice variants between the splits: none is on both sides, in any language."""
+    """Divides the speaker variants between the splits: none is on both sides, in any language."""
     order = list(VARIANTS)
     random.Random(f"variants/{seed}").shuffle(order)
     return {"train": tuple(sorted(order[NUM_TEST_VARIANTS:])), "test": tuple(sorted(order[:NUM_TEST_VARIANTS]))}
 
 
 def draw_clip(seed: int, split: str, index: int, draw: int = 0) -> Clip:
-    """Decides what a clip is; a function of its arguments alone, so that no clip depends on how many there are.
+    """Draws a clip by its arguments alone, so that it does not depend on how many clips there are.
 
     Args:
         seed: Of the dataset.
@@ -98,7 +98,7 @@ def draw_clip(seed: int, split: str, index: int, draw: int = 0) -> Clip:
     return Clip(
         text=" ".join(generator.choice(WORDS[language]) for _ in range(generator.randint(*NUM_DIGITS))),
         language=language,
-        speaker=f"{generator.choice(BASE_VOICES[language])}+{variant}",
+        speaker=f"{generator.choice(BASE_SPEAKERS[language])}+{variant}",
         words_per_minute=generator.randint(*WORDS_PER_MINUTE),
         pitch=generator.randint(*PITCH),
         seed=generator.randint(1, 2**31 - 1),
@@ -109,7 +109,7 @@ def speak(clip: Clip) -> np.ndarray:
     """The clip's samples: `(num_samples,)` int16 at `SAMPLING_RATE` Hz.
 
     Raises:
-        EspeakError: The voice is unknown or silent.
+        EspeakError: The speaker is unknown or silent.
     """
     samples, rate = synthesize(
         clip.text, clip.speaker, words_per_minute=clip.words_per_minute, pitch=clip.pitch, seed=clip.seed
@@ -164,7 +164,7 @@ def write_dataset(folder: Path, settings: dict[str, int | str], sizes: dict[str,
 
 
 def _check_still_fresh(seed: int, first: Path) -> None:
-    """Guards reproducibility: on a system that does not really unload eSpeak, the first clip now sounds different."""
+    """Raises if the first clip comes out differently now: a system that does not unload eSpeak is not reproducible."""
     _, again = speak_within_limit(seed, "train", 0)
     written, _ = soundfile.read(first, dtype="int16")
     if not np.array_equal(written, again):
@@ -208,9 +208,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; `--help` lists it."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--into", type=Path, default=Path("data/digits"), help="folder to make (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="decides voices, digits, speeds, pitches (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="decides speakers, digits, speeds, pitches (%(default)s)")
     parser.add_argument("--train", type=int, default=960, help="training clips, half of them German (%(default)s)")
-    parser.add_argument("--test", type=int, default=128, help="test clips, by other voices (%(default)s)")
+    parser.add_argument("--test", type=int, default=128, help="test clips, by other speakers (%(default)s)")
     parser.add_argument("--force", action="store_true", help="replace what is there")
     options = parser.parse_args(arguments)
     for split in SPLITS:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModel, AutoTokenizer
 
-# Of one meaning, and one of another.
+# Two of the same meaning, and one of another.
 SENTENCES = ("A man is eating food.", "Someone is having a meal.", "The bank raised its interest rates.")
 
 
@@ -27,19 +27,19 @@ def build_minilm(raw: Path, target: Path) -> None:
 
 
 def resave_minilm(raw: Path, target: Path) -> None:
-    """The same from the hub's files (fp32 there)."""
+    """Makes the same from the hub's files (fp32 there)."""
     AutoModel.from_pretrained(raw, dtype=torch.float32, use_safetensors=True).save_pretrained(target)
     AutoTokenizer.from_pretrained(raw).save_pretrained(target)
 
 
 def verify_minilm(folder: Path, raw: Path | None) -> dict[str, Any]:
-    """Reads the checkpoint back and lets it compare sentences, by the cosine of their mean states.
+    """Reads the checkpoint back and compares sentences by the cosine of their mean states.
 
     Returns:
         The cosine of two sentences of like meaning, and of two of unlike.
 
     Raises:
-        ValueError: It does not tell them apart, or is not fp32.
+        ValueError: The cosines do not differ enough, or the weights are not fp32.
     """
     model = AutoModel.from_pretrained(folder, dtype="auto").eval()
     if model.dtype != torch.float32:

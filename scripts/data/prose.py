@@ -1,4 +1,4 @@
-"""Prose out of documentation: the paragraphs of a text that read as sentences of a language, without their markup."""
+"""Prose from documentation: the paragraphs that are sentences of a language, without markup."""
 
 import re
 from collections.abc import Callable, Collection
@@ -95,7 +95,7 @@ class _Paragraphs(HTMLParser):
 
 
 def plain_text(source: str) -> str:
-    """The text itself: `.txt` and `.info` files have paragraphs as they stand."""
+    """The text itself: `.txt` and `.info` files have no markup between their paragraphs."""
     return source
 
 

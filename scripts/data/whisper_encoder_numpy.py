@@ -1,4 +1,4 @@
-"""Whisper's encoder in plain NumPy, straight from CTranslate2's tensors: the independent witness of a conversion.
+"""Whisper's encoder in plain NumPy, straight from CTranslate2's tensors: an independent check of a conversion.
 
 It shares nothing with the conversion or with transformers: neither tensor names, nor convolution, nor attention.
 Used by `scripts/data/get_models.py`. Shapes: T frames, S = T/2 positions, D model, H heads, K head width.
@@ -66,9 +66,9 @@ def _linear(arrays: Arrays, name: str, value: np.ndarray) -> np.ndarray:
 
 
 def _layer_norm(arrays: Arrays, name: str, value: np.ndarray) -> np.ndarray:
-    centerd = value - value.mean(axis=-1, keepdims=True)
-    scale = np.sqrt((centerd**2).mean(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
-    return centerd / scale * arrays[f"{name}/gamma"] + arrays[f"{name}/beta"]
+    centered = value - value.mean(axis=-1, keepdims=True)
+    scale = np.sqrt((centered**2).mean(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
+    return centered / scale * arrays[f"{name}/gamma"] + arrays[f"{name}/beta"]
 
 
 def _gelu(value: np.ndarray) -> np.ndarray:

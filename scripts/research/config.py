@@ -1,4 +1,8 @@
-"""A study's YAML, typed: one task, its measurements, and the arms with their learning rates."""
+"""A study's YAML, typed: one task, its measurements, and the arms with their learning rates.
+
+Two words of the study: an **arm** is one way to train (a selection rule, or a peer method such as LoRA); a **level**
+is a value of the test loss at which the forgetting of all arms is compared.
+"""
 
 import hashlib
 import json
@@ -14,7 +18,7 @@ from condft.training import TrainingConfig
 from condft.training.config import EvaluationConfig
 from condft.training.config_file import override
 
-# Part of every key: raise it when the harness comes to train or measure differently, so that old runs do not count.
+# Part of every key. Raise it when the harness trains or measures in another way: old runs then do not count.
 HARNESS_VERSION = 2
 
 # Settings that decide which runs there are and how they are read, but not what a run measures.
@@ -25,7 +29,7 @@ _NAMES_IN_KEYS = {
     "sampled_tokens": "self_generated_tokens",
 }
 DISTILLED = "_distilled"
-"""How the names of arms end that are trained with self-distillation."""
+"""Suffix of the names of arms that are trained with self-distillation."""
 _SEED = "{seed}"
 
 
@@ -38,7 +42,7 @@ class SpeechSection(_Section):
 
     audio_tower: str
     manifest: str
-    projector_rate: float = Field(gt=0, description="Of the projector, in both stages and all arms alike.")
+    projector_rate: float = Field(gt=0, description="Of the projector, in both stages and in all arms.")
     prompt: str = "Transcribe."
     system_prompt: str | None = ""
 
@@ -52,9 +56,9 @@ class TextSection(_Section):
 
 
 class ArmSection(_Section):
-    """One arm: how it is built is in `_study_arms.py`; here stand its learning rates and its rank in the order."""
+    """One arm: its learning rates and whether it runs early. `study/arms.py` has its builder."""
 
-    rates: list[float] = Field(min_length=1, description="The sweep; the middle one goes first.")
+    rates: list[float] = Field(min_length=1, description="Rates of the sweep; the middle one runs first.")
     main: bool = Field(default=False, description="Part of the main comparison, so it runs before the others.")
 
 
@@ -65,18 +69,18 @@ class StudyConfig(_Section):
         results: The JSONL that all runs append to.
         workspace: Folder of what runs share (projector stages, base measurements, locks); may be deleted.
         language_model: Folder or hub name. With `{seed}` in it every seed has a base of its own, on which it sweeps
-            all rates: what varies over seeds is then the base too.
+            all rates: the base then varies over seeds too.
         trainable_fraction: Budget of the arms that select, of the language model's layer weights.
         training: Of stage 1 (`projector_steps`) and stage 2 (`steps`). Arms whose names end in `_distilled` take
             `self_distillation`, and no others.
         evaluation: `text_tokens` is what every point reads; `final_text_tokens` the end of a run.
-        points: Steps of stage 2 after which a run is measured.
+        points: Steps of stage 2 after which a run is measured (its evaluation points).
         wer_points: Those of them at which it transcribes too.
-        seeds: Data order, projector start and random arms. The first one also serves the learning-rate sweep, where
-            they have one base.
-        levels: Test losses at which forgetting is read off, each arm at the rate of its sweep that is best there.
-        best_by: The measure of forgetting that tells which rate is best.
-        final_seeds: Seeds whose runs read the longer text at their end; null for all.
+        seeds: Of data order, projector start and random arms. With one base for all, only the first seed sweeps the
+            learning rates.
+        levels: Test losses at which forgetting is compared, each arm at the rate of its sweep that is best there.
+        best_by: The measure of forgetting that decides which rate is best.
+        final_seeds: Seeds whose runs are measured on the longer text at their end; null for all.
     """
 
     speech: SpeechSection | None = None
@@ -116,7 +120,7 @@ class StudyConfig(_Section):
 
     @property
     def sweep_seeds(self) -> list[int]:
-        """The seeds that run every rate of every arm: those that no other seed's best rates need hold for."""
+        """The seeds that run every rate of every arm."""
         return self.seeds if self.own_bases else self.seeds[:1]
 
     def of(self, arm: str, seed: int) -> "StudyConfig":
@@ -130,15 +134,17 @@ class StudyConfig(_Section):
         )
 
     def determining(self) -> dict[str, Any]:
-        """What determines a run's figures, as plain JSON: not which runs there are, nor how they are read."""
+        """The settings that determine a run's figures, as plain JSON; not those that list or present runs."""
         content = self.model_dump(mode="json", exclude=_NOT_IN_KEYS)
         content["evaluation"] = {
             _NAMES_IN_KEYS.get(name, name): value for name, value in content["evaluation"].items()
         }
         if self.training.self_distillation is None:
-            del content["training"]["self_distillation"]  # as in the keys of runs older than this setting
+            del content["training"]["self_distillation"]  # runs older than this setting have no such entry
         if self.text is not None:
-            content["evaluation"]["max_new_tokens"] = 24  # nothing is transcribed; as in the keys there are
+            content["evaluation"]["max_new_tokens"] = (
+                24  # a text study transcribes nothing; the committed keys have this value
+            )
         return {**content, "harness_version": HARNESS_VERSION}
 
     def digest(self) -> str:
@@ -156,7 +162,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
 
     Args:
         path: The YAML.
-        overrides: Assignments such as `seeds=[3]`, put in place of the file's.
+        overrides: Assignments such as `seeds=[3]`, which replace the file's.
 
     Raises:
         FileNotFoundError: No such file.

@@ -1,6 +1,6 @@
 """Shared backward passes: every unit's direction of training, and what gradients alone predict of it.
 
-One pass over the task's batches gives all units' directions at once, another over the base's own text their curvature.
+One pass over the task's batches gives all units' directions, another over text sampled from the base their curvature.
 """
 
 import re
@@ -19,10 +19,10 @@ ADAM_EPSILON = 1e-8
 def adam_directions(
     model: Any, names: Sequence[str], losses: Sequence[Callable[[], Tensor]]
 ) -> dict[str, dict[str, Any]]:
-    r"""Where AdamW would begin to go: mean over root mean square of the batches' gradients, entry by entry.
+    r"""The direction that AdamW would start in: mean over root mean square of the batches' gradients, entry by entry.
 
     That is the sum of Adam's steps over these batches in the limit of small steps and slow averages (no bias, no
-    decay): a first-order direction, taken at the base and for each unit as if the others stood still.
+    decay): a first-order direction, taken at the base and for each unit as if no other unit changed.
 
     Args:
         model: The base; left without gradients.
@@ -64,13 +64,13 @@ def fisher_information(
 ) -> dict[str, tuple[float, float]]:
     r"""Curvature of the KL divergence to the base, $\mathrm{KL} \approx \frac12 \Delta^T F \Delta$, per token.
 
-    $F = E[g g^T]$ over text drawn from the model itself, g the gradient of a sequence's log-probability divided by
+    $F = E[g g^T]$ over text sampled from the model, g the gradient of a sequence's log-probability divided by
     the root of its length (the tokens' scores are martingale differences, so their products vanish in the mean).
 
     Args:
         model: The base, a causal LM.
         directions: Name -> direction of Frobenius norm 1.
-        sequences: `(num_sequences, length)`, drawn from the model; its first token is given.
+        sequences: `(num_sequences, length)`, sampled from the model; the first token is the prompt.
 
     Returns:
         Name -> (trace of F, F along the direction).
@@ -97,7 +97,7 @@ class _Unit:
 
 @contextmanager
 def _training_only(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, _Unit]]:
-    """Within, gradients are taken of these units' parameters alone; afterwards of none."""
+    """Inside, only these units' parameters get gradients; afterwards none does."""
     model.eval().requires_grad_(False)  # eval: no dropout, the direction is the model's own
     yield {name: _unit(model, name) for name in names}
     model.requires_grad_(False)

@@ -130,7 +130,7 @@ def output_entropy(weight: Tensor, covariance: Tensor | None = None, *, per_dime
 def entropy_change(weight: Tensor, covariance: Tensor | None = None) -> float:
     r"""$h(y) - h(x)$ of $y = Wx$ for Gaussian x.
 
-    For a square or tall W of full rank this is `log_volume(weight)` whatever the covariance, and whatever the
+    For a square or tall W of full rank this is `log_volume(weight)` for any covariance, and for any
     distribution of x (Cover & Thomas 2006, corollary of theorem 8.6.4). A wide W drops k - m dimensions, and their
     entropy counts: the change then depends on the covariance and on the units of x. It has no per-dimension form,
     since x and y have different dimensions.
@@ -181,7 +181,7 @@ def entropy_deficit_bounds(
 ) -> tuple[float, float]:
     r"""What the condition number alone says about the entropy deficit of n singular values.
 
-    At least $\log\frac{\kappa + 1/\kappa}2$, whatever n: the two ends lose that much, and the loss is smallest
+    At least $\log\frac{\kappa + 1/\kappa}2$, for any n: the two ends lose that much, and the loss is smallest
     where all the others equal $\sqrt{(\sigma_1^2 + \sigma_n^2)/2}$, which attains it (set the derivative in each of
     them to zero). At most $\frac n2 \log S(\kappa^2)$ with Specht's ratio, the largest quotient of arithmetic and
     geometric mean of numbers between 1 and $\kappa^2$ (Specht 1960). The lower bound is attained for every n >= 2,

@@ -1,4 +1,4 @@
-"""Selections that condft itself does not offer: the study's controls and a competing rule. Names in, names out."""
+"""Selections that condft does not offer: the study's controls and a competing rule. Names in, names out."""
 
 import hashlib
 import math
@@ -33,7 +33,7 @@ def choose(
     if share > 1:
         raise ValueError(f"{sorted(kinds or ())} hold {_parameters(rows):,} parameters, less than the budget")
     names = [row.name for row in rows]
-    # up, so that rounding does not take the last unit of a share that is a whole number of them
+    # rounded up: else rounding would cost the last unit of a share that is a whole number of units
     share = min(1.0, math.ceil(share * 1e12) / 1e12)
     return select_units(report, trainable_fraction=share, candidates=names, **rule).names
 
@@ -53,7 +53,7 @@ def layer_of(name: str) -> int:
 def same_shapes_and_depths(report: SpectralReport, reference: Collection[str], *, seed: int) -> tuple[str, ...]:
     """For each unit of a selection one drawn at random of its shape and its third of the depth, none twice.
 
-    So the draw has the reference's shapes and depths and, but for chance, none of its roles and condition numbers.
+    The draw has the shapes and depths of the reference, and its roles and condition numbers only by chance.
     """
     depth = 1 + max(layer_of(row.name) for row in report.rows)
     groups: dict[tuple[tuple[int, ...], int], list[str]] = defaultdict(list)
@@ -76,7 +76,7 @@ def highest_signal_to_noise(report: SpectralReport, fraction: float) -> tuple[st
     Raises:
         ValueError: The report has no spectra.
     """
-    # Noise to signal in the place of κ: then `select_units` deals out this budget as it does every other arm's.
+    # Noise to signal replaces κ: `select_units` then spends this budget exactly as that of every other arm.
     ratios = ((row, signal_to_noise(row)) for row in report.rows)
     rows = tuple(replace(row, condition_number=1 / ratio if ratio > 0 else math.inf) for row, ratio in ratios)
     return choose(replace(report, rows=rows), fraction)

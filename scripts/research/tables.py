@@ -23,7 +23,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
         rows: As many cells each as the head has.
 
     Raises:
-        ValueError: A row of another length, which Markdown would draw without a word of warning.
+        ValueError: A row of another length; Markdown would draw it without a warning.
     """
     body = [list(row) for row in rows]
     for row in body:

@@ -55,10 +55,10 @@ class Task(Protocol):
     def collate(self, examples: list[Any], /) -> Batch: ...
 
     def fresh(self, seed: int, accelerator: Accelerator) -> Any:
-        """A base model of its own, frozen, for a context manager: within it the model can be trained."""
+        """A context manager of a new base model, frozen; inside, it can be trained."""
 
-    def heard(self, model: Any) -> dict[str, float]:
-        """What only this task measures at some points, and costs more: word error rates."""
+    def error_rates(self, model: Any) -> dict[str, float]:
+        """Word error rates, overall and by language; empty for a task without transcriptions."""
 
 
 class SpeechTask:
@@ -76,12 +76,12 @@ class SpeechTask:
         self.collate = SpeechCollator.for_model(
             model, self._processor, prompt=self._speech.prompt, system_prompt=self._speech.system_prompt
         )
-        self.train, self._heard = (
+        self.train, self._transcribed = (
             usable_examples(model, self.collate, split, self._run_config(0), skip_bad=False, compared=compared)[0]
             for split, compared in ((clips.train, False), (clips.test, True))
         )
         size = config.training.per_device_batch_size
-        by_length = sorted(self._heard, key=lambda example: len(example["features"]))
+        by_length = sorted(self._transcribed, key=lambda example: len(example["features"]))
         self.test = [self.collate(by_length[start : start + size]) for start in range(0, len(by_length), size)]
         folders = [Path(config.language_model), Path(self._speech.audio_tower)]
         self.inputs = inputs_digest([Path(self._speech.manifest), *map(_weights_file, folders)])
@@ -113,7 +113,7 @@ class SpeechTask:
             yield model
 
     def _load_projector(self, model: Any, seed: int, accelerator: Accelerator) -> None:
-        """Stage 1 is the same for all arms of a seed: trained once, kept."""
+        """Stage 1 is the same for all arms of a seed, so its projector is trained once and stored."""
         if not self._config.training.projector_steps:
             return
         projector = model.model.multi_modal_projector
@@ -130,13 +130,13 @@ class SpeechTask:
                     save_file({key: value.cpu() for key, value in projector.state_dict().items()}, temporary)
         projector.load_state_dict(load_file(path))
 
-    def heard(self, model: Any) -> dict[str, float]:
-        report = measure_transcription(model, self.collate, self._heard, self._config.evaluation).report
+    def error_rates(self, model: Any) -> dict[str, float]:
+        report = measure_transcription(model, self.collate, self._transcribed, self._config.evaluation).report
         return {"wer": report.overall, **{f"wer_{name}": rate for name, rate in report.by_language.items()}}
 
 
 class TextTask:
-    """Tasks (b) and (c): an LLM goes on with prose of another language."""
+    """Tasks (b) and (c): an LLM is trained further on prose of another language."""
 
     layers = "model.layers."
 
@@ -154,7 +154,7 @@ class TextTask:
 
     @staticmethod
     def collate(examples: Sequence[Mapping[str, Tensor]]) -> Batch:
-        """Whole windows: every token but the first is an answer."""
+        """Whole windows: the loss is over every token but the first."""
         tokens = torch.stack([example["features"] for example in examples])
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens.clone()}
 
@@ -163,7 +163,7 @@ class TextTask:
         model = AutoModelForCausalLM.from_pretrained(self._config.language_model, dtype=torch.float32)
         yield model.requires_grad_(False).to(accelerator.device)
 
-    def heard(self, model: Any) -> dict[str, float]:
+    def error_rates(self, model: Any) -> dict[str, float]:
         return {}
 
 
@@ -174,7 +174,7 @@ def make_task(config: StudyConfig) -> Task:
 
 @contextmanager
 def precision(accelerator: Accelerator) -> Iterator[None]:
-    """bf16 autocast where the study trains so; kept apart from accelerate's, which `generate` passes by."""
+    """bf16 autocast if the study trains in bf16. accelerate's own wraps `forward` alone and so misses `generate`."""
     enabled = accelerator.mixed_precision == "bf16"
     with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=enabled):
         yield
@@ -182,7 +182,7 @@ def precision(accelerator: Accelerator) -> Iterator[None]:
 
 @contextmanager
 def full_precision(model: Any) -> Iterator[None]:
-    """Within, a model that accelerate has prepared runs without the autocast that it wraps around `forward`."""
+    """Inside, a model that accelerate has prepared runs without the autocast that it wraps around `forward`."""
     wrapped = model.__dict__.pop("forward", None)
     try:
         yield
@@ -212,7 +212,7 @@ def inputs_digest(files: Sequence[Path]) -> str:
 
 
 def _weights_file(folder: Path) -> Path:
-    # A study wants checkpoints that lie still: a folder with a single file of weights, as get_models.py makes.
+    # A study needs checkpoints that do not change: a folder with a single file of weights, as get_models makes.
     return folder / "model.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""Does a tensor's score predict the damage that training it does? One tensor at a time, at equal norm and equal gain.
+"""Does a tensor's score predict the damage that training it does? One tensor at a time, at equal norm and gain.
 
 python -m scripts.data.get_german
 python -m scripts.research.damage run configs/damage/german.yaml      # resumable; start it once a core
@@ -38,7 +38,7 @@ def run(
 
 @app.command()
 def report(results: _Results = RESULTS) -> None:
-    """Writes the tables (.md) and the figure (.png) beside the JSONL."""
+    """Writes the tables (.md) and the figure (.png) next to the JSONL."""
     from scripts.research.damage.report import write_report
 
     for path in write_report(results):

@@ -1,4 +1,4 @@
-"""The experiment's JSONL as columns: one row a tensor, scores beside what its training gains and damages."""
+"""The experiment's JSONL as columns: one row a tensor: its scores, and what its training gains and damages."""
 
 import math
 from collections.abc import Callable
@@ -36,7 +36,7 @@ GRADIENT_SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
     ),
     "Fisher along / slope²": lambda row: math.log(row["fisher_along"] / row["slope"] ** 2),
 }
-"""The same, of scores that need a backward pass; the last two are of damage at equal gain, whatever ‖W‖."""
+"""The same, of scores that need a backward pass; the last two predict damage at equal gain, so ‖W‖ cancels."""
 
 TARGETS = {
     "gain": "gain at equal norm",
@@ -58,8 +58,8 @@ class Columns:
         sizes: Weights in each.
         depth: 0 (first layer) to 1 (last).
         scores: Label -> `(num_tensors,)`.
-        targets: Key of `TARGETS` -> `(num_tensors,)`; nan at equal gain where a tensor gained nothing, or changed
-            nothing that fp32 can tell.
+        targets: Key of `TARGETS` -> `(num_tensors,)`; nan at equal gain where a tensor gained nothing, or where its KL
+            is lost in fp32's rounding.
         lines: Of the tensors.
     """
 
@@ -78,18 +78,18 @@ class Columns:
 
     @cached_property
     def near(self) -> NDArray[np.int64]:
-        """Places of the tensors with a point whose gain is within a third of the equal gain."""
+        """Positions of the tensors with a point whose gain is within a third of the equal gain."""
         gain = self.experiment["protocol"]["equal_gain"]
         off = [min(abs(point["gain"] / gain - 1) for point in line["points"]) for line in self.lines]
         return np.flatnonzero(np.array(off) <= 1 / 3)
 
     @cached_property
     def type_numbers(self) -> NDArray[np.int64]:
-        """Of each tensor, its type's place in `type_names`."""
+        """Of each tensor, the index of its type in `type_names`."""
         return np.array([self.type_names.index(kind) for kind in self.types])
 
     def of_type(self, name: str) -> NDArray[np.int64]:
-        """The tensors' places."""
+        """Positions of the tensors of a type."""
         return np.flatnonzero(self.type_numbers == self.type_names.index(name))
 
 

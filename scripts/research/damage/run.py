@@ -31,27 +31,28 @@ from scripts.research.store import append_line, claimed, lines_by_name, waiting_
 from scripts.research.tasks import TextTask
 
 VERSION = 1
-"""Part of every key: raise it when the experiment comes to compute something else."""
+"""Part of every key: raise it when the experiment computes something else."""
 SCORES = "scores"
 TENSOR = "tensor"
+_NAMES_IN_RECORDS = {"sampled_sequences": "own_sequences", "sampled_tokens": "own_tokens"}
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """All that determines the figures, beside the inputs.
+    """Everything that determines the figures, except the inputs.
 
     Attributes:
-        seed: Of the training windows, and of the text that the base generates.
-        gradient_batches: German batches behind the directions.
+        seed: Of the training windows, and of the text sampled from the base.
+        gradient_batches: German batches that the directions are computed from.
         batch_windows: Windows in each.
         gain_windows: German windows, held out, that the gain is measured on.
         damage_windows: English windows of the same length.
-        own_sequences: Sequences of the base's own text behind the Fisher information.
-        own_tokens: Tokens drawn for each.
+        sampled_sequences: Sequences sampled from the base, for the Fisher information.
+        sampled_tokens: Tokens of each.
         relative_norm: ‖ΔW‖/‖W‖ of the first point, the same for all tensors.
-        equal_gain: Nats a token; the second point's norm is the one that should gain so much by the first point.
-        narrowest: The second norm is at least so many times the first.
-        widest: At most so many times: attention's queries and keys soon gain less by more.
+        equal_gain: Nats a token; the second point has the norm that should gain this much, judged by the first point.
+        narrowest: The second norm is at least this many times the first.
+        widest: At most this many times: for queries and keys a larger norm soon gains less.
     """
 
     seed: int = 0
@@ -59,8 +60,8 @@ class Protocol:
     batch_windows: int = 2
     gain_windows: int = 6
     damage_windows: int = 4
-    own_sequences: int = 32
-    own_tokens: int = 32
+    sampled_sequences: int = 32
+    sampled_tokens: int = 32
     relative_norm: float = 0.01
     equal_gain: float = 0.01
     narrowest: float = 0.1
@@ -68,7 +69,11 @@ class Protocol:
 
     def digest(self, inputs: str) -> str:
         """16 hex digits over the protocol and the bytes of model and text."""
-        return digest_of([VERSION, asdict(self), inputs])
+        return digest_of([VERSION, self.record(), inputs])
+
+    def record(self) -> dict[str, Any]:
+        """As plain JSON, under the names of the committed records: a renamed field must not start a new experiment."""
+        return {_NAMES_IN_RECORDS.get(name, name): value for name, value in asdict(self).items()}
 
 
 def second_norm(protocol: Protocol, gain: float) -> float:
@@ -78,7 +83,7 @@ def second_norm(protocol: Protocol, gain: float) -> float:
 
 
 def spread_order(names: Sequence[str]) -> list[str]:
-    """Tensors so ordered that every beginning covers the depth evenly, all types of a layer together.
+    """Tensors in an order of which every beginning covers the depth evenly, all types of a layer together.
 
     Layers follow the van der Corput sequence of base 2: first, middle, quarters, eighths, ...
     """
@@ -138,16 +143,16 @@ class Experiment:
         protocol = self.protocol
         losses = [partial(language_loss, self.model, tokens) for tokens in self._train_batches()]
         found = adam_directions(self.model, self.names, losses)
-        own = sample_from_base(
+        sampled = sample_from_base(
             self.model,
             self.task.tokenizer,
-            num_sequences=protocol.own_sequences,
-            num_tokens=protocol.own_tokens,
+            num_sequences=protocol.sampled_sequences,
+            num_tokens=protocol.sampled_tokens,
             seed=protocol.seed,
             progress=False,
         )
         directions = {name: facts.pop("direction") for name, facts in found.items()}
-        fisher = fisher_information(self.model, directions, own)
+        fisher = fisher_information(self.model, directions, sampled)
         report = analyze(self.model, names=self.names, measures="all", progress=False)
         with atomic_path(self._directions) as temporary:
             save_file(directions, temporary)
@@ -187,7 +192,7 @@ class Experiment:
             measure_at(second_norm(self.protocol, measure_at(self.protocol.relative_norm)))
         finally:
             weight.data.copy_(base)
-        # the second tells how long it took where the machine was busy or the process stopped
+        # wall time in addition: with a busy machine or a stopped process it is longer than processor time
         spent = {"cpu_seconds": time.process_time() - worked, "seconds": time.perf_counter() - began}
         self._append({"kind": TENSOR, "name": name, "points": points, **spent})
 
@@ -199,14 +204,14 @@ class Experiment:
         """The line of the experiment itself, once: protocol, inputs, what the base scores, versions."""
         if not self.lines("experiment"):
             base = {"base_german_ce": self.german.cross_entropy, "base_english_ce": self.english.cross_entropy}
-            content = {"protocol": asdict(self.protocol), "inputs": self.task.inputs, "versions": versions()}
+            content = {"protocol": self.protocol.record(), "inputs": self.task.inputs, "versions": versions()}
             self._append({"kind": "experiment", "name": "experiment", **content, **base})
 
 
 def run_experiment(
     config: StudyConfig, protocol: Protocol, results: Path, workspace: Path, *, only: Sequence[str] | None = None
 ) -> int:
-    """Does the tensors that are not done yet; several processes may share them. Returns how many this one did."""
+    """Measures the tensors that are not done yet; several processes may share them. Returns how many this one did."""
     experiment = Experiment(config, protocol, results, workspace)
     with waiting_for(workspace, f"describe-{experiment.digest}"):
         experiment.describe()

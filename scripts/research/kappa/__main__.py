@@ -49,7 +49,7 @@ def stability(
 
 @app.command()
 def report(results: _Results = FOLDER) -> None:
-    """Writes kappa.md and its figures beside the JSONL."""
+    """Writes kappa.md and its figures next to the JSONL."""
     from scripts.research.kappa.report import write_report
 
     for path in write_report(results):

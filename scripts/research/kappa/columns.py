@@ -49,7 +49,7 @@ class Atlas:
 
     @cached_property
     def shapes(self) -> Labels:
-        """`192 x 576`, the shorter side first: the spectrum does not tell a matrix from its transpose."""
+        """`192 x 576`, the shorter side first: a matrix and its transpose have the same spectrum."""
         return np.array([shape_of(line) for line in self.lines])
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The pictures of `kappa.py report`: κ against entropy deficit, κ over depth by type, what small changes leave."""
+"""The pictures of the atlas and of the stability of κ."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Atlas and stability of κ, measured: one line a weight, and one line a small change of all weights of a model."""
+"""Measures the atlas and the stability of κ: a line for each weight, and one for each small change of a model."""
 
 import math
 import time
@@ -152,7 +152,7 @@ def fine_tune(stability: Stability, config: StudyConfig, rates: Collection[float
 def _train(
     accelerator: Accelerator, model: nn.Module, task: TextTask, training: TrainingConfig, rate: float, seed: int
 ) -> dict[str, Any]:
-    """Trains what has `requires_grad`, as the study does; returns what the line tells of it."""
+    """Trains what has `requires_grad`, as the study does; returns its facts for the line."""
     torch.manual_seed(seed)
     losses: list[float] = []
     with precision(accelerator):

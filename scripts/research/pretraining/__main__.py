@@ -1,4 +1,4 @@
-"""Pre-trains a small MoE from scratch and follows every weight's κ; then tells how much of κ was learned.
+"""Pre-trains a small MoE from scratch and follows every weight's κ; then reports how much of κ was learned.
 
 python -m scripts.research.pretraining train configs/pretraining/moe.yaml
 python -m scripts.research.pretraining report configs/pretraining/moe.yaml
@@ -17,7 +17,7 @@ _Config = Annotated[Path, typer.Argument(help="A YAML of configs/pretraining/.")
 
 @app.command()
 def train(
-    config: _Config, seed: Annotated[int | None, typer.Option(help="In place of the YAML's: another base.")] = None
+    config: _Config, seed: Annotated[int | None, typer.Option(help="Replaces the YAML's: another base.")] = None
 ) -> None:
     """Trains, measures at the points and saves the checkpoint. Start it again to go on after an interruption."""
     settings = load_config(config, seed=seed)

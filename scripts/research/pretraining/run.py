@@ -80,7 +80,7 @@ class PretrainingConfig(BaseModel):
 
 
 def load_config(path: Path, *, seed: int | None = None) -> PretrainingConfig:
-    """Reads and checks a YAML of configs/pretraining/; `seed` stands in for the file's."""
+    """Reads and checks a YAML of configs/pretraining/; `seed` replaces the file's."""
     config = PretrainingConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     chosen = config.seed if seed is None else seed
     return config.model_copy(update={"seed": chosen, "output": config.output.replace("{seed}", str(chosen))})
@@ -126,7 +126,7 @@ class Pretraining:
 
     def __init__(self, config: PretrainingConfig) -> None:
         self.config, self.key = config, config.key()
-        self.commit = code_commit()  # of the code that is loaded now, whatever the checkout becomes meanwhile
+        self.commit = code_commit()  # read now: the checkout may change during the run
         text = held_out_text(config.train_text)
         self.tokenizer = train_tokenizer(text, config.vocabulary)
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -166,7 +166,7 @@ class Pretraining:
         self._finish()
 
     def _batch(self, step: int) -> Tensor:
-        """Every window once an epoch, in an order that seed and epoch tell."""
+        """Every window once an epoch, in an order drawn by seed and epoch."""
         size, per_epoch = self.config.batch_size, len(self.windows) // self.config.batch_size
         epoch, index = divmod(step - 1, per_epoch)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
@@ -249,7 +249,7 @@ class Pretraining:
         self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
 
     def _finish(self) -> None:
-        self.model.config.output_router_logits = False  # balancing the experts is pre-training's business
+        self.model.config.output_router_logits = False  # the loss that balances the experts is for pre-training only
         with atomic_directory(self.config.output) as folder:
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)

@@ -1,4 +1,7 @@
-"""The arms: name -> builder of a model whose trainable parameters are the arm's, at (nearly) the same number."""
+"""The arms: name -> builder of a model that trains what the arm says, all with (nearly) the same number of parameters.
+
+An arm is one way to train in the study: a selection rule of condft, a control, or a peer method such as LoRA.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -24,13 +27,13 @@ class Context:
     """What an arm is built from.
 
     Attributes:
-        model: The base model (with stage 1's projector, for speech), all parameters frozen; it is built upon.
+        model: The base model (with stage 1's projector, for speech), all parameters frozen; the arm changes it.
         report: Of the weights that may be trained, and of no others.
         fraction: Budget, of their parameters.
         seed: Of random arms.
-        modules_to_save: Modules that train in every arm, beside the budget (the projector).
-        own_tokens: Text that the base model generated, `(num_sequences, length)`, to choose by; not that which is
-            measured on.
+        modules_to_save: Modules that train in every arm, in addition to the budget (the projector).
+        sampled_tokens: Text sampled from the base, `(num_sequences, length)`, for rules that need it; other draws
+            than forgetting is measured on.
         losses: For some batches of the task, each computes the base model's mean loss (nats an answer token).
     """
 
@@ -39,7 +42,7 @@ class Context:
     fraction: float
     seed: int
     modules_to_save: list[str]
-    own_tokens: Tensor
+    sampled_tokens: Tensor
     losses: Sequence[Callable[[], Tensor]]
 
     @property
@@ -53,7 +56,7 @@ class Arm:
 
     Attributes:
         model: Trainable parameters have `requires_grad`.
-        base: Within it the model is the base.
+        base: Context manager; inside, the model is the base.
         on_step: Called after each optimizer step, in order.
         selected: Names of the weights trained whole; empty for other methods.
     """
@@ -84,13 +87,13 @@ def _signal_to_noise(context: Context) -> Arm:
 
 
 def _fisher(context: Context, **rule: Any) -> Arm:
-    report = add_fisher_information(context.report, context.model, context.own_tokens, progress=False)
+    report = add_fisher_information(context.report, context.model, context.sampled_tokens, progress=False)
     return _whole_weights(context, choose(report, context.fraction, score="fisher_information", **rule))
 
 
 def _fisher_per_gain(context: Context, **rule: Any) -> Arm:
     names = least_cost_at_equal_gain(
-        context.model, context.report, context.fraction, context.own_tokens, context.losses, **rule
+        context.model, context.report, context.fraction, context.sampled_tokens, context.losses, **rule
     )
     return _whole_weights(context, names)
 
@@ -100,7 +103,7 @@ def _everything(context: Context) -> Arm:
 
 
 def _lora(context: Context, *, modules: Callable[[Context], list[str]], rank: int | None) -> Arm:
-    """LoRA of a rank, or of the rank that spends the budget (None); experts are found by their stack's name."""
+    """LoRA of a rank, or of the rank that spends the budget (None); experts are adapted by their stack's name."""
     names = modules(context)
     shapes = {row.name.removesuffix(".weight"): row.matrix_shape for row in context.report.rows}
     stacks = sorted({name.partition("[")[0] for name in names if "[" in name})
@@ -121,7 +124,7 @@ def _all_linear(context: Context) -> list[str]:
 
 
 def _kappa_targets(context: Context) -> list[str]:
-    """What PEFT's KappaTuneSelector targets (its default: the lowest fifth) among the weights that may be trained."""
+    """The targets of PEFT's KappaTuneSelector (default: the lowest fifth) among the weights that may be trained."""
     found = find_kappa_target_modules(context.model, show_progress=False, top_p=1.0)["target_modules"] or []
     ours = set(_all_linear(context))
     ranked = [name for name in found if name in ours]  # lowest condition number first
@@ -129,7 +132,7 @@ def _kappa_targets(context: Context) -> list[str]:
 
 
 def _osf(context: Context) -> Arm:
-    """Orthogonal subspace fine-tuning (PEFT): the low directions of every weight train, as many as the budget pays."""
+    """The targets of PEFT's KappaTuneSelector (default: the lowest fifth) that are weights that may be trained."""
     per_direction = sum(sum(row.matrix_shape) + 1 for row in context.report.rows)
     low = max(1, round(context.budget / per_direction))
     names = _all_linear(context)
@@ -138,7 +141,7 @@ def _osf(context: Context) -> Arm:
     }
     config = OSFConfig(target_modules="|".join(map(re.escape, names)), rank_pattern=preserved)
     model = get_peft_model(context.model, config)
-    _train_modules(model, context.modules_to_save)  # OSF accepts modules_to_save and ignores it
+    _train_modules(model, context.modules_to_save)  # PEFT 0.21: OSF accepts modules_to_save and ignores it
     return Arm(model, model.disable_adapter)
 
 
@@ -176,7 +179,7 @@ ARMS: dict[str, Callable[[Context], Arm]] = {
     "highest_across_types": partial(_selected, stratify=None, order="highest"),
     "random_across_types": partial(_selected, stratify=None, order="random"),
     "random_same_shapes": _same_shapes,
-    # across types only: within a type, where all shapes are one, it ranks as κ itself does
+    # across types only: within a type all shapes are the same, and it ranks as κ does
     "relative_kappa_across_types": partial(_selected, score="relative_condition_number", stratify=None),
     "entropy_deficit_within_type": partial(_selected, score="entropy_deficit"),
     "stable_rank_within_type": partial(_selected, score="stable_rank"),

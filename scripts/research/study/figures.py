@@ -68,7 +68,7 @@ def draw_ratios(
         offset = 0.7 * ((index + 0.5) / len(references) - 0.5)
         for control, (ratios, ratio) in found.items():
             row, color = controls.index(control) + offset, f"C{index}"
-            shown = [value for value in ratios if value > 0]  # a log scale has no place for the others
+            shown = [value for value in ratios if value > 0]  # the axis is logarithmic
             axes.plot(shown, [row] * len(shown), "o", color=color, markersize=3, alpha=0.45)
             label = name if control == next(iter(found)) else None
             axes.plot(ratio.value, row, "D", color=color, markersize=5, label=label)
@@ -91,7 +91,7 @@ def draw_ratios(
 def draw_across(
     levels: Sequence[float], panels: Mapping[str, Mapping[str, np.ndarray]], path: Path, *, title: str
 ) -> None:
-    """What arms forget over others at each level of adaptation: a step in a line is a step of the grid of rates.
+    """Forgetting of arms over that of others at each level: a jump in a line is a change of the best learning rate.
 
     Args:
         levels: Test losses.
@@ -128,7 +128,7 @@ def draw_across(
 
 
 def draw_curves(arms: Arms, path: Path, *, title: str) -> None:
-    """Test loss over the steps, and beside it the word error rate of each language where there is one."""
+    """Test loss over the steps, and the word error rate of each language if there is one."""
     languages = sorted({key for _, runs in arms for run in runs for point in run for key in point if "wer_" in key})
     shown = ["test_loss", *languages]
     figure = Figure(figsize=(2.5 + 4 * len(shown), 4.4), layout="constrained")
@@ -139,7 +139,7 @@ def draw_curves(arms: Arms, path: Path, *, title: str) -> None:
         axes.set_xlabel("step of stage 2")
         axes.set_ylabel("test loss (nats per answer token)" if measure == "test_loss" else "word error rate")
         axes.set_title("" if measure == "test_loss" else measure.removeprefix("wer_"), fontsize=10)
-        if measure != "test_loss":  # a loss of some nats falls by a tenth of them: from 0 on nothing could be told
+        if measure != "test_loss":  # the loss falls by a tenth only: on an axis from 0 the curves would be flat
             axes.set_ylim(bottom=0)
         axes.grid(True, alpha=0.25)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -149,7 +149,7 @@ def draw_curves(arms: Arms, path: Path, *, title: str) -> None:
 
 
 def _style(index: int, name: str) -> dict[str, Any]:
-    """Colors are ten; after them marker and dashes tell."""
+    """There are ten colors; further arms differ by marker and dashes."""
     turn = index // 10
     return {"color": f"C{index % 10}", "marker": "os^vD"[turn % 5], "line": ("-", "--", ":")[turn % 3], "label": name}
 

@@ -1,4 +1,4 @@
-"""A selection by what training must cost for its gain: curvature on the base's own text over the task's slope."""
+"""A selection by cost over gain: curvature on text sampled from the base, over the slope of the task's loss."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ def least_cost_at_equal_gain(
     model: Any,
     report: SpectralReport,
     fraction: float,
-    own_tokens: Tensor,
+    sampled_tokens: Tensor,
     losses: Sequence[Callable[[], Tensor]],
     **rule: Any,
 ) -> tuple[str, ...]:
@@ -30,13 +30,13 @@ def least_cost_at_equal_gain(
         model: The base, frozen; left so.
         report: Of the candidate units.
         fraction: Budget, of their parameters.
-        own_tokens: `(num_sequences, length)`, drawn from the base.
+        sampled_tokens: `(num_sequences, length)`, sampled from the base.
         losses: One a batch of the task, two or more: the base's mean loss over it.
         rule: Of `select_units`: stratify.
     """
     found = adam_directions(model, [row.name for row in report.rows], losses)
-    fisher = fisher_information(model, {name: facts["direction"] for name, facts in found.items()}, own_tokens)
+    fisher = fisher_information(model, {name: facts["direction"] for name, facts in found.items()}, sampled_tokens)
     cost = {name: fisher[name][1] / found[name]["slope"] ** 2 for name in found}
-    # The cost in the place of κ: then `select_units` deals out this budget as it does every other arm's.
+    # The cost replaces κ: `select_units` then spends this budget exactly as that of every other arm.
     rows = tuple(replace(row, condition_number=cost[row.name]) for row in report.rows)
     return choose(replace(report, rows=rows), fraction, **rule)

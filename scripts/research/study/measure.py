@@ -1,7 +1,7 @@
-"""An evaluation point: adaptation (test loss) beside forgetting (cross-entropy, KL, cloze), all against the base.
+"""An evaluation point: adaptation (test loss) and forgetting (cross-entropy, KL, cloze), all against the base.
 
-Forgetting is measured in fp32 whatever the training computes in. Under bf16 autocast two runs' changes of
-cross-entropy were 0.0050 and 0.0108 where fp32 says 0.0048 and 0.0093 (4,088 tokens): too coarse to tell arms apart.
+Forgetting is measured in fp32 for every training precision. Under bf16 autocast two runs' changes of cross-entropy
+were 0.0050 and 0.0108 where fp32 gives 0.0048 and 0.0093 (4,088 tokens): too coarse to compare arms.
 """
 
 import json
@@ -29,39 +29,39 @@ from scripts.research.tasks import Task, full_precision, mean_test_loss, precisi
 
 @dataclass(frozen=True)
 class Baseline:
-    """What the base model scores, and the text that it generated; the same for all runs of a study.
+    """The base model's scores, and text sampled from it; the same for all runs of a study.
 
     Attributes:
         text_ce: Nats a token on the text that every point reads.
         final_text_ce: On the longer text of a run's end.
         cloze: Mean log-probability of the completions.
-        own_tokens: `(num_sequences, length)`, what the divergence from the base is measured on.
-        rehearsal_tokens: The same, other draws: for arms that choose by the base's own text.
+        sampled_tokens: `(num_sequences, length)`, text that the KL divergence to the base is measured on.
+        selection_tokens: The same, other draws: for arms that select by text sampled from the base.
     """
 
     text_ce: float
     final_text_ce: float
     cloze: float
-    own_tokens: Tensor
-    rehearsal_tokens: Tensor
+    sampled_tokens: Tensor
+    selection_tokens: Tensor
 
     @classmethod
     def of(cls, config: StudyConfig, task: Task, accelerator: Accelerator) -> "Baseline":
         """Measures the base model, or reads what an earlier run measured."""
-        name = f"base2-{digest_of([config.determining(), task.inputs])}"
+        name = f"base3-{digest_of([config.determining(), task.inputs])}"
         path = Path(config.workspace) / f"{name}.json"
         with waiting_for(config.workspace, name):
             if not path.exists():
                 write_json(path, _measure_base(config, task, accelerator))
         content = json.loads(path.read_text(encoding="utf-8"))
-        texts = {name: torch.tensor(content[name]) for name in ("own_tokens", "rehearsal_tokens")}
+        texts = {name: torch.tensor(content[name]) for name in ("sampled_tokens", "selection_tokens")}
         return cls(**{**content, **texts})
 
 
 def _measure_base(config: StudyConfig, task: Task, accelerator: Accelerator) -> dict[str, Any]:
     settings = config.evaluation
     with task.fresh(config.seeds[0], accelerator) as model:
-        own, rehearsal = (
+        measured, selected = (
             sample_from_base(
                 model,
                 task.tokenizer,
@@ -75,20 +75,20 @@ def _measure_base(config: StudyConfig, task: Task, accelerator: Accelerator) -> 
             "text_ce": _text_ce(model, task, config, settings.text_tokens),
             "final_text_ce": _text_ce(model, task, config, config.final_text_tokens),
             "cloze": cloze_log_probability(model, task.tokenizer),
-            "own_tokens": own.tolist(),
-            "rehearsal_tokens": rehearsal.tolist(),
+            "sampled_tokens": measured.tolist(),
+            "selection_tokens": selected.tolist(),
         }
 
 
 def make_self_distillation(
     arm: Arm, config: StudyConfig, task: Task, accelerator: Accelerator, *, seed: int
 ) -> SelfDistillation | None:
-    """What a distilled arm trains on beside: the base's own text, other draws than are measured on or chosen by."""
+    """The self-distillation of an arm: on text sampled from the base, other draws than for measuring and selecting."""
     settings = config.training.self_distillation
     if settings is None:
         return None
     size = (settings.num_sequences, settings.num_tokens)
-    name = f"own-text-{digest_of([config.language_model, task.inputs, *size])}"
+    name = f"sampled-text-{digest_of([config.language_model, task.inputs, *size])}"
     path = Path(config.workspace) / f"{name}.safetensors"
     with waiting_for(config.workspace, name):
         if not path.exists():
@@ -106,22 +106,22 @@ def measure_point(
 
     Returns:
         `test_loss` (nats an answer token), `text_ce_change` (nats a token, above 0: forgotten), `kl_to_base` (nats a
-        token of the base's own text), `cloze_change` (nats a completion, below 0: forgotten), and what the task
-        measures beside if `transcribe`.
+        token of text sampled from the base), `cloze_change` (nats a completion, below 0: forgotten), and the word
+        error rates of a speech task if `transcribe`.
     """
     with full_precision(arm.model):
         figures = {
             "text_ce_change": _text_ce(arm.model, task, config, config.evaluation.text_tokens) - base.text_ce,
-            "kl_to_base": kl_to_base(arm.model, base.own_tokens, arm.base, progress=False),
+            "kl_to_base": kl_to_base(arm.model, base.sampled_tokens, arm.base, progress=False),
             "cloze_change": cloze_log_probability(arm.model, task.tokenizer) - base.cloze,
         }
     with precision(accelerator):
         figures["test_loss"] = mean_test_loss(arm.model, task)
-        return figures | (task.heard(arm.model) if transcribe else {})
+        return figures | (task.error_rates(arm.model) if transcribe else {})
 
 
 def measure_end(arm: Arm, task: Task, config: StudyConfig, base: Baseline, *, seed: int) -> dict[str, float]:
-    """What is measured once, after the last step: the cross-entropy of the longer text, on the seeds that read it."""
+    """Measured once, after the last step: the cross-entropy of the longer text, on the seeds of `final_seeds`."""
     if config.final_seeds is not None and seed not in config.final_seeds:
         return {}
     return {"final_text_ce_change": _text_ce(arm.model, task, config, config.final_text_tokens) - base.final_text_ce}
@@ -135,7 +135,7 @@ def cloze_log_probability(model: Any, tokenizer: Any) -> float:
         starts.append(len(start))
         rows.append(start + tokenizer(completion, add_special_tokens=False)["input_ids"])
     width = max(map(len, rows))
-    # padded on the right, where causal attention does not look from the tokens that count
+    # padded on the right: with causal attention the tokens that count do not see the padding
     tokens = torch.tensor([row + [row[-1]] * (width - len(row)) for row in rows])
     labels = torch.full_like(tokens, IGNORED)
     for index, (row, start) in enumerate(zip(rows, starts, strict=True)):

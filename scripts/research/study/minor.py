@@ -1,6 +1,6 @@
 """An extension of a selection: updates confined to the weights' minor singular directions.
 
-It acts between optimizer steps, so that the trainer stays what it is.
+It acts between optimizer steps, so the trainer needs no change.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ def confine_to_minor_directions(model: Any, *, preserved: float = 0.5) -> Callab
     r"""Keeps each trained copy's update $D$ equal to $(I - U_h U_h^\top)\, D\, (I - V_h V_h^\top)$.
 
     $U_h, V_h$ are the base weight's leading singular directions; an expert in a fused stack has its own. A hook
-    projects the gradient; and since Adam scales it entry by entry afterwards, which leaves the subspace, so is the
-    update after every step.
+    projects the gradient. Adam then scales it entry by entry, which leaves the subspace, so the update is projected
+    again after every step.
 
     Args:
         model: With `CondFTLayer`s, before training.

@@ -1,4 +1,4 @@
-"""Which runs a study has, in which order, and how each is known again. Pure logic."""
+"""Which runs a study has, in which order, and the key of each. Pure logic."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ def plan_runs(
     best_rates: Mapping[str, Sequence[float]],
     sweep_seeds: Sequence[int],
 ) -> list[RunSpec]:
-    """All runs that are known by now, in the order in which they answer most.
+    """All runs that are known by now; those that answer most come first.
 
     The main arms at their middle rates on the first seed; then the rest of their sweeps; then the other seeds, one
     after the other, each arm at its best rates (at all, if the seed sweeps); then the same for all other arms.
@@ -55,7 +55,7 @@ def plan_runs(
         seeds: The first one sweeps.
         best_rates: Name -> rates that the arm's sweep on the first seed chose, one a level where they differ; none
             while it is not finished.
-        sweep_seeds: Those that sweep.
+        sweep_seeds: The seeds that run every rate.
     """
     runs: list[RunSpec] = []
     for main in (True, False):

@@ -67,7 +67,7 @@ class ArmRuns:
 def arms_with_runs(config: StudyConfig, results: Results, level: float) -> list[ArmRuns]:
     """Every arm that has a finished run, at the rates that are best at the level, in the study's order.
 
-    A rate is chosen by the sweep alone and by `best_by`, whatever is read off there.
+    A rate is chosen by the sweep and by `best_by`, for every measure in the tables.
     """
     keys, found = results.by_spec(), []
     for name, arm in config.arms.items():

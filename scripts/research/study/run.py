@@ -61,12 +61,12 @@ class Study:
         return run_key(spec, determining, self.parts(spec.seed).task.inputs)
 
     def run(self, spec: RunSpec) -> None:
-        """Does one run and appends its points and its end; a diverged one ends as `failed`, with the reason."""
+        """Does one run and appends its points and its end; a diverged run ends as `failed`, with the reason."""
         torch.manual_seed(spec.seed)
         run = _Run(self, spec)
         try:
             ending = run.through()
-        except (ValueError, RuntimeError) as error:  # no finite loss, or an arm that this model does not bear
+        except (ValueError, RuntimeError) as error:  # no finite loss, or an arm that this model cannot have
             ending = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         run.append({"kind": "run", **ending, **run.facts(), "seconds": round(time.perf_counter() - run.began, 1)})
 
@@ -102,7 +102,7 @@ class _Run:
         self.study, self.spec, self.key = study, spec, study.key(spec)
         self.config = study.config.of(spec.arm, spec.seed)
         parts = study.parts(spec.seed)
-        # what is made here is no part of the run: a fault in it is not a run that failed
+        # shared by all runs: an error here is no failed run
         self.task, self.base, self.report = parts.task, parts.base, parts.report
         self.attempt = datetime.now(UTC).isoformat(timespec="seconds")
         self.began = time.perf_counter()
@@ -130,12 +130,12 @@ class _Run:
                 fraction=config.trainable_fraction,
                 seed=spec.seed,
                 modules_to_save=task.modules_to_save,
-                own_tokens=self.base.rehearsal_tokens.to(study.accelerator.device),
+                sampled_tokens=self.base.selection_tokens.to(study.accelerator.device),
                 losses=self._losses(model),
             )
             arm = build_arm(spec.arm, context)
             parameters = trainable_parameters(arm.model)
-            rehearsal = make_self_distillation(arm, config, task, study.accelerator, seed=spec.seed)
+            distillation = make_self_distillation(arm, config, task, study.accelerator, seed=spec.seed)
             stage = Stage("adapt", config.training.steps, self._rates(list(parameters)), spec.seed + 1)
             train_stage(
                 make_engine(study.accelerator),
@@ -144,7 +144,7 @@ class _Run:
                 task.collate,
                 stage,
                 config.training,
-                distillation=rehearsal,
+                distillation=distillation,
                 on_step=self._after(arm),
             )
             began = time.perf_counter()
@@ -230,15 +230,15 @@ def run_study(
     _check_known("seed", seeds, config.seeds)
     study, done = Study(config), 0
     arms = {name: arm for name, arm in config.arms.items() if not only or name in only}
-    wanted = [seed for seed in config.seeds if not seeds or seed in seeds]
+    chosen_seeds = [seed for seed in config.seeds if not seeds or seed in seeds]
     with tqdm(unit="run", desc="study") as bar:
         while max_runs is None or done < max_runs:
             results = Results(config)
             chosen = best_rates(config, results)
             plan = plan_runs(arms, config.seeds, chosen, config.sweep_seeds)
-            runs = [spec for spec in plan if spec.seed in wanted]  # other seeds' bases need not be there yet
+            runs = [spec for spec in plan if spec.seed in chosen_seeds]  # other seeds' bases need not be there yet
             left = [spec for spec in runs if study.key(spec) not in results.runs]
-            if len(wanted) == len(config.seeds):
+            if len(chosen_seeds) == len(config.seeds):
                 bar.total = count_runs(arms, config.seeds, chosen, config.sweep_seeds)
             bar.n = len(runs) - len(left)
             bar.refresh()

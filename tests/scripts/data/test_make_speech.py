@@ -74,7 +74,7 @@ def test_no_voice_is_in_both_splits(seed: int, index: int) -> None:
         clip = make_speech.draw_clip(seed, split, index)
         base, variant = clip.speaker.split("+")
         assert variant in sides[split]
-        assert base in make_speech.BASE_VOICES[clip.language]
+        assert base in make_speech.BASE_SPEAKERS[clip.language]
         assert make_speech.draw_clip(seed, split, index) == clip
 
 
@@ -88,16 +88,16 @@ def test_every_voice_speaks_and_repeats_itself(variant: str) -> None:
         assert np.array_equal(first, again)
 
 
-@pytest.mark.parametrize("base", make_speech.BASE_VOICES["en"])
+@pytest.mark.parametrize("base", make_speech.BASE_SPEAKERS["en"])
 def test_every_accent_exists(base: str) -> None:
     samples, rate = synthesize("seven", f"{base}+m1")
     assert samples.size > rate / 5
 
 
 def test_silence_and_unknown_voices_are_errors() -> None:
-    with pytest.raises(EspeakError, match=r"'en-us' said nothing for ' ': .* Drop this voice"):
+    with pytest.raises(EspeakError, match=r"'en-us' gave silence for ' ': .* Drop it"):
         synthesize(" ", "en-us")
-    with pytest.raises(EspeakError, match=r"eSpeak NG 1\.\S+ knows no voice 'xx-none'"):
+    with pytest.raises(EspeakError, match=r"eSpeak NG 1\.\S+ knows no speaker 'xx-none'"):
         synthesize("one", "xx-none")
 
 
@@ -136,7 +136,7 @@ def test_a_changed_missing_or_foreign_file_is_noticed(tmp_path: Path, capsys: py
 
 
 def test_a_failure_midway_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(make_speech.BASE_VOICES, "de", ("xx-none",))
+    monkeypatch.setitem(make_speech.BASE_SPEAKERS, "de", ("xx-none",))
     assert make(tmp_path / "digits") == 1
     assert list(tmp_path.iterdir()) == []
 

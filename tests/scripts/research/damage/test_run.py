@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -11,15 +12,15 @@ from condft.training import read_metrics
 from scripts.research.config import StudyConfig
 from scripts.research.damage.columns import load_columns
 from scripts.research.damage.report import write_report
-from scripts.research.damage.run import Experiment, Protocol, run_experiment
+from scripts.research.damage.run import Experiment, Protocol, run_experiment, second_norm, spread_order
 from tests.helpers.tiny_speech import save_language_model
 
 PROTOCOL = Protocol(
     gradient_batches=3,
     gain_windows=4,
     damage_windows=4,
-    own_sequences=4,
-    own_tokens=8,
+    sampled_sequences=4,
+    sampled_tokens=8,
     relative_norm=0.2,
     narrowest=0.5,
 )
@@ -89,6 +90,17 @@ def test_measuring_leaves_the_model_as_it_was(config: StudyConfig, tmp_path: Pat
     assert experiment.english.change(0).kl == pytest.approx(0.0, abs=1e-7)
 
 
-def test_a_file_without_an_experiment_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="describes 0 experiments"):
-        load_columns(tmp_path / "none.jsonl")
+def test_every_beginning_of_the_order_spreads_over_the_depth() -> None:
+    names = [f"model.layers.{layer}.{kind}.weight" for layer in range(30) for kind in ("mlp.up", "self_attn.q")]
+    order = spread_order(names)
+    assert sorted(order) == sorted(names)
+    for count in (4, 8, 16):
+        layers = sorted(int(name.split(".")[2]) for name in order[: 2 * count : 2])
+        assert max(np.diff([0, *layers, 30])) <= 2 * 30 / count
+
+
+def test_the_second_norm_aims_at_the_equal_gain_and_stays_near() -> None:
+    protocol = Protocol(relative_norm=0.02, equal_gain=0.01, narrowest=0.25, widest=4)
+    assert second_norm(protocol, 0.005) == pytest.approx(0.04)
+    assert second_norm(protocol, 1.0) == pytest.approx(0.005)
+    assert second_norm(protocol, 1e-6) == second_norm(protocol, -0.01) == pytest.approx(0.08)

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.research.statistics import mean_interval
 from scripts.research.study.levels import lowest_at_level, paired_ratio, ratio_across, value_at_level
 
 finite = st.floats(-10, 10, allow_nan=False)
@@ -126,12 +125,3 @@ def test_a_seed_that_stops_short_counts_where_it_gets() -> None:
     assert math.isnan(none.value)
     with pytest.raises(ValueError, match="of one shape"):
         ratio_across([[1.0]], [[1.0, 2.0]])
-
-
-def test_the_interval_of_a_mean() -> None:
-    mean, low, high = mean_interval([1.0, 2.0, 3.0, 4.0])
-    assert mean == 2.5
-    assert 1.0 <= low < 2.5 < high <= 4.0
-    assert math.isnan(mean_interval([1.0])[1])
-    with pytest.raises(ValueError, match="no values"):
-        mean_interval([])
