@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from condft.files.atomic import atomic_path
 from scripts.research.config import load_study
-from scripts.research.store import Results
 from scripts.research.study.across import forgotten
-from scripts.research.study.statistics import Across, ratio_across
+from scripts.research.study.levels import Across, ratio_across
+from scripts.research.study.results import Results
 
 CONTROL = "lora_all_linear"
 METHODS = {

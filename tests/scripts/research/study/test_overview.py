@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from scripts.research.config import load_study
-from scripts.research.store import Results
 from scripts.research.study.across import forgotten
+from scripts.research.study.levels import Across, ratio_across
 from scripts.research.study.overview import METHODS, STUDIES, draw_overview, ratios_to_control
-from scripts.research.study.statistics import Across, ratio_across
+from scripts.research.study.results import Results
 from tests.helpers.processes import ROOT
 
 RECIPE = "lowest_within_type_distilled"
