@@ -1,12 +1,10 @@
-"""How the spectra of two reports differ: base and tuned, bf16 and 4-bit. Pure Python, no torch."""
+"""How the spectra of two reports differ, such as those of a base and a tuned model, or of bf16 and 4-bit weights."""
 
 import math
 import statistics
-from bisect import bisect_right, insort
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 from condft.report import SpectralReport, SpectralRow
@@ -19,20 +17,20 @@ _DEFAULT_COUNTS = (10, 30, 100, 300, 1000)
 
 @dataclass(frozen=True)
 class SpectralShift:
-    """How a group of units moved from A to B.
+    """How the spectra of a group of units differ between report A and report B.
 
-    The four changes are medians over the group of log(B / A) in nats: 0.01 is one per cent. Units where one of the two
-    figures is zero or infinite have no such ratio and are left out of it; None if no unit is left.
+    Each of the four changes is the median over the group of log(B / A), in nats: 0.01 is one per cent. A unit where
+    one of the two figures is zero or infinite has no such ratio and is left out; None if no unit is left.
 
     Attributes:
         num_units: Units of the group.
-        num_changed: Those whose stored bytes differ.
-        rank_lost: Those rank-deficient in B alone.
-        rank_gained: Those rank-deficient in A alone.
-        condition_number: Median change of log κ.
-        sigma_max: Of the largest singular value.
-        sigma_min: Of the smallest one.
-        frobenius_norm: Of the Frobenius norm.
+        num_changed: Units whose stored bytes differ.
+        rank_lost: Units that are rank-deficient in B alone.
+        rank_gained: Units that are rank-deficient in A alone.
+        condition_number: Median change of the log of the condition number.
+        sigma_max: The same of the largest singular value.
+        sigma_min: The same of the smallest singular value.
+        frobenius_norm: The same of the Frobenius norm.
         spearman: Rank correlation of κ in A with κ in B; None where it is undefined (one unit, or all tied).
         kendall: Kendall's tau-b of the same.
     """
@@ -51,12 +49,12 @@ class SpectralShift:
 
 @dataclass(frozen=True)
 class Kept:
-    """How many of A's `count` units of lowest κ are among B's, chosen as `select_units` does.
+    """How many of the `count` units that `select_units` chooses from A it also chooses from B.
 
     Attributes:
         count: Size of both selections.
-        across: Units in both when all are ranked together.
-        within: Units in both when each module type is ranked by itself (the default rule of CondFT).
+        across: Units in both selections when all units are ranked together.
+        within: Units in both selections when each module type is ranked by itself (the default rule of CondFT).
     """
 
     count: int
@@ -66,18 +64,25 @@ class Kept:
 
 @dataclass(frozen=True)
 class ReportComparison:
-    """What `compare_reports` found; A and B are its two arguments.
+    """What `compare_reports` found; A and B are its first and second argument.
 
     Attributes:
-        model_a: The reports' `model`.
-        model_b: The reports' `model`.
-        overall: All units that both reports have.
-        by_module_type: The same for each module type, sorted.
-        kept: One entry a count, ascending.
-        num_candidates: Units that `kept` chooses from: layers and experts that both have; without any, all units.
-        only_in_a: Names of units without a counterpart in B, sorted.
-        only_in_b: And in A.
-        other_shape: Names that both have in different shapes, sorted; they are compared nowhere.
+        model_a: `model` of report A.
+        model_b: `model` of report B.
+        overall: The shift of all units that both reports have.
+        by_module_type: The shift of each module type, sorted by its name.
+        kept: One entry per count, ascending.
+        num_candidates: Number of units that `kept` chooses from: the layers and experts that both reports have, or
+            all units if there is no layer and no expert.
+        only_in_a: Names of the units that B lacks, sorted.
+        only_in_b: Names of the units that A lacks, sorted.
+        other_shape: Names of the units whose shape differs, sorted; they are compared nowhere.
+
+    >>> comparison = compare_reports(report, report, counts=[5])
+    >>> comparison.kept
+    (Kept(count=5, across=5, within=5),)
+    >>> comparison.only_in_b
+    ()
     """
 
     model_a: str
@@ -111,6 +116,17 @@ def compare_reports(
     Raises:
         ValueError: The reports have no unit in common, one of them was made with `keep_lowest` (so that it lacks
             units), or a count under 1.
+
+    >>> import torch
+    >>> from condft import analyze
+    >>> with torch.no_grad():
+    ...     _ = base.model.layers[0].self_attn.q_proj.weight.mul_(2)
+    >>> comparison = compare_reports(report, analyze(base, progress=False))
+    >>> comparison.overall.num_changed, comparison.overall.num_units
+    (1, 29)
+    >>> shift = comparison.by_module_type["model.layers.*.self_attn.q_proj"]
+    >>> shift.spearman  # the condition number ignores scale
+    1.0
     """
     if any(count < 1 for count in counts):
         raise ValueError(f"counts={sorted(counts)} holds one under 1: a selection has at least one unit")
@@ -157,23 +173,22 @@ def spearman_rho(x: Sequence[float], y: Sequence[float]) -> float | None:
 
     Raises:
         ValueError: Different lengths.
+
+    >>> spearman_rho([1.0, 2.0, 3.0], [10.0, 20.0, float("inf")])
+    1.0
     """
     if not _can_be_ranked(x, y):
         return None
-    return max(-1.0, min(1.0, statistics.correlation(_ranks(x), _ranks(y))))
+    from scipy import stats  # here, so that `import condft.selection` stays light
 
-
-def _can_be_ranked(x: Sequence[float], y: Sequence[float]) -> bool:
-    if len(x) != len(y):
-        raise ValueError(f"expected pairs, got {len(x)} and {len(y)} numbers")
-    return len(set(x)) > 1 and len(set(y)) > 1
+    return _within_one(stats.spearmanr(x, y).statistic)
 
 
 def kendall_tau(x: Sequence[float], y: Sequence[float]) -> float | None:
     r"""Kendall's $\tau_b = (C - D) / \sqrt{(n_0 - n_1)(n_0 - n_2)}$ over pairs of pairs (Kendall 1945).
 
     C and D count concordant and discordant ones, $n_0 = n(n-1)/2$ all of them, $n_1$ and $n_2$ those tied in `x` and
-    in `y`. Sorted by `x`, D is the number of inversions of `y` (Knight 1966).
+    in `y`.
 
     Args:
         x: Numbers, infinities included.
@@ -184,31 +199,26 @@ def kendall_tau(x: Sequence[float], y: Sequence[float]) -> float | None:
 
     Raises:
         ValueError: Different lengths.
+
+    >>> kendall_tau([1.0, 2.0, 3.0], [3.0, 2.0, 1.0])
+    -1.0
     """
     if not _can_be_ranked(x, y):
         return None
-    ordered = sorted(zip(x, y, strict=True))  # ties of x stand in the order of y, so that they count as no inversion
-    seen: list[float] = []
-    discordant = 0
-    for _, value in ordered:
-        discordant += len(seen) - bisect_right(seen, value)
-        insort(seen, value)
-    n0, n1, n2, n3 = math.comb(len(x), 2), _tied_pairs(x), _tied_pairs(y), _tied_pairs(ordered)
-    concordant = n0 - n1 - n2 + n3 - discordant
-    tau = (concordant - discordant) / math.sqrt((n0 - n1) * (n0 - n2))
-    return max(-1.0, min(1.0, tau))
+    from scipy import stats
+
+    return _within_one(stats.kendalltau(x, y).statistic)
 
 
-def _tied_pairs(values: Iterable[object]) -> int:
-    return sum(math.comb(count, 2) for count in Counter(values).values())
+def _can_be_ranked(x: Sequence[float], y: Sequence[float]) -> bool:
+    if len(x) != len(y):
+        raise ValueError(f"expected pairs, got {len(x)} and {len(y)} numbers")
+    return len(set(x)) > 1 and len(set(y)) > 1
 
 
-def _ranks(values: Sequence[float]) -> list[float]:
-    """Ranks from 1, equal values sharing the mean of theirs."""
-    ordered = sorted(values)
-    starts = [i for i, value in enumerate(ordered) if i == 0 or value != ordered[i - 1]] + [len(ordered)]
-    shared = {ordered[start]: 0.5 * (start + 1 + end) for start, end in pairwise(starts)}
-    return [shared[value] for value in values]
+def _within_one(correlation: float) -> float:
+    """Rounding may leave a perfect correlation at 1 + 2e-16."""
+    return max(-1.0, min(1.0, float(correlation)))
 
 
 def _shift(pairs: Sequence[tuple[SpectralRow, SpectralRow]]) -> SpectralShift:
