@@ -29,7 +29,7 @@ from condft.analysis.state import AnalysisState, current_versions
 from condft.report import SkippedWeight, SpectralReport
 from condft.runtime.process_group import ProcessGroup
 from condft.selection.select import Stratify, check_stratify
-from condft.spectra import Measures, check_measures
+from condft.spectra.routes import Measures, check_measures
 from condft.weights.checkpoint import checkpoint_folder
 from condft.weights.unit import Unit
 from condft.weights.walk import Granularity, iter_checkpoint_units, iter_units

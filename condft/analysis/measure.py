@@ -13,7 +13,6 @@ import torch
 from condft.files.hashing import tensor_digest
 from condft.report import Role, SpectralRow
 from condft.spectra import (
-    Measures,
     NonFiniteError,
     SpectralFacts,
     batched_facts,
@@ -21,7 +20,7 @@ from condft.spectra import (
     rounding_noise,
     spectral_facts,
 )
-from condft.spectra.routes import EIGEN_UP_TO, NEARLY_SQUARE, PROVEN_UP_TO, SMALL
+from condft.spectra.routes import EIGEN_UP_TO, NEARLY_SQUARE, PROVEN_UP_TO, SMALL, Measures
 from condft.weights.unit import Unit, load_ahead
 
 __all__ = [

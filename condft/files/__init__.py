@@ -1,1 +1,1 @@
-"""Files: written atomically, and tensors recognized by their hash."""
+"""Files: atomic writing, hashes of tensors, the cache folder, errors of the hub, YAML."""

@@ -1,4 +1,7 @@
-"""Atomic writing: a reader sees the whole old content or the whole new one, whatever kills the writer."""
+"""Atomic writing: a reader sees the whole old content or the whole new one, also if the writer is killed.
+
+The content goes to a temporary name in the same folder, to the disk, and then by one rename to its own name.
+"""
 
 import json
 import os
@@ -12,7 +15,7 @@ from typing import Any
 
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
-    """Yields a temporary file name beside `target`; on success it takes the target's place, on error it goes.
+    """Yields a temporary file in the folder of `target`; on success it replaces `target`, on error it is deleted.
 
     Args:
         target: The file to write. Its folder is made if it does not exist.
@@ -22,6 +25,11 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
 
     Raises:
         IsADirectoryError: `target` is a folder.
+
+    >>> with atomic_path("weights.bin") as temporary:
+    ...     _ = temporary.write_bytes(b"all of it")
+    >>> Path("weights.bin").read_bytes()
+    b'all of it'
     """
     target = Path(target)
     if target.is_dir():
@@ -32,7 +40,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _sync(temporary)
+        _sync(temporary)  # before the rename: else a power cut can leave the new name with empty content
         temporary.chmod(0o666 & ~_umask())  # mkstemp is private (0600); the result is an ordinary file
         temporary.replace(target)
     finally:
@@ -41,14 +49,18 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(target: str | Path) -> Iterator[Path]:
-    """The same for a folder: yields an empty one beside `target` which takes its place (replacing it) at the end."""
+    """The same for a folder: yields an empty one next to `target`, which replaces `target` at the end.
+
+    A folder that exists is moved aside first, since a rename cannot replace a folder with content. Between the two
+    renames there is no `target`: a reader sees no folder for that moment, but never a mixed one.
+    """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        if target.exists():  # a folder cannot be renamed over a full one: step it aside first
+        if target.exists():
             aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-old-"))
             target.replace(aside / target.name)
             temporary.replace(target)

@@ -1,4 +1,4 @@
-"""Digests of tensors: which weights were looked at (fast), and proof that none has changed (cryptographic)."""
+"""Hashes of tensors: a fast one to recognize weights, and a cryptographic one to prove that none has changed."""
 
 import hashlib
 from typing import Protocol
@@ -21,8 +21,8 @@ class Hasher(Protocol):
 def tensor_digest(tensor: Tensor) -> str:
     """XXH3-128 (32 hex digits) over dtype, shape and raw bytes of a tensor of any dtype or device.
 
-    As fast as memory is read, which a start from the cache needs; two weights have the same one by chance with a
-    probability of 2**-128, but it is no protection against somebody who wants them to (`tensor_sha256` is).
+    It is as fast as memory is read, which a start from the cache needs. Two different weights have the same hash with
+    a probability of 2**-128, but a weight can be forged to have a given hash: `tensor_sha256` protects against that.
 
     Raises:
         ValueError: A tensor on the meta device: it has no bytes.
@@ -33,7 +33,7 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 def tensor_sha256(tensor: Tensor) -> str:
-    """SHA-256 (64 hex digits) over the same.
+    """SHA-256 (64 hex digits) over dtype, shape and raw bytes of a tensor, as `tensor_digest`.
 
     Raises:
         ValueError: A tensor on the meta device: it has no bytes.

@@ -1,1 +1,1 @@
-"""The process that condft runs in: its memory, its terminal, its imports, and the mode that a model is in."""
+"""The process that condft runs in: the group it belongs to, its memory, console and imports, and a model's mode."""

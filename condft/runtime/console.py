@@ -6,8 +6,11 @@ __all__ = ["console"]
 
 
 def console() -> Console:
-    """A rich console of at least 120 columns: a log file has no width, and 80 columns would cut module names.
+    """A rich console of at least 120 columns: rich gives a log file 80, which would cut module names.
 
-    It takes text as it stands: brackets and colons in the names of models and units are no markup.
+    It prints text unchanged: brackets and colons in the names of models and units are no markup.
+
+    >>> console().print("model.layers[0]: [bold]")
+    model.layers[0]: [bold]
     """
     return Console(width=max(120, Console().width), markup=False, emoji=False)

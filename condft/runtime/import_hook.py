@@ -1,4 +1,4 @@
-"""Does something once another package is imported, without importing it. Standard library only."""
+"""Runs an action when another package is imported, without importing it. Standard library only."""
 
 import importlib
 import sys
@@ -12,23 +12,26 @@ __all__ = ["when_imported"]
 
 
 def when_imported(package: str, action: Callable[[], None]) -> None:
-    """Calls `action` as soon as `package` has been imported: now if it is, else right after its import.
+    """Calls `action` as soon as `package` has been imported: now if it is already, else right after its import.
 
     Args:
         package: Name of a top-level package.
-        action: What to do, once; it may import the package's submodules. What it raises, the import raises.
+        action: Called once. It may import the package's submodules. An error of it becomes an error of the import.
+
+    >>> when_imported("json", lambda: print("json is here"))
+    json is here
     """
     if sys.modules.get(package) is not None:
-        importlib.import_module(package)  # waits where another thread is in the middle of its import
+        importlib.import_module(package)  # waits if another thread is importing it just now
         action()
     else:
         sys.meta_path.insert(0, _Finder(package, action))
 
 
 class _Finder(MetaPathFinder):
-    """Finds one package as the other finders do, with a loader that acts after the package's own code has run.
+    """Finds one package as the other finders do, with a loader that runs the action after the package's own code.
 
-    Finding is not importing (`importlib.util.find_spec` only asks), so this finder stays until an import succeeded.
+    `importlib.util.find_spec` finds without importing, so this finder stays until an import has succeeded.
     """
 
     def __init__(self, package: str, action: Callable[[], None]) -> None:
@@ -50,19 +53,19 @@ class _Finder(MetaPathFinder):
 
     def _finish(self) -> None:
         self._action()
-        if self in sys.meta_path:  # not if the action imported the package anew
+        if self in sys.meta_path:  # the action may have imported the package again
             sys.meta_path.remove(self)
 
 
 class _Loader(Loader):
-    """Stands in for a package's loader up to the moment of execution, as `importlib.util.LazyLoader` does."""
+    """Wraps a package's loader until the package is executed, as `importlib.util.LazyLoader` does."""
 
     def __init__(self, loader: Loader, finish: Callable[[], None]) -> None:
         self._loader = loader
         self._finish = finish
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)  # whoever looks at the spec before the import: resources, source
+        return getattr(self._loader, name)  # for code that uses the spec before the import: resources, source
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)

@@ -8,11 +8,14 @@ __all__ = ["peak_rss_bytes"]
 
 
 def peak_rss_bytes() -> int:
-    """Largest resident memory of this process's program so far, in bytes."""
+    """Largest resident memory of this process since its program started, in bytes.
+
+    >>> peak_rss_bytes() > 1_000_000
+    True
+    """
     status = Path("/proc/self/status")
-    if (
-        status.exists()
-    ):  # Linux, where getrusage also counts what a child was before it became this program: its parent
+    # On Linux a new process inherits the peak of its parent in getrusage: it was a copy of the parent before exec.
+    if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""The mode in which models are measured."""
+"""Context managers that set the mode of a model and restore it: eval mode, gradients, `requires_grad`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +9,17 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """Within, every module is in eval mode; afterwards each module's mode is as it was.
+    """Inside, every module is in eval mode; afterwards each module has the mode that it had before.
 
     Yields:
-        The device that inputs belong on.
+        The device for inputs.
+
+    >>> base = base.train()
+    >>> with evaluating(base) as device:
+    ...     base.training, device.type
+    (False, 'cpu')
+    >>> base.training
+    True
     """
     modes = {module: module.training for module in model.modules()}
     try:
@@ -27,11 +34,11 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
 def measuring(model: nn.Module) -> Iterator[torch.device]:
     """As `evaluating`, and no gradient is recorded.
 
-    `no_grad` and not `inference_mode`: what the model keeps from a forward (rotary tables, caches) must stay usable
-    in training.
+    `no_grad` and not `inference_mode`: tensors that the model keeps from a forward (rotary tables, caches) must stay
+    usable in training.
 
     Yields:
-        The device that inputs belong on.
+        The device for inputs.
     """
     with evaluating(model) as device, torch.no_grad():
         yield device
@@ -39,7 +46,7 @@ def measuring(model: nn.Module) -> Iterator[torch.device]:
 
 @contextmanager
 def flags_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards, every parameter's `requires_grad` is as it was: PEFT sets it with the adapters it turns on."""
+    """Afterwards, every parameter has the `requires_grad` that it had: PEFT changes it when it enables an adapter."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield

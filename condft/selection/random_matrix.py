@@ -1,21 +1,21 @@
-r"""What a random matrix has: the spectral figures that shape alone explains. Pure mathematics, no torch.
+r"""The spectral figures of random matrices, which shape alone explains. Pure mathematics, no torch.
 
 Throughout, a matrix has independent standard normal entries, n = min(rows, columns) and N = max(rows, columns).
 Condition number, stable rank and entropy deficit do not depend on the entries' variance, so these are the figures
-of a freshly initialized weight, and the yardstick of a trained one.
+of a freshly initialized weight, to which a trained one is compared.
 
-How the median of $\sigma_{\max}/\sigma_{\min}$ is found. Both ends of the spectrum are taken at their median;
-their correlation vanishes as n grows.
+The median of $\sigma_{\max}/\sigma_{\min}$ is computed from the medians of both ends of the spectrum, whose
+correlation vanishes as n grows:
 
-- The upper end, and the lower end for N - n >= 4, sit at the Marchenko-Pastur edges $(\sqrt N \pm \sqrt n)^2$ of
-  $\sigma^2$ up to Tracy-Widom fluctuations. With N - 1/2 and n - 1/2 in the place of N and n, and the logarithm of
-  the lower end, the error is $O(n^{-2/3})$ (Ma 2012, "Accuracy of the Tracy-Widom limits for the extreme
+- The upper end, and the lower end for N - n >= 4, are at the Marchenko-Pastur edges $(\sqrt N \pm \sqrt n)^2$ of
+  $\sigma^2$ up to Tracy-Widom fluctuations. With N - 1/2 and n - 1/2 instead of N and n, and the logarithm of the
+  lower end, the error is $O(n^{-2/3})$ (Ma 2012, "Accuracy of the Tracy-Widom limits for the extreme
   eigenvalues in white Wishart matrices").
-- For N - n <= 3 the lower edge is no edge: it lies nearer to zero than the fluctuations are wide, and a square
-  matrix has none at all. There $\sigma_{\min}^2 (N + n - 1)/2$ has the hard-edge law of its N - n: Edelman 1988
+- For N - n <= 3 the lower edge says nothing: it is nearer to zero than the fluctuations are wide, and for a square
+  matrix it is zero. There $\sigma_{\min}^2 (N + n - 1)/2$ has the hard-edge law of its N - n: Edelman 1988
   for 0 and 1, Forrester 1994 for 3.
 
-Against simulation the median is right to 8 % at worst (n = 2, or N - n = 4) and to 3 % from N - n = 8 on
+Compared with simulation the error of the median is 8 % at worst (n = 2, or N - n = 4) and 3 % from N - n = 8 on
 (tests/selection/test_random_matrix.py).
 """
 
@@ -134,6 +134,9 @@ def expected_condition_number(rows: int, columns: int) -> float:
 
     Raises:
         ValueError: A dimension under 1.
+
+    >>> round(expected_condition_number(4096, 1024), 2), round(expected_condition_number(1024, 1024))
+    (2.98, 3743)
     """
     n, long = _sides(rows, columns)
     return 1.0 if n == 1 else math.sqrt(_largest_square(n, long) / _smallest_square(n, long))

@@ -1,8 +1,8 @@
-r"""The scores that rank units, each with what a random matrix of the unit's shape has. Pure Python, no torch.
+r"""The scores that rank units, each with its value for a random matrix of the unit's shape. Pure Python, no torch.
 
-One family: every score has one value a unit, `inf` or `-inf` for a rank-deficient one where it says so, and, if it is
-read off the weight alone, an expectation from shape (`condft.selection.random_matrix`), which says how much of a
-ranking is shape.
+Every score has one value for a unit, `inf` or `-inf` for a rank-deficient one where the score says so. A score that is
+computed from the weight alone also has an expectation from its shape (`condft.selection.random_matrix`). Comparing the
+two shows how much of a ranking is shape.
 """
 
 import math
@@ -26,8 +26,10 @@ Score = Literal[
 
 WHOLE_SPECTRUM_SCORES: frozenset[Score] = frozenset({"entropy_deficit", "log_volume"})
 
-_RATIOS = frozenset({"condition_number", "stable_rank"})  # compared by their logarithms, the others are nats already
-_NEGLIGIBLE = 1e-9  # nats a unit: less is rounding, not a difference
+_RATIOS = frozenset(
+    {"condition_number", "stable_rank"}
+)  # compared by their logarithms; the others are in nats already
+_NEGLIGIBLE = 1e-9  # nats per unit: a smaller difference is rounding
 
 
 def score_of(row: SpectralRow, score: Score) -> float:
@@ -41,14 +43,20 @@ def score_of(row: SpectralRow, score: Score) -> float:
             - `"stable_rank"`: $\|W\|_F^2/\sigma_{\max}^2$.
             - `"log_volume"`: per dimension, nats: the mean of $\log \sigma_i$; `-inf` if rank-deficient. The only
               one of these that changes when the weight is scaled.
-            - `"fisher_information"`: the row's, which is no fact of the weight alone: see
+            - `"fisher_information"`: the row's. It depends on the model, not on the weight alone: see
               `condft.add_fisher_information`.
 
     Returns:
         The score.
 
     Raises:
-        ValueError: The row does not have it.
+        ValueError: The score was not measured for this row.
+
+    >>> row = report["model.layers.0.mlp.up_proj.weight"]
+    >>> score_of(row, "condition_number") == row.condition_number
+    True
+    >>> abs(score_of(row, "relative_condition_number")) < 1  # a random weight is near its expectation, 0
+    True
     """
     if score == "relative_condition_number":
         return random_matrix.relative_condition_number(row.condition_number, *row.matrix_shape)
@@ -59,9 +67,9 @@ def score_of(row: SpectralRow, score: Score) -> float:
 
 
 def how_to_measure(score: Score) -> str:
-    """The way to a score that reports need not have."""
+    """How to measure a score that a report may lack."""
     if score == "fisher_information":
-        return "condft.add_fisher_information measures it, of units that text passes through"
+        return "condft.add_fisher_information measures it for units that text passes through"
     return 'analyze with measures="all"'
 
 
@@ -77,7 +85,7 @@ def expected_score(matrix_shape: tuple[int, int], score: Score) -> float:
         `relative_condition_number` by its definition.
 
     Raises:
-        ValueError: `fisher_information`, of which shape tells nothing.
+        ValueError: `fisher_information`, which does not follow from the shape.
     """
     match score:
         case "condition_number":
@@ -91,7 +99,7 @@ def expected_score(matrix_shape: tuple[int, int], score: Score) -> float:
         case "log_volume":
             return random_matrix.expected_log_volume(*matrix_shape)
         case "fisher_information":
-            raise ValueError("a matrix's shape does not tell its Fisher information")
+            raise ValueError("the Fisher information of a matrix does not follow from its shape")
 
 
 def shape_share(strata: Iterable[Sequence[SpectralRow]], chosen: Collection[str], score: Score) -> float:
@@ -100,14 +108,13 @@ def shape_share(strata: Iterable[Sequence[SpectralRow]], chosen: Collection[str]
     Let $s_i$ be unit i's score (as a logarithm for `condition_number` and `stable_rank`, so that all are additive)
     and $e_i$ the same for a random matrix of its shape. A selection by score opens a gap between the mean score of
     the chosen units and that of the candidates they were ranked against, $\bar s - \bar s_\text{chosen}$; matrices
-    that had learned nothing would show the gap $\bar e - \bar e_\text{chosen}$ if the same ones were chosen. The
-    share is the second gap over the first, the "explained" part of a mean difference in the sense of Oaxaca 1973
-    and Blinder 1973, kept within [0, 1]. Over several strata the gaps are summed over all chosen units, each
-    against its own stratum's mean.
+    without any training would show the gap $\bar e - \bar e_\text{chosen}$ if the same ones were chosen. The share is
+    the second gap divided by the first, limited to [0, 1]: the "explained" part of a difference of means (Oaxaca 1973,
+    Blinder 1973). With several strata the gaps are summed over all chosen units, each against the mean of its stratum.
 
-    So it is 0 within strata of one shape each, for `relative_condition_number`, and when all are chosen; near 1
-    when the chosen differ from the others by no more than random matrices do. Unlike a count of agreeing choices it
-    weighs by how far shapes set units apart: a 192 x 576 and a 1536 x 576 matrix hardly differ, a 576 x 576 one does.
+    So the share is 0 if each stratum has one shape only, for `relative_condition_number`, and if all candidates are
+    chosen. It is near 1 if the chosen differ from the others no more than random matrices of their shapes do. It
+    weighs shapes by their effect: a 192 x 576 and a 1536 x 576 matrix hardly differ, a 576 x 576 one does.
 
     Args:
         strata: The candidates, in the groups that were ranked within.
@@ -115,8 +122,8 @@ def shape_share(strata: Iterable[Sequence[SpectralRow]], chosen: Collection[str]
         score: The score they were chosen by.
 
     Returns:
-        A float in [0, 1]; 0 for `fisher_information`, of which shape tells nothing. Units whose score is infinite,
-        that is rank-deficient ones, are left out of all means.
+        A float in [0, 1]; 0 for `fisher_information`, which does not follow from shape. Units with an infinite score
+        (rank-deficient ones) are left out of all means.
     """
     if score == "fisher_information":
         return 0.0

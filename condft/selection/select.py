@@ -1,8 +1,8 @@
 """Which units may learn: a pure function of a report and a budget. Pure Python, no torch.
 
-Low condition numbers train, high ones stay frozen. Condition numbers are compared within a module type by
-default, because across types they mostly tell shape and role (see the README). A selection carries the share
-of it that shape explains, and `shape_warning` says so where that is most of it.
+Low condition numbers train, high ones stay frozen. Condition numbers are compared within a module type by default,
+because across types they mostly reflect shape and role. A selection carries the share of it that shape explains, and
+`shape_warning` says so if shape explains most of it.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ Order = Literal["lowest", "highest", "random"]
 Stratify = Literal["module_type"]
 
 DEFAULT_NUM_TENSORS = 100  # the paper's budget (arXiv 2506.16289)
-CANDIDATE_ROLES = frozenset({Role.LAYER, Role.EXPERT})  # of units that may be chosen though nobody named them
+CANDIDATE_ROLES = frozenset({Role.LAYER, Role.EXPERT})  # units of other roles train only if they are named
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,15 @@ class Selection:
         candidate_parameters: Entries of all those.
         by_module_type: Module type -> (chosen, candidates), counts of units.
         score: What ranked them.
-        stratify: What they were ranked within; None if all candidates stood in one ranking.
+        stratify: What they were ranked within; None if all candidates were in one ranking.
         shape_share: Share of the selection, in [0, 1], that shape alone explains (`scores.shape_share`);
-            0 for a random order, which looks at no score.
+            0 for a random order, which uses no score.
+
+    >>> selection = select_units(report, num_tensors=7)
+    >>> len(selection.names), selection.num_candidates, selection.score, selection.stratify
+    (7, 28, 'condition_number', 'module_type')
+    >>> selection.by_module_type["model.layers.*.mlp.down_proj"]  # chosen, candidates
+    (1, 4)
     """
 
     names: tuple[str, ...]
@@ -79,16 +85,16 @@ def select_units(
 
     Args:
         report: The analyzed units.
-        num_tensors: Choose that many units (all candidates if there are fewer). The default budget, with 100. The only
-            one for a report made with `keep_lowest`, which must have kept as many candidates.
+        num_tensors: Choose that many units (all candidates if there are fewer). This is the default budget, with 100,
+            and the only one for a report made with `keep_lowest`, which must have kept as many candidates.
         trainable_fraction: Choose units that together hold at most this fraction, in (0, 1], of the candidates'
             parameters.
         max_condition_number: Choose every candidate whose condition number is at most this. Only with
             `order="lowest"` and `score="condition_number"`; `stratify` then changes nothing.
-        score: What ranks, see `condft.selection.scores.score_of`. A zero matrix comes last in either order.
+        score: What units are ranked by, see `condft.selection.scores.score_of`. A zero matrix is last in either order.
         order: `"lowest"` scores first (the method), or the controls `"highest"` and `"random"`.
         stratify: `"module_type"` shares the budget between module types in proportion to their candidates and
-            ranks within each; `None` ranks across all of them, the paper's literal rule.
+            ranks within each; `None` ranks across all of them, as the paper does (arXiv 2506.16289).
         seed: For `order="random"` only. The draw depends on seed and names alone.
         candidates: Names that may be chosen; by default every unit whose role is one of `CANDIDATE_ROLES`.
 
@@ -98,6 +104,14 @@ def select_units(
     Raises:
         ValueError: What `check_budget_and_rule` refuses, no candidates, a score that was not measured, figures
             that `keep_lowest` left out, or a budget that selects nothing.
+
+    >>> selection = select_units(report, trainable_fraction=0.1)
+    >>> selection.num_parameters <= 0.1 * selection.candidate_parameters
+    True
+    >>> select_units(report, trainable_fraction=0.001)
+    Traceback (most recent call last):
+        ...
+    ValueError: budget of ... parameters trains nothing: the smallest of 28 candidate units has ...
     """
     check_budget_and_rule(
         num_tensors=num_tensors,
@@ -133,19 +147,26 @@ def select_units(
 
 
 def units_of_roles(report: SpectralReport, roles: Collection[Role]) -> set[str]:
-    """Names of the units of these roles, those that `keep_lowest` ruled out included."""
+    """Names of the units of these roles, including those that `keep_lowest` ruled out."""
     units: list[SpectralRow | ScreenedUnit] = [*report.rows, *report.screened]
     return {unit.name for unit in units if unit.role in roles}
 
 
 def shape_warning(selection: Selection) -> str | None:
-    """One sentence for people where shape explains more than half of a selection, with the alternative.
+    """A warning for people if shape explains more than half of a selection, with the alternative.
 
     Args:
         selection: As `select_units` returns it.
 
     Returns:
-        The warning, or None where `selection.shape_share` is at most 1/2.
+        The warning, or None if `selection.shape_share` is at most 1/2.
+
+    >>> from dataclasses import replace
+    >>> selection = select_units(report, num_tensors=7)
+    >>> print(shape_warning(replace(selection, shape_share=0.2)))
+    None
+    >>> shape_warning(replace(selection, shape_share=0.9))
+    'shape, not learning, explains 90% of this selection: ...'
     """
     if selection.shape_share <= 0.5:
         return None
@@ -167,7 +188,7 @@ def check_budget_and_rule(
     order: str,
     stratify: str | None,
 ) -> None:
-    """Checks what `select_units` is told, as far as that needs no report.
+    """Checks the arguments of `select_units` that can be checked without a report.
 
     Raises:
         ValueError: Several budgets, one that is no number or out of range, or an unknown score, order or stratum.
@@ -203,10 +224,10 @@ def check_budget_and_rule(
 
 
 def check_stratify(stratify: str | None) -> None:
-    """Refuses what is neither `Stratify` nor None.
+    """Checks that `stratify` is one of `Stratify` or None.
 
     Raises:
-        ValueError: It names the choices.
+        ValueError: It is neither; the message names the choices.
     """
     _check_choice("stratify", stratify, (*get_args(Stratify), None))
 
@@ -219,21 +240,21 @@ def _check_choice(label: str, value: str | None, allowed: Sequence[str | None]) 
 def _candidates(
     report: SpectralReport, candidates: Collection[str] | None
 ) -> tuple[list[SpectralRow], list[ScreenedUnit]]:
-    """The rows to choose from, and what could have been one of them, had `keep_lowest` not ruled it out."""
+    """The rows to choose from, and the candidates without a row because `keep_lowest` ruled them out."""
     known = units_of_roles(report, list(Role))
     if candidates is None:
-        wanted = units_of_roles(report, CANDIDATE_ROLES)
+        names = units_of_roles(report, CANDIDATE_ROLES)
     else:
-        wanted = set(candidates)
-        missing = sorted(wanted - known)
+        names = set(candidates)
+        missing = sorted(names - known)
         if missing:
             raise ValueError(
-                f"{len(missing)} of {len(wanted)} candidates have no row in the report, the first is {missing[0]!r}"
+                f"{len(missing)} of {len(names)} candidates have no row in the report, the first is {missing[0]!r}"
             )
-    if not wanted:
+    if not names:
         raise ValueError(f"none of the report's {len(known)} units is a candidate for training")
-    rows = [row for row in report.rows if row.name in wanted]
-    return rows, [unit for unit in report.screened if unit.name in wanted]
+    rows = [row for row in report.rows if row.name in names]
+    return rows, [unit for unit in report.screened if unit.name in names]
 
 
 def _check_measured(rows: Sequence[SpectralRow], score: Score) -> None:
@@ -249,7 +270,8 @@ def _check_measured(rows: Sequence[SpectralRow], score: Score) -> None:
 
 def _check_enough_kept(report: SpectralReport, num_candidates: int, num_tensors: int) -> None:
     if num_tensors > num_candidates:
-        others = len(report.rows) - num_candidates  # are kept by a larger keep_lowest, too
+        # The other rows count towards keep_lowest as well.
+        others = len(report.rows) - num_candidates
         raise ValueError(
             f"num_tensors={num_tensors}, but the report was made with keep_lowest and has exact figures of only "
             f"{num_candidates} candidates: analyze with keep_lowest of at least {num_tensors + others}"
@@ -273,7 +295,7 @@ def _ranking_key(score: Score, order: str, seed: int) -> Callable[[SpectralRow],
         # A hash of seed and name, not a generator: adding or reordering modules leaves the other draws alone.
         return lambda row: (hashlib.sha256(f"{seed}:{row.name}".encode()).digest(), row.name)
     sign = 1.0 if order == "lowest" else -1.0
-    # A zero matrix has nothing to say, whatever figure it gets: stable rank 0 must not make it the best.
+    # A zero matrix has no meaningful figure: a stable rank of 0 must not make it the best.
     return lambda row: (row.sigma_max == 0.0, sign * score_of(row, score), row.name)
 
 
@@ -308,10 +330,10 @@ def _by_count(strata: dict[str, list[SpectralRow]], count: int) -> list[Spectral
 
 
 def _within_fraction(strata: dict[str, list[SpectralRow]], fraction: float) -> list[SpectralRow]:
-    """Fills each stratum's share of the parameter budget in rank order, then deals out what is left over.
+    """Fills each stratum's share of the parameter budget in rank order, then distributes what is left over.
 
-    A stratum takes its ranked units while they fit into its share. What the shares leave unused goes, one unit
-    each, to the strata with the largest unused part of a next unit, as long as the whole budget holds it.
+    A stratum takes its ranked units as long as they fit into its share. The unused rest is given to the strata whose
+    next unit came nearest to fitting, one unit each, as long as the whole budget holds it.
     """
     rows = [row for members in strata.values() for row in members]
     exact = Fraction(str(fraction))  # 0.7 means seven tenths, so that a share of exactly 21 units is not 20
@@ -344,7 +366,7 @@ def _what_does_not_fit(strata: dict[str, list[SpectralRow]], budget: int) -> str
     sizes = [row.num_parameters for members in strata.values() for row in members]
     if min(sizes) > budget:
         return f"the smallest of {len(sizes)} candidate units has {min(sizes):,}"
-    # Units are taken in the order of their rank: what is smaller and comes later is none to take instead.
+    # Units are taken in rank order: a smaller unit of a later rank does not replace one that does not fit.
     firsts = ((members[0].num_parameters, name, members[0].name) for name, members in strata.items())
     size, stratum, first = min(firsts)
     within = f" in {stratum}" if stratum else ""

@@ -1,9 +1,9 @@
 r"""Golub-Kahan-Lanczos bidiagonalization: a lower bound of the condition number from products with the matrix alone.
 
 From one start vector, $A V_k = U_k B_k$ and $A^T U_k = V_k B_k^T + \beta_{k+1} v_{k+1} e_k^T$ with $B_k$ upper
-bidiagonal (Golub & Van Loan, §10.4). The singular values of $B_k$ lie within the spectrum, so that their ratio is at
-any time a lower bound of the condition number. Unlike the eigenvalues of a projection of $A^T A$, small ones keep
-their digits in single precision.
+bidiagonal (Golub & Van Loan, §10.4). The singular values of $B_k$ lie within the spectrum, so their ratio is always a
+lower bound of the condition number. Small singular values of $B_k$ keep their digits in single precision; small
+eigenvalues of a projection of $A^T A$ would not, since squaring halves the number of digits.
 """
 
 from collections.abc import Iterator
@@ -17,19 +17,22 @@ from condft.spectra.operators import iter_row_blocks, times_columns, times_rows
 __all__ = ["iter_ritz_values"]
 
 _FIRST_LOOK = 4
-_LOOKS = 6  # the next one after this part of the steps so far, and two at least
+_LOOKS = 6  # the next look comes after 1/6 of the steps so far, at least two: each costs a small SVD
 
 
 def iter_ritz_values(tall: Tensor, dtype: torch.dtype, max_steps: int) -> Iterator[tuple[float, float]]:
-    """Yields the largest and the smallest Ritz value now and then, the last time after `max_steps` products.
+    """Yields the largest and the smallest Ritz value after some of the steps, always after the last one.
 
-    The right vectors are orthogonalized against all before them, twice; that keeps the left ones orthogonal enough
-    on its own (Simon & Zha 2000). Ends early where an invariant subspace is found.
+    Each right vector is orthogonalized against all earlier ones, twice. That alone keeps the left vectors orthogonal
+    enough (Simon & Zha 2000), which saves half the work. The process ends early where it finds an invariant subspace.
 
     Args:
         tall: `(m, n)`, m >= n, any floating dtype.
         dtype: To work in.
         max_steps: Products with the matrix, and as many with its transpose; n at most.
+
+    Yields:
+        `(largest, smallest)`: the first never above sigma_1, the second never below sigma_n, up to rounding.
     """
     n = tall.shape[1]
     max_steps = min(max_steps, n)
@@ -42,7 +45,7 @@ def iter_ritz_values(tall: Tensor, dtype: torch.dtype, max_steps: int) -> Iterat
         left = left / alphas[-1]
         known = basis[:step]
         right = _transposed_product(tall, left).sub_(alphas[-1] * known[-1])
-        for _ in range(2):
+        for _ in range(2):  # twice is enough (Parlett 1998, §6.9): the second pass removes what rounding left
             right.addmv_(known.mT, known @ right, alpha=-1)
         betas.append(right.norm())
         if step == next_look:
@@ -57,10 +60,11 @@ def iter_ritz_values(tall: Tensor, dtype: torch.dtype, max_steps: int) -> Iterat
 
 
 def _extremes(alphas: list[Tensor], betas: list[Tensor]) -> tuple[float, float, bool]:
-    """Of the bidiagonal matrix; and whether it is of an invariant subspace, after which all is noise."""
+    """Ends of the bidiagonal matrix, and whether it belongs to an invariant subspace: later steps would be noise."""
     eps = torch.finfo(alphas[0].dtype).eps
     scalars = torch.stack([*alphas, *betas]).double().cpu()
     diagonal, off = scalars[: len(alphas)], scalars[len(alphas) :]
+    # A coupling at the level of rounding splits the matrix: what follows it has nothing to do with the start vector.
     negligible = torch.arange(1, len(alphas) + 1, device="cpu") * eps * diagonal.cummax(0).values
     found = (off <= negligible).nonzero()
     count = int(found[0]) + 1 if len(found) else len(alphas)

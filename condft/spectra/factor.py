@@ -1,17 +1,24 @@
-"""Factorizations in double precision whose triangular factor has the singular values of a tall matrix."""
+"""Factorizations whose triangular factor has the singular values of a tall matrix, and the whole spectrum by SVD."""
 
 import torch
 from torch import Tensor
 
 from condft.spectra.operators import iter_row_blocks
 
-__all__ = ["cholesky_factor", "eigenvalues_above", "eigenvalues_below", "gram_matrix", "qr_factor"]
+__all__ = [
+    "cholesky_factor",
+    "eigenvalues_above",
+    "eigenvalues_below",
+    "gram_matrix",
+    "qr_factor",
+    "singular_values",
+]
 
 _LEAST_WIDTH = 96  # narrower products do not reach the speed of wide ones
 
 
 def qr_factor(tall: Tensor) -> Tensor:
-    """R of the QR factorization of `(m, n)`, folding in one block of rows after the other.
+    """R of the QR factorization of `(m, n)`, by blocks of rows: each is stacked under the R so far and factored.
 
     Sequential TSQR (Demmel et al. 2012): as backward stable as one QR of the whole, with extra memory of one block.
 
@@ -24,12 +31,12 @@ def qr_factor(tall: Tensor) -> Tensor:
     for start in range(0, tall.shape[0], rows):
         stacked = torch.cat([factor, tall[start : start + rows].to(torch.float64)])
         factor = torch.linalg.qr(stacked, mode="r").R
-        del stacked  # before the next block comes
+        del stacked  # before the next block is made: two at a time would double the extra memory
     return factor
 
 
 def gram_matrix(tall: Tensor, dtype: torch.dtype) -> Tensor:
-    r"""$W^T W$ for `(m, n)`, in blocks of columns: little more than half the products, the others are their mirror.
+    r"""$W^T W$ for `(m, n)`, in blocks of columns: only the lower triangle is computed, the upper one is its mirror.
 
     Returns:
         `(n, n)` of `dtype`, symmetric to rounding.
@@ -41,16 +48,17 @@ def gram_matrix(tall: Tensor, dtype: torch.dtype) -> Tensor:
         for start in range(0, n, width):
             stop = min(start + width, n)
             gram[start:, start:stop].addmm_(rows[:, start:].mT, rows[:, start:stop])
-        del rows  # before the next block comes
+        del rows  # before the next block is made
+    # The mirror by tiles, which fit the cache: in one piece it takes as long as a factorization.
     for start in range(0, n, width):
-        for below in range(start + width, n, width):  # tile by tile: at once it takes as long as a factorization
+        for below in range(start + width, n, width):
             tile = gram[below : below + width, start : start + width]
             gram[start : start + width, below : below + width] = tile.contiguous().mT.contiguous()
     return gram
 
 
 def cholesky_factor(gram: Tensor) -> Tensor | None:
-    """The Cholesky factor of a symmetric matrix, read from its lower triangle (the upper one takes longer).
+    """The Cholesky factor of a symmetric matrix, read from its lower triangle (LAPACK is slower with the upper one).
 
     Returns:
         `(n, n)` lower triangular; None where the matrix is not positive definite to rounding.
@@ -62,9 +70,9 @@ def cholesky_factor(gram: Tensor) -> Tensor | None:
 def eigenvalues_above(gram: Tensor, bound: float) -> bool:
     r"""Whether every eigenvalue of a symmetric matrix is above a bound, by Sylvester's law of inertia.
 
-    $G - bI$ is positive definite exactly if it has a Cholesky factor (Golub & Van Loan, §4.2, §8.4.2); what rounding
-    hides is some $\varepsilon \lambda_{\max}$. A Krylov process cannot say this: what its start vector hardly holds,
-    it does not see. `gram` is changed meanwhile and restored.
+    $G - bI$ is positive definite exactly if it has a Cholesky factor (Golub & Van Loan, §4.2, §8.4.2), up to rounding
+    of some $\varepsilon \lambda_{\max}$. A Krylov process cannot prove this: it does not see an eigenvector of which
+    its start vector holds next to nothing. `gram` is changed in place and restored before the return.
     """
     diagonal = gram.diagonal()
     before = diagonal.clone()
@@ -79,3 +87,24 @@ def eigenvalues_below(gram: Tensor, bound: float) -> bool:
     definite = eigenvalues_above(gram.neg_(), -bound)
     gram.neg_()
     return definite
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """All singular values by a backward-stable SVD in fp64: the slowest route, and the reference of the tests.
+
+    A tall matrix is reduced to its triangular factor before the SVD (Golub & Van Loan, §8.6.3), a wide one transposed.
+
+    Args:
+        matrix: `(m, k)`, any floating dtype.
+
+    Returns:
+        `(min(m, k),)`, fp64, descending, on the matrix's device.
+
+    >>> import torch
+    >>> singular_values(torch.diag(torch.tensor([1.0, 4.0, 2.0])))
+    tensor([4., 2., 1.], dtype=torch.float64)
+    """
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
+    # A QR costs 2mn^2 operations but leaves an (n, n) SVD: it pays from an aspect of about two.
+    working = qr_factor(tall) if tall.shape[0] > 2 * tall.shape[1] else tall.to(torch.float64)
+    return torch.linalg.svdvals(working)

@@ -1,4 +1,4 @@
-"""Spectral facts of one matrix without its full SVD: checks, scaling, and what the ends of the spectrum say.
+"""Spectral facts of one matrix without its full SVD: checks, scaling, and the facts from the ends of the spectrum.
 
 `condft.spectra.routes` finds the ends.
 """
@@ -30,12 +30,18 @@ BOUND_FROM = 1e-2  # relative error from which the condition number is reported 
 
 
 class NonFiniteError(ValueError):
-    """A matrix holds NaN or infinity, so it has no spectrum."""
+    """A matrix holds NaN or infinity, so it has no spectrum.
+
+    >>> condition_number(torch.tensor([[1.0, float("nan")]]))
+    Traceback (most recent call last):
+        ...
+    condft.spectra.facts.NonFiniteError: the matrix holds NaN or infinity in 1 of 2 entries
+    """
 
 
 @dataclass(frozen=True)
 class SpectralFacts:
-    r"""What a spectrum says, with $n = \min(m, k)$ singular values.
+    r"""Facts of a spectrum with $n = \min(m, k)$ singular values.
 
     Attributes:
         sigma_max: Largest singular value.
@@ -49,11 +55,17 @@ class SpectralFacts:
             less entropy the map passes on than the best-conditioned one of the same Frobenius norm (AM-GM
             inequality on $\sigma_i^2$); 0 only for equal singular values, `inf` if rank-deficient; None if not
             measured.
-        relative_error: What the route vouches for: the relative error of `condition_number`, at most. It is proven
-            by inertia for `gram`, `cholesky` and `qr`, the decomposition's rounding for `eigen` and `svd`, and no
-            proof, but what several start vectors find, for `lu` and for `qr` past 1e6.
-        method: The route that answered.
-        spectrum: All singular values in descending order, to fp32; None if not asked for.
+        relative_error: Upper bound of the relative error of `condition_number`. The routes `gram`, `cholesky` and `qr`
+            prove it by inertia; for `eigen` and `svd` it is the rounding of the decomposition; for `lu`, and for `qr`
+            past 1e6, it is an estimate from several start vectors.
+        method: The route that found the ends (see `condft.spectra.routes`).
+        spectrum: All singular values in descending order, rounded to fp32; None if not asked for.
+
+    >>> facts = spectral_facts(torch.diag(torch.tensor([4.0, 2.0, 1.0])), measures="all")
+    >>> facts.sigma_max, facts.sigma_min, facts.condition_number, facts.stable_rank
+    (4.0, 1.0, 4.0, 1.3125)
+    >>> round(facts.log_volume, 4), round(facts.entropy_deficit, 4)
+    (2.0794, 0.8394)
     """
 
     sigma_max: float
@@ -69,7 +81,7 @@ class SpectralFacts:
 
     @property
     def is_lower_bound(self) -> bool:
-        """Whether `condition_number` is a bound, not a figure: fp64 tells it no better than to 1e-2.
+        """Whether `condition_number` is a lower bound: fp64 resolves it no better than to 1e-2.
 
         It is then sigma_max / (sigma_min + d), where d is the possible error of sigma_min.
         """
@@ -90,7 +102,7 @@ def spectral_facts(
             and a block of rows.
         measures: "basic" leaves `log_volume` and `entropy_deficit` out: they need a factorization.
         rtol: Relative accuracy asked of the condition number.
-        spectrum: All singular values too, which takes the SVD.
+        spectrum: Whether to return all singular values too, which needs the SVD.
 
     Returns:
         The facts. `condition_number` and `stable_rank` do not change under `W -> 2^k W`, bit for bit, nor does
@@ -99,6 +111,13 @@ def spectral_facts(
 
     Raises:
         ValueError: Not a non-empty real matrix, it holds NaN or infinity, or unknown measures.
+
+    >>> weight = torch.randn(256, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    >>> facts = spectral_facts(weight, spectrum=True)
+    >>> len(facts.spectrum), facts.method
+    (64, 'svd')
+    >>> round(facts.condition_number, 1)  # near 3, as of any random matrix of this shape
+    2.9
     """
     check_measures(measures)
     largest_entry = _checked(matrix)
@@ -128,6 +147,12 @@ def condition_number(weight: Tensor, *, rtol: float = 1e-3) -> float:
 
     Raises:
         ValueError: Not a non-empty matrix, or it holds NaN or infinity.
+
+    >>> weight = torch.diag(torch.tensor([4.0, 2.0, 1.0]))
+    >>> condition_number(weight), condition_number(0.5 * weight)
+    (4.0, 4.0)
+    >>> condition_number(torch.ones(3, 3))  # of rank one
+    inf
     """
     return spectral_facts(weight, rtol=rtol).condition_number
 
@@ -139,13 +164,17 @@ def condition_number_bound(matrix: Tensor, *, above: float = math.inf, max_steps
     Args:
         matrix: As for `spectral_facts`.
         above: Stop as soon as the bound exceeds this.
-        max_steps: Products to spend (and as many with the transpose).
+        max_steps: Maximum number of products (and as many with the transpose).
 
     Returns:
-        A number that the condition number is at least, less a margin for rounding.
+        A number that the condition number is not below; the margin for rounding is subtracted.
 
     Raises:
         ValueError: As `spectral_facts`.
+
+    >>> weight = torch.diag(torch.tensor([1000.0] + 99 * [1.0]))
+    >>> condition_number_bound(weight) <= condition_number(weight)
+    True
     """
     largest_entry = _checked(matrix)
     if largest_entry == 0.0:
@@ -155,7 +184,7 @@ def condition_number_bound(matrix: Tensor, *, above: float = math.inf, max_steps
     dtype = lanczos_dtype(tall)
     bound = 1.0
     for largest, smallest in iter_ritz_values(tall, dtype, max_steps):
-        # A computed Ritz value is off by a few eps * sigma_1; the bound is taken where it holds in spite of that.
+        # A computed Ritz value has an error of a few eps * sigma_1: the margin keeps the bound valid in spite of it.
         margin = 16 * torch.finfo(dtype).eps * largest
         bound = max(bound, (largest - margin) / (smallest + margin))
         if bound > above:
@@ -164,7 +193,7 @@ def condition_number_bound(matrix: Tensor, *, above: float = math.inf, max_steps
 
 
 def _checked(matrix: Tensor) -> float:
-    """The largest magnitude in the matrix, after the checks that every public function makes."""
+    """Makes the checks of every public function and returns the largest magnitude in the matrix."""
     if matrix.ndim != 2 or matrix.numel() == 0:
         raise ValueError(f"expected a non-empty matrix, got a tensor of shape {tuple(matrix.shape)}")
     if not matrix.dtype.is_floating_point:
@@ -188,7 +217,7 @@ def tall_of(matrix: Tensor) -> Tensor:
 
 
 def scale_exponent(largest_entry: float) -> int:
-    """By which power of two a matrix with this largest entry is divided: 0 for ordinary weights."""
+    """The power of two by which a matrix with this largest entry is divided: 0 for ordinary weights."""
     exponent = math.frexp(largest_entry)[1]
     # 2**1000 is still a double; fp64 subnormals need no more.
     return 0 if abs(exponent) <= 12 else max(exponent, -1000)
@@ -212,12 +241,12 @@ def _scaled(tall: Tensor, largest_entry: float) -> tuple[Tensor, int]:
 def facts_of(
     answer: Answer, shape: tuple[int, ...], sum_of_squares: float, measures: Measures, exponent: int = 0
 ) -> SpectralFacts:
-    """What the ends of a spectrum say, of a tall matrix of this shape that was divided by `2**exponent`."""
+    """The facts from the ends of a spectrum, of a tall matrix of this shape that was divided by `2**exponent`."""
     m, n = shape
     deficient = answer.smallest <= m * EPS64 * answer.largest
     log_volume = deficit = None
     if measures == "all":
-        assert answer.log_volume is not None  # every route has one, if asked for it
+        assert answer.log_volume is not None  # every route has one if the measures are "all"
         log_sum = -math.inf if deficient else answer.log_volume
         log_volume = log_sum + n * exponent * math.log(2.0)
         # Equal singular values give 0 up to rounding, never less.
@@ -236,26 +265,26 @@ def facts_of(
 
 
 def _sum_of_squares(tall: Tensor) -> float:
-    """Of the entries; a block in fp32 at a time, since a copy of the matrix would be more memory than all the rest."""
+    """Sum of the squared entries, by blocks in fp32: a copy of the matrix would take more memory than the rest."""
     norms = []
     for _, block in iter_row_blocks(tall, torch.promote_types(tall.dtype, torch.float32)):
         norms.append(torch.linalg.vector_norm(block, dim=_along(block)))
-        del block  # before the next one comes
+        del block  # before the next one is made
     return float(torch.cat(norms).double().square().sum())
 
 
 def _along(block: Tensor) -> int:
-    """The dimension whose entries lie side by side: along the other one a norm takes 20 times as long."""
+    """The dimension whose entries are contiguous in memory: along the other one a norm takes 20 times as long."""
     return 0 if block.stride(0) < block.stride(1) else 1
 
 
 def _reported_condition(answer: Answer) -> float:
-    """The ratio of the ends, or, where the error is too much for a figure, the bound that holds in spite of it."""
+    """The ratio of the ends; if its error is too large, a lower bound that holds in spite of the error."""
     ratio = max(1.0, answer.largest / answer.smallest)
     return ratio if answer.error <= BOUND_FROM else max(1.0, ratio / (1.0 + answer.error))
 
 
 def _stored(values: Tensor, exponent: int) -> tuple[float, ...]:
-    """As fp32, in which a report keeps them."""
+    """The singular values in fp32, as reports store them."""
     exact = torch.ldexp(values.double(), torch.tensor(exponent, device=values.device))
     return tuple(exact.to(torch.float32).tolist())

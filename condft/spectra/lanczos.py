@@ -4,9 +4,10 @@ From b start vectors, $A^T A\,Q_k = Q_k T_k + q_{k+1} R_k e_k^T$ (Golub & Underw
 The square roots of the eigenvalues of $T_k$, the Ritz values, lie within the spectrum of A: the largest is never above
 $\sigma_1$, the smallest never under $\sigma_n$.
 
-A process whose start vectors hardly hold an end settles on its neighbor, without any sign of it: of 1000 Gaussian
-matrices one vector misses the end of some 20. So whoever asks either proves afterwards that nothing lies beyond what
-was found (`condft.spectra.factor`), with one vector, the fastest; or takes several, which miss it only together.
+If the start vectors hold next to nothing of an end, the process settles on the neighbor of that end, and nothing shows
+it: in 1000 Gaussian matrices one start vector misses an end some 20 times. So the callers either take one vector, the
+fastest, and prove afterwards that nothing lies beyond what it found (`condft.spectra.factor`); or they take several
+vectors, which miss an end only if all of them do.
 """
 
 import math
@@ -22,23 +23,23 @@ __all__ = ["MAX_VECTORS", "BlockLanczos", "Ends", "next_look", "ritz_ends", "sta
 
 MAX_VECTORS = 160
 
-# A check costs an eigendecomposition of T, on small matrices as much as some steps: none before this many vectors, and
-# the next one a fifth further on; of large ones, whose steps wait for memory, a tenth.
+# A check of the ends costs an eigendecomposition of T, as much as some steps on a small matrix. So the first check
+# comes after 4 vectors, the next one after 1/5 more; on a large matrix, whose steps are limited by memory, 1/10 more.
 _FIRST_CHECK = 4
 _CHECKS, _CHECKS_OF_LARGE, _LARGE = 5, 10, 2048
-_NOTHING_NEW = 1e-3
+_NOTHING_NEW = 1e-3  # a new vector of this relative size is mostly rounding noise of the known ones
 _SEED = 0x5EED
-_NEXT_START = 0x9E3779B1  # odd, so that all starts differ in the 32 bits that torch's generator takes of a seed
+_NEXT_START = 0x9E3779B1  # odd, so that all starts differ in the 32 bits of a seed that torch's generator uses
 
 
 @dataclass(frozen=True)
 class Ends:
-    """Where the process stands.
+    """The ends of the spectrum as far as the process knows them.
 
     Attributes:
         largest: Largest Ritz value, at most sigma_1 of what the operator is the square of.
         smallest: Smallest Ritz value, at least sigma_n.
-        largest_error: Estimated relative error of `largest`: of true ones some 3 to 100 times as much.
+        largest_error: Estimated relative error of `largest`; the true one is 3 to 100 times smaller.
         smallest_error: The same of `smallest`.
         steps: Products with the operator.
         exhausted: The process found an invariant subspace, so that the ends are exact.
@@ -53,16 +54,17 @@ class Ends:
 
 
 class BlockLanczos:
-    """The process as far as it has come; `run` goes on with it.
+    """A process that can be continued: `run` takes further steps from where the last call ended.
 
-    All new vectors are orthogonalized against all before them, twice. T is the projection as it was computed, not the
-    block tridiagonal matrix that it would be in exact arithmetic.
+    Every new vector is orthogonalized against all earlier ones, twice: without it, rounding brings found vectors back
+    and T shows copies of the ends. T is the projection as it was computed, not the block tridiagonal matrix that it
+    would be in exact arithmetic.
 
     Args:
         operator: Symmetric and positive semidefinite.
         block: How many vectors go through the operator at a time.
-        start: Which start vectors; they depend on this and on the size only.
-        max_vectors: When to give up.
+        start: Number of the start vectors, which depend on it and on the size only.
+        max_vectors: Size of the basis at which the process gives up.
     """
 
     def __init__(self, operator: Symmetric, *, block: int = 1, start: int = 0, max_vectors: int = MAX_VECTORS) -> None:
@@ -72,18 +74,18 @@ class BlockLanczos:
         self.basis = operator.empty(limit + self.block)
         self.projection = torch.zeros(limit, limit, dtype=torch.float64, device=self.basis.device)
         self.basis[: self.block] = start_vectors(operator.size, self.block, start).to(self.basis)
-        self.vectors = 0  # of the basis that have been through the operator
-        self.ends: Ends | None = None  # as they were when last looked at
+        self.vectors = 0  # number of basis vectors that the operator was applied to
+        self.ends: Ends | None = None  # of the last check
 
     def run(self, until: Callable[[Ends], bool], max_steps: int | None = None) -> Ends:
-        """Takes steps until the ends are as the caller wants them, or there is no room for more.
+        """Takes steps until the ends satisfy the caller, or the basis is full.
 
         Args:
-            until: Asked now and then, not after each step.
-            max_steps: Further steps at most.
+            until: Called at each check of the ends, which is not after each step.
+            max_steps: Maximum number of further steps.
 
         Returns:
-            The ends as they are then.
+            The ends after the last step.
         """
         limit = len(self.projection)
         if max_steps is not None:
@@ -101,17 +103,21 @@ class BlockLanczos:
         return self.ends
 
     def _step(self) -> Tensor:
-        """One product. Returns R of what was new in it, `(b, b)`: new vectors times R are the product's remainder."""
-        before, here = self.vectors, self.vectors + self.block
-        known = self.basis[:here]
+        """One product with the operator.
+
+        Returns:
+            R, `(b, b)`: the new vectors times R are the part of the product that the basis did not hold yet.
+        """
+        before, now = self.vectors, self.vectors + self.block
+        known = self.basis[:now]
         new = self.operator(known[before:])
         inner = new @ known.mT
         new = torch.addmm(new, inner, known, alpha=-1)
         again = new @ known.mT
         new = torch.addmm(new, again, known, alpha=-1)
-        self.projection[:here, before:here] = (inner + again).mT
-        following = self.basis[here : here + self.block]
-        self.vectors = here
+        self.projection[:now, before:now] = (inner + again).mT
+        following = self.basis[now : now + self.block]
+        self.vectors = now
         if self.block == 1:
             norm = torch.linalg.vector_norm(new)
             torch.div(new, norm, out=following)
@@ -120,13 +126,13 @@ class BlockLanczos:
         following.copy_(vectors.mT)
         sizes = coupling.diagonal().abs()
         if bool(sizes.min() < _NOTHING_NEW * sizes.max()):
-            # Of a vector that was known but for little, the QR keeps noise, which was known too.
+            # The QR scales such a vector up to length 1, and with it the noise, which lies in the known space.
             following.sub_((following @ known.mT) @ known)
         return coupling
 
 
 def next_look(vectors: int, size: int) -> int:
-    """After how many vectors in all the ends are looked at again, of an operator of this size."""
+    """The number of vectors after which the ends are checked again, for an operator of this size."""
     checks = _CHECKS if size < _LARGE else _CHECKS_OF_LARGE
     return max(_FIRST_CHECK, vectors + max(1, vectors // checks))
 
@@ -135,13 +141,13 @@ def ritz_ends(projection: Tensor, coupling: Tensor, size: int, dtype: torch.dtyp
     """The extreme Ritz values, with errors from their residuals and the gaps to their neighbors.
 
     Args:
-        projection: `(k, k)` on the CPU, fp64: T, its upper triangle.
-        coupling: `(b, b)` on the CPU, fp64: R of the last step.
-        size: Of the operator.
-        dtype: That the process worked in.
+        projection: `(k, k)`, fp64 on the CPU: T, of which the upper triangle is read.
+        coupling: `(b, b)`, fp64 on the CPU: R of the last step.
+        size: Size of the operator.
+        dtype: Dtype of the process.
     """
     vectors, block = len(projection), len(coupling)
-    if not bool(torch.isfinite(projection).all()):  # a singular factor was inverted: nothing to be had this way
+    if not bool(torch.isfinite(projection).all()):  # the inverse of a singular factor: this way finds nothing
         return Ends(math.inf, 0.0, math.inf, math.inf, vectors // block)
     values, basis = torch.linalg.eigh(projection, UPLO="U")
     residuals = (coupling @ basis[-block:]).norm(dim=0)
@@ -158,7 +164,10 @@ def ritz_ends(projection: Tensor, coupling: Tensor, size: int, dtype: torch.dtyp
 
 
 def start_vectors(size: int, count: int, start: int) -> Tensor:
-    """`(count, size)` orthonormal rows, fp64 on the CPU; no two starts have one in common."""
+    """`(count, size)` orthonormal rows, fp64 on the CPU; two starts share no vector.
+
+    Drawn on the CPU not on the matrix's device, so that a matrix has the same figures everywhere up to rounding.
+    """
     rows = []
     for index in range(start * count, (start + 1) * count):
         generator = torch.Generator().manual_seed((_SEED + size + index * _NEXT_START) % 2**32)
@@ -169,8 +178,8 @@ def start_vectors(size: int, count: int, start: int) -> Tensor:
 def _relative_error(values: Tensor, residuals: Tensor, index: int, neighbor: int) -> float:
     r"""Error of a Ritz value $\sqrt\theta$ from the residual $\rho$ of $\theta$.
 
-    That of $\theta$ is at most $\rho$, and at most $\rho^2$ over the gap to the other eigenvalues (Parlett 1998,
-    §11.7), for which stands that to the next Ritz value, an estimate. That of the root is half of it.
+    The error of $\theta$ is at most $\rho$, and at most $\rho^2$ over the gap to the other eigenvalues (Parlett 1998,
+    §11.7). The gap to the next Ritz value estimates that gap. The relative error of the root is half that of $\theta$.
     """
     value, residual = float(values[index]), float(residuals[index])
     if value <= 0.0:

@@ -1,6 +1,6 @@
-r"""What the Lanczos process needs of a matrix: $A^T A$, or its inverse, times a few vectors at a time.
+r"""Operators for the Lanczos process: $A^T A$ of a matrix, or its inverse, times a few vectors at a time.
 
-Vectors are the rows of a `(b, n)` tensor, which lies in memory as the products want it.
+Vectors are the rows of a `(b, n)` tensor: each is then contiguous in memory, as the products need it.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 _BLOCK_BYTES = 32 * 2**20
-_CACHED_BYTES = 4 * 2**20  # a block of rows that is still in the cache when it is read a second time
+_CACHED_BYTES = 4 * 2**20  # a block of rows this large is still in the cache when it is read a second time
 
 
 class Symmetric(Protocol):
@@ -32,19 +32,19 @@ class Symmetric(Protocol):
     def size(self) -> int: ...
 
     def empty(self, count: int) -> Tensor:
-        """Room for that many vectors, `(count, size)`, of the map's dtype and device."""
+        """An uninitialized `(count, size)` tensor of the map's dtype and device."""
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """`(b, size)` -> `(b, size)`, a new tensor."""
 
 
 def iter_row_blocks(matrix: Tensor, dtype: torch.dtype, size: int = _BLOCK_BYTES) -> Iterator[tuple[int, Tensor]]:
-    """The matrix in `dtype`, a `(first row, block of rows)` at a time: one block of extra memory at any height.
+    """The matrix in `dtype`, one `(first row, block of rows)` at a time, so that extra memory is one block.
 
-    Two, while the caller holds on to one and asks for the next: so delete it first.
+    It is two blocks if the caller still holds one while it asks for the next: delete the block before.
     """
     rows = max(1, size // (matrix.shape[1] * dtype.itemsize))
-    if rows > 2 * _MOST_PARTS:
+    if rows > 2 * _MOST_PARTS:  # a multiple of the number of parts, so that `times_rows` can split every block
         rows -= rows % _MOST_PARTS
     for start in range(0, matrix.shape[0], rows):
         yield start, matrix[start : start + rows].to(dtype)
@@ -52,7 +52,7 @@ def iter_row_blocks(matrix: Tensor, dtype: torch.dtype, size: int = _BLOCK_BYTES
 
 @dataclass(frozen=True)
 class GramProducts:
-    r"""$W^T W$ of a tall matrix `(m, n)` as it is stored, never formed: each block of rows is read once for both."""
+    r"""$W^T W$ of a tall `(m, n)` matrix, not formed: each block of rows is read once for both products."""
 
     matrix: Tensor
     dtype: torch.dtype
@@ -75,7 +75,7 @@ class GramProducts:
 
 @dataclass(frozen=True)
 class SymmetricProducts:
-    """A symmetric matrix `(n, n)`, both triangles given."""
+    """A symmetric `(n, n)` matrix with both triangles filled."""
 
     matrix: Tensor
 
@@ -90,14 +90,14 @@ class SymmetricProducts:
         return times_rows(vectors, self.matrix)
 
 
-# BLAS runs a product with few vectors in one thread, a batch of them in all: up to twice as fast on two cores. So the
-# rows go in as many parts as there are threads. A matrix with fewer entries than this is not worth the splitting.
+# BLAS uses one thread for a product with few vectors, but all threads for a batch of such products: twice as fast on
+# two cores. So the rows are split into as many parts as there are threads. Smaller matrices gain nothing by it.
 _SPLIT_FROM = 2**17
 _MOST_PARTS = 64
 
 
 def _parts(matrix: Tensor) -> int:
-    """Into how many parts the rows go: 1 where they do not split evenly."""
+    """The number of parts that the rows are split into: 1 if they do not split evenly."""
     threads = min(torch.get_num_threads(), _MOST_PARTS)
     if matrix.device.type != "cpu" or matrix.numel() < _SPLIT_FROM or matrix.shape[0] % threads:
         return 1

@@ -1,8 +1,8 @@
-"""Single-precision products as such, whatever the caller allowed for its own matrices.
+"""Products of fp32 matrices in full fp32, also if the caller has allowed less for its own matrices.
 
-`torch.set_float32_matmul_precision("high")` and its likes let fp32 products run in TF32 or bf16, whose rounding is
-larger by orders of magnitude than what the routes count on: a figure would be wrong without any sign of it. The same
-goes for `torch.autocast`.
+`torch.set_float32_matmul_precision("high")` lets fp32 products run in TF32 or bf16. Their rounding is larger by orders
+of magnitude than the routes assume: a figure would be wrong, and nothing would show it. The same holds under
+`torch.autocast`.
 """
 
 import threading
@@ -16,16 +16,17 @@ __all__ = ["fp32_products"]
 
 _FULL = ("none", "ieee")
 _LOCK = threading.Lock()
-_inside = 0  # threads at work here: the first one to come sets, the last one to go puts back
+_inside = 0  # threads inside `fp32_products`: the first to enter changes the setting, the last to leave restores it
 _before: list[tuple[Any, str]] = []
 
 
 @contextmanager
 def fp32_products() -> Iterator[None]:
-    """Products of fp32 matrices in fp32, on the CPU and on CUDA, as long as anyone is inside.
+    """Inside, products of fp32 matrices are computed in fp32, on the CPU and on CUDA.
 
-    The setting is the process's: meanwhile other threads' products are in full precision too. It is not touched where
-    nothing but full precision is allowed, which is torch's default. Autocast is a thread's own, and off in this one.
+    torch's setting belongs to the whole process: until the last thread has left, other threads' products are in full
+    precision too. It is not touched if only full precision is allowed, which is torch's default. Autocast belongs to a
+    thread, and is turned off in this one.
     """
     global _inside
     with _LOCK:
@@ -47,7 +48,10 @@ def fp32_products() -> Iterator[None]:
 
 
 def _allowed() -> list[tuple[Any, str]]:
-    """What each backend is allowed; before torch 2.9 one setting for all, which this module calls by the new names."""
+    """Each backend and the precision that it may use.
+
+    torch 2.9 gave each backend a setting of its own. Older versions have one for all, returned here by the new names.
+    """
     if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
         backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
         return [(backend, backend.fp32_precision) for backend in backends]

@@ -1,16 +1,16 @@
-r"""The ends of a spectrum without its full SVD: which route, and whether its answer may stand.
+r"""The two ends of a spectrum without its full SVD: several routes, and the decision which answer is good enough.
 
-Routes, cheapest first; each states the error that it vouches for, and the next one takes over where that is too much:
+The cheapest route comes first. Each states the error of its answer; where that is too large, the next one is taken:
 
-- `eigen`: up to an order of 256: all eigenvalues of `W^T W` in double precision.
-- `gram`: for rectangles: `W^T W` in single precision, Lanczos on it and, where its lower end does not show that way,
-  on its inverse by a Cholesky factor; and the proof by two Cholesky factorizations that nothing lies beyond the ends.
-- `cholesky`: the same in double precision, where the condition number asks for it, and for squares up to some order.
-- `qr`: the triangular factor of a tall matrix in fp64, then as before; past a condition number of 1e6, where a Gram
-  matrix no longer tells, what several start vectors find.
-- `lu`: for squares, whose smallest singular value hides at the hard edge of the spectrum, where they are large or
-  their condition number is past 1e6: LU of W in fp64, then the process on its inverse, from several start vectors.
-- `svd`: all singular values in fp64: small matrices, and condition numbers past 1e12.
+- `eigen` (up to an order of 256): all eigenvalues of `W^T W` in double precision.
+- `gram` (rectangles): `W^T W` in single precision, and Lanczos on it. Where this does not find the lower end, Lanczos
+  on the inverse by a Cholesky factor. Two more Cholesky factorizations prove that nothing lies beyond the ends.
+- `cholesky` (large condition numbers, and squares up to an order of 1024): the same in double precision.
+- `qr` (tall matrices): the triangular factor in fp64, then as `cholesky`. Past a condition number of 1e6 a Gram matrix
+  no longer resolves the lower end: the answer is then what several start vectors find, without proof.
+- `lu` (large squares, and squares with a condition number past 1e6, whose smallest singular value lies at the hard
+  edge of the spectrum): LU of W in fp64, then Lanczos on the inverse, from several start vectors, without proof.
+- `svd` (small matrices, and condition numbers past 1e12): all singular values in fp64.
 """
 
 import dataclasses
@@ -23,10 +23,16 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from condft.spectra.factor import cholesky_factor, eigenvalues_above, eigenvalues_below, gram_matrix, qr_factor
+from condft.spectra.factor import (
+    cholesky_factor,
+    eigenvalues_above,
+    eigenvalues_below,
+    gram_matrix,
+    qr_factor,
+    singular_values,
+)
 from condft.spectra.lanczos import BlockLanczos, Ends
 from condft.spectra.operators import GramProducts, Inverse, Symmetric, SymmetricProducts, TriangularInverse
-from condft.spectra.reference import singular_values
 
 __all__ = [
     "EIGEN_UP_TO",
@@ -42,33 +48,33 @@ __all__ = [
     "by_svd",
     "check_measures",
     "find_ends",
+    "fp32_proof_suffices",
     "lanczos_dtype",
     "rounding_constant",
     "settled",
-    "single_precision_tells",
     "squared_condition",
 ]
 
 Measures = Literal["basic", "all"]
 EPS64 = torch.finfo(torch.float64).eps
 
-# Where the route changes; `condft.analysis.measure` predicts costs by them.
+# Where the route changes, all measured on CPUs; `condft.analysis.measure` predicts costs by these numbers.
 SMALL = 48  # up to here an SVD costs less than the overhead of anything else
 EIGEN_UP_TO = 256  # up to here all eigenvalues cost less than two ends and their proof
-NEARLY_SQUARE = 0.8  # aspect n / m above which the lower edge closes in, so that single precision cannot tell it
+NEARLY_SQUARE = 0.8  # aspect n / m above which sigma_min is too close to 0 for single precision to resolve it
 PROVEN_UP_TO = 1024  # order of a square whose ends get a proof; of larger ones it takes 1.6 times as long as the LU
 _STARTS = 4
 # Rounding moves sigma_n^2 by this times eps * sigma_1^2. Measured: 0.7 and less up to 30,000 rows; but m / 1300 where
 # entries are stored in a narrower dtype than they are summed in.
 _GRAM_ROUNDING = 1.0
 _GRAM_ROUNDING_NARROW = 1 / 500
-# Of the tolerance: where the estimated error of an end stops the process. A proof would let it be 0.4; the figure is
-# then some 20 times as good, for a few steps more.
+# Fraction of the tolerance at which the estimated error of an end stops the process. 0.4 would do for the proof;
+# 0.05 makes the figure some 20 times as good for a few more steps.
 PROVEN_TOLERANCE = 0.05
 PROVEN_WIDTH = 0.4  # of the tolerance: how far beyond each end the proof begins
 _UNPROVEN = 0.2
-# From this order on a factorization costs more than many steps: the lower end, if its error is estimated at no more
-# than this, is looked for without an inverse, for this many times the steps that the upper one took.
+# From this order on a factorization costs more than many steps. If the estimated error of the lower end is at most
+# _IN_SIGHT, the process goes on for _PATIENCE times its steps so far before an inverse is made for that end.
 _FACTORS_COST_FROM, _IN_SIGHT, _PATIENCE = 2048, 0.03, 1.5
 _EIGEN_ROUNDING = 1.0  # of the eigenvalues, in the same unit; measured: with the Gram matrix's 0.7 together
 _SEVERAL = 4  # start vectors where nothing is proven
@@ -76,7 +82,16 @@ _SEVERAL = 4  # start vectors where nothing is proven
 
 @dataclass(frozen=True)
 class Answer:
-    """A route's result: the two ends, log |det| of the triangular factor if it has one, and a relative error of κ."""
+    """What a route found.
+
+    Attributes:
+        largest: Largest singular value.
+        smallest: Smallest singular value.
+        log_volume: Sum of the logs of all singular values; None if the route has no factor that gives it.
+        error: Relative error of the condition number that the route states.
+        method: Name of the route.
+        values: All singular values, descending, if the route found them.
+    """
 
     largest: float
     smallest: float
@@ -87,14 +102,15 @@ class Answer:
 
 
 def lanczos_dtype(tall: Tensor) -> torch.dtype:
+    """The dtype for products with the stored matrix: fp32 holds every narrower format exactly."""
     return torch.float64 if tall.dtype == torch.float64 else torch.float32
 
 
 def check_measures(measures: str) -> None:
-    """Refuses what is none of `Measures`.
+    """Checks that `measures` is one of `Measures`.
 
     Raises:
-        ValueError: It names the choices.
+        ValueError: It is not; the message names the choices.
     """
     if measures not in get_args(Measures):
         raise ValueError(f"measures={measures!r} is unknown: choose one of {', '.join(map(repr, get_args(Measures)))}")
@@ -128,6 +144,7 @@ def _routes(m: int, n: int, measures: Measures, dtype: torch.dtype) -> list[Call
 
 
 def by_svd(tall: Tensor) -> Answer:
+    """The whole spectrum by `singular_values`: the route of last resort."""
     values = singular_values(tall)
     largest, smallest = float(values[0]), float(values[-1])
     log_volume = float(values.log().sum()) if smallest > 0 else -math.inf
@@ -137,18 +154,24 @@ def by_svd(tall: Tensor) -> Answer:
 
 
 def _by_eigenvalues(tall: Tensor, rtol: float) -> Answer | None:
-    """Every eigenvalue of `W^T W`, if the condition number squared leaves the smallest its digits."""
+    """Every eigenvalue of `W^T W`; None if the squared condition number is too large to resolve the smallest one."""
     values = torch.linalg.eigvalsh(gram_matrix(tall, torch.float64))
     return answer_of_eigenvalues(values, rtol, rounding_constant(tall, torch.float64))
 
 
 def answer_of_eigenvalues(ascending: Tensor, rtol: float, constant: float) -> Answer | None:
-    """The answer of all eigenvalues of `W^T W`, fp64, if they are good enough; `constant` is the Gram matrix's."""
+    """The answer from all eigenvalues of `W^T W`, fp64, if they are exact enough.
+
+    Args:
+        ascending: The eigenvalues.
+        rtol: Relative error allowed.
+        constant: `rounding_constant` of the Gram matrix.
+    """
     values = ascending.flip(0)
     largest, smallest = float(values[0]), float(values[-1])
     if smallest <= 0.0:
         return None
-    # The decomposition's own rounding (Golub & Van Loan, section 8.3) beside the Gram matrix's.
+    # The rounding of the decomposition (Golub & Van Loan, section 8.3) adds to that of the Gram matrix.
     rounding = (constant + _EIGEN_ROUNDING) * EPS64 * largest / smallest
     if rounding > rtol / 5:
         return None
@@ -156,13 +179,13 @@ def answer_of_eigenvalues(ascending: Tensor, rtol: float, constant: float) -> An
 
 
 def rounding_constant(tall: Tensor, dtype: torch.dtype) -> float:
-    """Of the Gram matrix in `dtype` of a tall matrix `(..., m, n)`, in units of `squared_condition`."""
+    """Rounding error of the Gram matrix in `dtype` of a tall `(..., m, n)`, in units of `squared_condition`."""
     narrow = tall.dtype.itemsize < dtype.itemsize
     return max(_GRAM_ROUNDING, _GRAM_ROUNDING_NARROW * tall.shape[-2]) if narrow else _GRAM_ROUNDING
 
 
 def _by_gram(tall: Tensor, rtol: float, dtype: torch.dtype, method: str, measures: Measures) -> Answer | None:
-    """The ends of `W^T W`, if the condition number squared leaves them their digits."""
+    """The ends of `W^T W`; None if the squared condition number is too large for `dtype`."""
     return _certified(gram_matrix(tall, dtype), rtol, method, measures, rounding_constant(tall, dtype))
 
 
@@ -172,16 +195,16 @@ def _by_qr(tall: Tensor, rtol: float, measures: Measures) -> Answer | None:
     if answer is None:
         return None
     if _GRAM_ROUNDING * squared_condition(answer.largest, answer.smallest, torch.float64) > rtol / 5:
-        # The Gram matrix could not tell: what several start vectors find has to do.
+        # A Gram matrix would lose the lower end to rounding, so no proof is possible: take what the vectors found.
         log_volume = float(factor.diagonal().abs().log().sum())
         return dataclasses.replace(answer, log_volume=log_volume)
     gram = gram_matrix(factor, torch.float64)
-    del factor  # two (n, n) matrices at a time
+    del factor  # so that no more than two (n, n) matrices are in memory
     return _certified(gram, rtol, "qr", measures)
 
 
 def _by_lu(square: Tensor, rtol: float) -> Answer | None:
-    # Of the transpose, which lies by columns, as LAPACK wants it.
+    # The transpose of a row-major matrix is column-major, as LAPACK wants it: no copy is made for the layout.
     factors, pivots, info = torch.linalg.lu_factor_ex(square.to(torch.float64).mT)
     if int(info):
         return None
@@ -192,7 +215,10 @@ def _by_lu(square: Tensor, rtol: float) -> Answer | None:
 
 
 def _unproven(products: Symmetric, inverse: Symmetric, rtol: float, method: str) -> Answer | None:
-    """Both ends by several start vectors, each end to `rtol / 2`; None past 1e12: the SVD is to decide."""
+    """Both ends from several start vectors, each end to `rtol / 2`; None past 1e12, where only the SVD is reliable.
+
+    No Gram matrix resolves such a lower end, so nothing can be proven. Several vectors miss an end only together.
+    """
     upper, lower = (
         BlockLanczos(operator, block=_SEVERAL).run(lambda ends: ends.largest_error <= _UNPROVEN * rtol)
         for operator in (products, inverse)
@@ -206,6 +232,7 @@ def _unproven(products: Symmetric, inverse: Symmetric, rtol: float, method: str)
 
 
 def settled(ends: Ends, tolerance: float) -> bool:
+    """Whether the upper end is found: to the tolerance, or exactly in an invariant subspace."""
     return ends.exhausted or ends.largest_error <= tolerance
 
 
@@ -214,8 +241,9 @@ def _certified(
 ) -> Answer | None:
     """Both ends of a Gram matrix, with the proof that no other singular value lies beyond them.
 
-    A start vector that hardly holds an end leads to a settled answer that is its neighbor; then the next one has a
-    try. None where the squared condition number is too much for the precision.
+    A start vector that holds next to nothing of the end makes the process settle on the neighbor of the end. The proof
+    then fails, and the next start vector is tried. None where the squared condition number is too large for the
+    precision.
     """
     width = PROVEN_WIDTH * rtol
     for start in range(_STARTS):
@@ -223,21 +251,21 @@ def _certified(
         if answer is None:
             return None
         lower, upper = (answer.smallest * (1 - width)) ** 2, (answer.largest * (1 + width)) ** 2
-        single = single_precision_tells(len(gram), rtol)
+        single = fp32_proof_suffices(len(gram), rtol)
         if eigenvalues_above(gram, lower) and eigenvalues_below(gram.to(torch.float32) if single else gram, upper):
             return dataclasses.replace(answer, error=2 * width + answer.error)
     return None
 
 
-def single_precision_tells(size: int, rtol: float) -> bool:
-    """Whether the upper end may be proven in fp32, in half the time: it rounds off less than the width left to it."""
+def fp32_proof_suffices(size: int, rtol: float) -> bool:
+    """Whether fp32, which takes half the time, can prove the upper end: its rounding must be within the margin."""
     return size * torch.finfo(torch.float32).eps <= 2 * PROVEN_WIDTH * rtol
 
 
 def _two_ends(
     gram: Tensor, rtol: float, method: str, measures: Measures, constant: float, start: int
 ) -> Answer | None:
-    """What one start vector finds; its `error` is what rounding the Gram matrix does to the smaller end."""
+    """The ends that one start vector finds; `error` is the effect of the Gram matrix's rounding on the lower end."""
     tolerance = PROVEN_TOLERANCE * rtol
 
     def rounding(largest: float, smallest: float) -> float:
@@ -245,7 +273,7 @@ def _two_ends(
 
     process = BlockLanczos(SymmetricProducts(gram), start=start)
     ends = process.run(lambda ends: ends.largest_error <= tolerance)
-    # Ritz values lie within the spectrum: where already they are too far apart, so are the ends.
+    # Ritz values lie within the spectrum: if they are too far apart for this precision already, the ends are too.
     if not settled(ends, tolerance) or rounding(ends.largest, ends.smallest) > rtol / 5:
         return None
     largest = ends.largest
@@ -267,5 +295,5 @@ def _two_ends(
 
 
 def squared_condition(largest: float, smallest: float, dtype: torch.dtype) -> float:
-    """`eps kappa^2`: the unit of what rounding a Gram matrix does to the relative error of the smallest value."""
+    """`eps kappa^2`: rounding a Gram matrix changes the smallest singular value by about this, relatively."""
     return torch.finfo(dtype).eps * (largest / smallest) ** 2

@@ -2,12 +2,12 @@
 
 Names: `…self_attn.q_proj.weight[h3]` is query head 3; of `k_proj` and `v_proj` the index counts key-value heads, of
 which grouped-query attention has fewer; of `o_proj`, `[h3]` are the columns that read query head 3. In a fused
-projection the letter tells the part: `…qkv_proj.weight[q3]`, `[k0]`, `[v0]`.
+projection the letter names the part: `…qkv_proj.weight[q3]`, `[k0]`, `[v0]`.
 
-Only what is certain is split: a projection must stand in a module whose class is named `…Attention`, have a name
-from the tables below, and its size must agree with the model's own count of heads. Anything else in such a module
-stays one unit, and the report says why (`SkipReason.NOT_SPLIT`). Weights outside it, such as the output projection of
-BERT, are not attention's as far as this module can tell, and stay whole without a word.
+Only what is certain is split: a projection must be in a module whose class is named `…Attention`, have a name from
+the tables below, and its size must agree with the model's own number of heads. Any other weight in such a module stays
+one unit, and the report says why (`SkipReason.NOT_SPLIT`). A weight outside such a module, like the output projection
+of BERT, does not count as attention's and stays one unit; the report says nothing about it.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _PROJECTIONS = {
 _PART_OF = {name: part for part, names in _PROJECTIONS.items() for name in names}
 
 # Fused projections whose outputs are all queries, then all keys, then all values. Others interleave them head by head
-# (GPT-NeoX, BLOOM) or in groups (Falcon), under the same names: a layout is read off the model's code, not guessed.
+# (GPT-NeoX, BLOOM) or in groups (Falcon), under the same names: so each layout here was read in the model's code.
 _FUSED_IN_BLOCKS = {
     "GPT2Attention": "c_attn",
     "DecisionTransformerGPT2Attention": "c_attn",
@@ -130,7 +130,7 @@ def _fused(geometry: _Geometry, shape: tuple[int, ...], dim: int) -> list[HeadSl
 
 
 def _attention(model: nn.Module, path: str) -> nn.Module | None:
-    """The attention module at `path`, seen through wrappers."""
+    """The attention module at `path` or around the wrappers there; None if there is none."""
     parts = path.split(".") if path else []
     for depth in range(len(parts), -1, -1):
         module = model.get_submodule(".".join(parts[:depth]))
@@ -156,12 +156,12 @@ def _geometry(attention: nn.Module, config: Any) -> _Geometry | str:
         config, "num_attention_heads"
     )
     if num_heads is None:
-        return f"neither {type(attention).__name__} nor its config tells the number of heads"
+        return f"neither {type(attention).__name__} nor its config has the number of heads"
     head_dim = _first(attention, "head_dim", "attention_head_size", "key_value_proj_dim") or _first(config, "head_dim")
     if head_dim is None:
         hidden_size = _first(config, "hidden_size")
         if hidden_size is None or hidden_size % num_heads:
-            return f"neither {type(attention).__name__} nor its config tells the size of a head"
+            return f"neither {type(attention).__name__} nor its config has the size of a head"
         head_dim = hidden_size // num_heads
     groups = _first(attention, "num_key_value_groups")
     num_key_value_heads = (

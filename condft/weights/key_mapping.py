@@ -2,8 +2,8 @@
 
 `from_pretrained` renames keys, adds or strips the base model's prefix, and merges, splits or transposes tensors
 (experts stored one by one become fused stacks). The same transforms are planned here and run later, a weight at a
-time: first on the meta device, which tells names and shapes without reading, then on the values when they are asked
-for. Mirrors `transformers.core_model_loading.convert_and_load_state_dict_in_model` of transformers 5.23.
+time: first on the meta device, which gives names and shapes without reading, then on the values when they are needed.
+Mirrors `transformers.core_model_loading.convert_and_load_state_dict_in_model` of transformers 5.23.
 """
 
 import copy
@@ -89,7 +89,7 @@ def map_keys(model: nn.Module, tensors: Mapping[str, StoredTensor], quantization
     parameters = dict(model.named_parameters(remove_duplicate=False))
     expected = model.state_dict()
     for group in _group_keys(model, expected, tensors, weights.unused):
-        reason = _quantised_form(group, tensors, quantization)
+        reason = _quantized_form(group, tensors, quantization)
         dtype = _dtype_for(model, group.name, expected[group.name].dtype)
         for name, deferred in _deferred_weights(group, model, dtype).items():
             if name not in parameters:
@@ -229,7 +229,7 @@ def _dtype_for(model: Any, name: str, dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def _quantised_form(group: _Group, tensors: Mapping[str, StoredTensor], quantization: str | None) -> str | None:
+def _quantized_form(group: _Group, tensors: Mapping[str, StoredTensor], quantization: str | None) -> str | None:
     """What a group is stored as, if its bits are not the weight itself."""
     for tensor in group.tensors:
         is_plain = tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1
@@ -237,7 +237,7 @@ def _quantised_form(group: _Group, tensors: Mapping[str, StoredTensor], quantiza
         if is_plain or (tensor.dtype.is_floating_point and not has_scale and quantization is None):
             continue  # float8 without a scale is a number format like any other
         dtype = str(tensor.dtype).removeprefix("torch.")
-        return f"{quantization or 'a scale beside it'}: stored as {dtype} in {tensor.file.name}"
+        return f"{quantization or 'a scale next to it'}: stored as {dtype} in {tensor.file.name}"
     return None
 
 

@@ -1,10 +1,11 @@
-"""What weights and modules are called: names without wrappers, and the type that a module's place gives it."""
+"""Names of weights and modules: without the parts of wrappers, and the module type that a path gives."""
 
 import re
 
 __all__ = ["WRAPPER_PARTS", "canonical_name", "module_type_of"]
 
-# Wrappers that PEFT and torch.compile put around a module; a unit keeps the name it has without them.
+# Path parts of the wrappers of PEFT and torch.compile. A unit keeps its name when a model is wrapped, so that reports,
+# adapters and caches of the plain model fit the wrapped one.
 WRAPPER_PARTS = frozenset({"base_layer", "original_module", "_orig_mod"})
 
 _ADAPTER_PREFIX = "base_model.model."
@@ -21,7 +22,7 @@ def canonical_name(name: str) -> str:
 
 
 def module_type_of(module_name: str) -> str:
-    """The module's path with every index replaced by `*`: equal for the same place in every layer.
+    """The path of a module with every index replaced by `*`: the same for all layers.
 
     >>> module_type_of("model.layers.17.self_attn.q_proj")
     'model.layers.*.self_attn.q_proj'

@@ -1,4 +1,4 @@
-"""Quantized weights: told from plain ones, and dequantized one at a time; never scored as the raw codes they hold.
+"""Quantized weights: recognized, and dequantized one at a time; they are never scored as the raw codes they hold.
 
 | kind | what happens | tested |
 | --- | --- | --- |
@@ -9,8 +9,9 @@
 | float8 with one scale, one a row, or a grid (`weight_scale_inv`) | dequantized | on CPU |
 | anything else (GPTQ, AWQ, HQQ, quanto, compressed-tensors, BitNet, EETQ, MXFP4, …) | skipped by name | marks only |
 
-Not tested, for want of a GPU or the library: bitsandbytes on CUDA, its 4-bit weights repacked for AVX-512 (skipped),
-torchao int4 (needs `mslk`), a model that transformers itself left packed, and real checkpoints of the last row.
+Not tested, since a GPU or the library was missing: bitsandbytes on CUDA, its 4-bit weights repacked for AVX-512
+(skipped), torchao int4 (needs `mslk`), a model that transformers itself left packed, and real checkpoints of the last
+row.
 A GGUF file loaded without `kernels` is dequantized by transformers as it is loaded: nothing here concerns it.
 """
 

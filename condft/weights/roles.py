@@ -11,11 +11,12 @@ __all__ = ["role_of", "special_modules"]
 
 _HEAD_NAMES = frozenset({"lm_head", "score", "classifier", "qa_outputs", "embed_out"})
 _ROUTER_NAMES = frozenset({"gate", "router", "shared_expert_gate"})
-_LAYER_CLASSES = frozenset({"Conv1D", "GgufLinear"})  # told by name: importing them costs, and may fail
+# Known by name: importing these classes from transformers takes time, and fails if an optional package is missing.
+_LAYER_CLASSES = frozenset({"Conv1D", "GgufLinear"})
 
 
 def special_modules(model: nn.Module) -> dict[int, Role]:
-    """Roles that a transformers model tells by itself: its input embeddings and its output head, by module id."""
+    """The roles that a transformers model gives itself: input embeddings and output head, by module id."""
     roles: dict[int, Role] = {}
     for module in model.modules():
         for getter, role in (
@@ -29,7 +30,12 @@ def special_modules(model: nn.Module) -> dict[int, Role]:
 
 
 def role_of(model: nn.Module, path: str, module: nn.Module, key: str) -> Role:
-    """The role of parameter `key` of the module at `path`, told by its kind, its name and its neighbors."""
+    """The role of parameter `key` of the module at `path`, by its kind, its name and its neighbors.
+
+    >>> layer = base.model.layers[0].mlp.up_proj
+    >>> role_of(base, "model.layers.0.mlp.up_proj", layer, "weight").value
+    'layer'
+    """
     last = canonical_name(path).rpartition(".")[2]
     parent_path = path.rpartition(".")[0]
     if isinstance(module, nn.Embedding):

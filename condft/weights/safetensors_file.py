@@ -1,9 +1,9 @@
 """Safetensors files on disk: which tensors a checkpoint folder holds, and reading one of them or a slice of it.
 
-Every file is opened and checked before the first tensor is read, so a damaged checkpoint is told at once and by its
-file. The check is the safetensors library's own; the reading is a plain positioned read into a fresh tensor, since
-`safe_open` offers either a mapping, whose pages count as the process's memory until the file is closed, or `pread`,
-which reads a whole stack to give one slice of it (measured with safetensors 0.8.0). The format:
+Every file is opened and checked before the first tensor is read, so that a damaged checkpoint fails at once, and the
+error names the file. The check is that of the safetensors library. The reading is a plain positioned read into a new
+tensor: `safe_open` offers either a mapping, whose pages count as memory of the process until the file is closed, or
+`pread`, which reads a whole stack to give one slice of it (measured with safetensors 0.8.0). The format:
 https://github.com/huggingface/safetensors#format
 """
 
@@ -173,19 +173,19 @@ def _weight_map(folder: Path) -> dict[str, str]:
 def _no_safetensors(folder: Path) -> str:
     pickles = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt*"))
     others = sorted(path.name for path in folder.glob("*.safetensors"))
-    told = f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}"
+    lacks = f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}"
     if pickles:
         return (
-            f"{told}, only pickled weights ({pickles[0]}), which are not read because a pickle can run code. If you "
+            f"{lacks}, only pickled weights ({pickles[0]}), which are not read because a pickle can run code. If you "
             "trust them, convert them once: AutoModel.from_pretrained(folder).save_pretrained(new_folder)."
         )
     if (folder / "adapter_config.json").is_file():
-        return f"{told}: it is an adapter. Analyze the base model, or the adapter merged into it."
-    return f"{told}; it has {', '.join(others[:5]) or 'no safetensors at all'}."
+        return f"{lacks}: it is an adapter. Analyze the base model, or the adapter merged into it."
+    return f"{lacks}; it has {', '.join(others[:5]) or 'no safetensors at all'}."
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file. safe_open checks sizes, offsets and overlaps; the header then tells where they are."""
+    """The tensors of one file. safe_open checks sizes, offsets and overlaps; the header then gives their places."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,7 +1,7 @@
-"""`Unit`, the thing that is scored and trained as one, whether its values are in memory or come on demand.
+"""`Unit`: what is scored and trained as one, with its values in memory or loaded on demand.
 
-Values that are elsewhere (in a file, on other ranks, in a quantized form) are a `DeferredWeight`. A walk then costs
-no memory, and `load_ahead` brings the weights in one after another: one is looked at while the next is read.
+Values that are elsewhere (in a file, in other processes, in a quantized form) are a `DeferredWeight`. A walk over a
+model then costs no memory, and `load_ahead` loads the weights one after another: one is in use while the next is read.
 """
 
 import math
@@ -17,7 +17,7 @@ from condft.report import Role
 
 __all__ = ["DeferredWeight", "Unit", "load_ahead"]
 
-_LARGE_BYTES = 256 * 2**20  # of a weight that is read when no other is at work, and beside which none is read ahead
+_LARGE_BYTES = 256 * 2**20  # a weight from this size on is read alone: see `load_ahead`
 
 
 def _unchanged(values: Tensor) -> Tensor:
@@ -26,14 +26,14 @@ def _unchanged(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class DeferredWeight:
-    """A weight whose values come when they are asked for.
+    """A weight whose values are read on demand.
 
     Attributes:
         shape: Of what `read` returns.
         dtype: Of what `read` returns.
-        read: Brings the values into memory, anew at each call. Safe to call from another thread unless `collective`.
-        read_slice: Brings only entry i of the leading dimension, without the others; None if that is not possible.
-        collective: Reading is a collective operation of torch.distributed: every rank must read, in the same order.
+        read: Reads the values into new memory at each call. Safe to call from another thread unless `collective`.
+        read_slice: Reads only entry i of the leading dimension, without the others; None if that is not possible.
+        collective: Reading is a collective operation of torch.distributed: all processes must read, in one order.
     """
 
     shape: tuple[int, ...]
@@ -54,7 +54,7 @@ class DeferredWeight:
         return DeferredWeight(self.shape[1:], self.dtype, lambda: read_slice(index), collective=self.collective)
 
     def to(self, dtype: torch.dtype) -> "DeferredWeight":
-        """The same weight, cast as it is read."""
+        """The same weight, cast when it is read."""
         if dtype == self.dtype:
             return self
         part = self.read_slice
@@ -76,8 +76,15 @@ class Unit:
         role: What the unit is for.
         deferred: Where the values come from, if they are not in `tensor`.
         take: Takes this unit's part out of the values that `deferred` reads.
-        quantization: What the weight is stored as if it is dequantized for the analysis, else empty.
-        rounding_error: Relative rounding error of that storage, if it is known; see `spectra.rounding_noise`.
+        quantization: The quantized form that the weight is stored in, empty if it is not quantized.
+        rounding_error: Relative rounding error of that form, if it is known; see `condft.spectra.rounding_noise`.
+
+    >>> from condft.weights import iter_units
+    >>> unit = next(iter_units(base))
+    >>> unit.name, unit.role.value, unit.matrix.shape
+    ('model.embed_tokens.weight', 'embedding', torch.Size([96, 32]))
+    >>> unit.load() is unit  # its values are in memory already
+    True
     """
 
     name: str
@@ -92,7 +99,7 @@ class Unit:
 
     @property
     def collective(self) -> bool:
-        """Whether loading is a collective operation that all ranks must take part in."""
+        """Whether loading is a collective operation that all processes must take part in."""
         return self.deferred is not None and self.deferred.collective
 
     def load(self) -> "Unit":
@@ -108,13 +115,13 @@ class Unit:
 def load_ahead(units: Iterable[Unit]) -> Iterator[Unit]:
     """Yields every unit with its values in memory; while one is in use, a thread reads the next.
 
-    Neighbors that are parts of one weight (heads, slices of a stack) are read together, once. Two weights are in
-    memory at a time: the one in use (as long as the caller holds on to it) and the next. A large one is not read
-    ahead, nor is anything beside it: it would come on top of what the work before it takes, though alone it already
-    sets how much memory is needed; and its work takes far longer than the reading.
+    Consecutive units that are parts of one weight (heads, slices of a stack) are read together, once. Two weights are
+    in memory at a time: the one in use (as long as the caller holds it) and the next. A large weight is not read
+    ahead, and nothing is read while one is in use: a large weight and the work on it already set the peak of memory,
+    and the work takes far longer than the reading.
 
     Args:
-        units: In the order wanted. On several ranks the same collective units must come in the same order.
+        units: In the order of use. In several processes the same collective units must come in the same order.
 
     Raises:
         ValueError: A file that changed or was cut off since it was opened.
@@ -138,7 +145,7 @@ def _is_large(unit: Unit) -> bool:
 
 def _start(pool: ThreadPoolExecutor, group: list[Unit]) -> Future[Tensor] | None:
     deferred = group[0].deferred
-    # Collectives stay in the caller's thread: in another one their order among the caller's own is left to chance.
+    # Collectives run in the caller's thread: from another one, their order among the caller's own would be random.
     return None if deferred is None or deferred.collective else pool.submit(deferred.read)
 
 

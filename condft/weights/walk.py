@@ -1,4 +1,4 @@
-"""Walks a live model or a checkpoint and yields its units: what can be scored, and why the rest cannot."""
+"""Walks a live model or a checkpoint: yields each unit that can be scored, and each other weight with the reason."""
 
 import copy
 from collections.abc import Iterator
@@ -39,24 +39,33 @@ _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 def iter_units(
     model: nn.Module, *, granularity: Granularity = "tensor", stored: StoredWeights | None = None
 ) -> Iterator[Unit | SkippedWeight]:
-    """Yields every unit of a model, and every parameter that is none with its reason, each tensor once.
+    """Yields every unit of a model, and every other parameter with the reason why it is none, each tensor once.
 
-    A tensor that several modules share (tied embeddings) is yielded under its first name and skipped as TIED
-    under the others. Tensors of more than two dimensions are read by their module: convolutions as one matrix
-    `(out, in * kernel)`, any other as a stack of matrices over the leading dimensions, one unit a slice.
+    A tensor that several modules share (tied embeddings) is yielded under its first name and skipped as TIED under the
+    others. A tensor of more than two dimensions is one matrix `(out, in * kernel)` if its module is a convolution;
+    otherwise it is a stack of matrices over the leading dimensions, one unit for each.
 
-    Units whose values are not in memory come with `Unit.deferred` set, and `Unit.load` or `load_ahead` brings the
-    values: sharded DTensors (gathered one at a time, all ranks together), quantized weights (dequantized), and weights
-    on the meta device, which are read from the checkpoint that the model names in `name_or_path`, if it is on this
-    machine.
+    A unit whose values are not in memory has `Unit.deferred` set; `Unit.load` or `load_ahead` loads the values. These
+    are sharded DTensors (gathered one at a time, by all processes together), quantized weights (dequantized), and
+    weights on the meta device (read from the checkpoint that the model names in `name_or_path`, if it is on this
+    machine).
 
     Args:
         model: The model. Not modified.
-        granularity: "tensor", or "head" for the weights of attention head by head; see `condft.weights.heads`.
+        granularity: "tensor", or "head" to split the weights of attention into heads; see `condft.weights.heads`.
         stored: Where the values of meta tensors are; by default the checkpoint that the model names.
+
+    Yields:
+        Units and skipped weights, in the order of the model's modules.
 
     Raises:
         ValueError: Another granularity.
+
+    >>> items = list(iter_units(base))
+    >>> items[1].name, items[1].tensor.shape, items[1].role.value
+    ('model.layers.0.self_attn.q_proj.weight', torch.Size([32, 32]), 'layer')
+    >>> sorted({item.reason.value for item in items if isinstance(item, SkippedWeight)})
+    ['fewer_than_two_dimensions', 'tied']
     """
     if granularity not in get_args(Granularity):
         raise ValueError(f"granularity is one of {', '.join(get_args(Granularity))}, not {granularity!r}")
@@ -66,7 +75,7 @@ def iter_units(
 def iter_checkpoint_units(
     path: str | Path, *, granularity: Granularity = "tensor", trust_remote_code: bool = False
 ) -> Iterator[Unit | SkippedWeight]:
-    """The units of a checkpoint that is never instantiated, all of them deferred; names as in the loaded model.
+    """The units of a checkpoint, without loading its model: all are deferred, with the names of the loaded model.
 
     Args:
         path: A folder with `config.json` and safetensors weights, or a hub id.
@@ -76,6 +85,11 @@ def iter_checkpoint_units(
     Raises:
         FileNotFoundError: No such checkpoint, no safetensors, or a shard is missing.
         ValueError: A damaged file, an unknown architecture, or weights that the model needs and no file holds.
+
+    >>> base.save_pretrained("checkpoint")
+    >>> unit = next(iter_checkpoint_units("checkpoint"))
+    >>> unit.name, unit.tensor.is_meta, unit.load().tensor.is_meta
+    ('model.embed_tokens.weight', True, False)
     """
     checkpoint = open_checkpoint(path, trust_remote_code=trust_remote_code)
     model = checkpoint.build_model(trust_remote_code=trust_remote_code)
@@ -97,7 +111,7 @@ def iter_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
         model: The model.
 
     Yields:
-        The path; the module; whether an adapter or a parametrization brought it, so that it is no part of the base.
+        The path, the module, and whether an adapter or a parametrization added it, so that it is no part of the base.
     """
     adapters: set[str] = set()
     for path, module in model.named_modules(remove_duplicate=False):
@@ -116,7 +130,7 @@ class _Walk:
 
     @cached_property
     def stored(self) -> StoredWeights | str:
-        """Where meta tensors are stored, or why that is not known. Looked up when the first one is met."""
+        """Where meta tensors are stored, or why that is not known. Looked up at the first meta tensor."""
         return stored_weights(self.model) if self.given is None else self.given
 
     def items(self) -> Iterator[Unit | SkippedWeight]:
@@ -135,15 +149,15 @@ class _Walk:
                     role = special.get(id(module)) or role_of(self.model, path, module, key)
                     yield from self._weight(full, path, module, key, parameter, role)
             if not inside_adapter:
-                yield from self._beside_parameters(name, path, module, special.get(id(module)))
+                yield from self._not_parameters(name, path, module, special.get(id(module)))
 
-    def _beside_parameters(
+    def _not_parameters(
         self, name: str, path: str, module: nn.Module, special: Role | None
     ) -> Iterator[Unit | SkippedWeight]:
         """Weights that are no parameters: computed by a parametrization, or packed by a quantizer."""
         prefix = f"{name}." if name else ""
         for key in _parametrized(module):
-            # The weight that acts is computed; its parts (`parametrizations.weight.original`) are not what is applied.
+            # The forward uses the computed weight; its parts (`parametrizations.weight.original`) are never applied.
             role = special or role_of(self.model, path, module, key)
             yield from self._weight(f"{prefix}{key}", path, module, key, getattr(module, key), role)
         for key, buffer, kind in packed_buffers(module):
@@ -223,8 +237,8 @@ class _Walk:
 
 
 def _stack(weight: Unit) -> Iterator[Unit]:
-    """The matrices of a stack; each is read by itself if its values are in a file that allows it."""
-    # Fused stacks hold several matrices in one module: the parameter's name tells gate_up from down.
+    """The matrices of a stack; each is read alone if the file that holds the stack allows it."""
+    # A fused stack has several parameters in one module: the name of the parameter separates gate_up from down.
     stack_type = f"{weight.module_type}.{weight.name.rpartition('.')[2]}"
     for index, matrix in enumerate(weight.tensor.detach().flatten(0, -3)):
         unit = replace(weight, name=f"{weight.name}[{index}]", tensor=matrix, matrix=matrix, module_type=stack_type)
@@ -266,7 +280,7 @@ def _effective(
 
 
 def _is_adapter_part(path: str, adapters: set[str]) -> bool:
-    """Whether a module lies in an adapter wrapper, but not in the base layer that it wraps."""
+    """Whether a module is inside an adapter's wrapper, but not in the base layer that it wraps."""
     parts = path.split(".") if adapters else []
     for depth in range(len(parts) + 1):
         if ".".join(parts[:depth]) in adapters and (depth == len(parts) or parts[depth] not in WRAPPER_PARTS):
@@ -275,7 +289,7 @@ def _is_adapter_part(path: str, adapters: set[str]) -> bool:
 
 
 def _first_reason(name: str, tensor: Tensor) -> SkippedWeight | None:
-    """Why a tensor cannot be scored whatever its values are."""
+    """Why a tensor cannot be scored, by its name, shape and dtype alone; None if it can."""
     if tensor.ndim < 2:
         return _skip(name, tensor, SkipReason.FEWER_THAN_TWO_DIMENSIONS)
     if name.rpartition(".")[2].endswith("bias"):  # of a stack of experts: vectors, not a matrix

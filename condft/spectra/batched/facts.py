@@ -1,16 +1,17 @@
 r"""Spectral facts of many matrices of one shape in batched calls, for devices that one small matrix cannot keep busy.
 
-The routes are those of `condft.spectra.routes`, up to an order of 1024; a matrix that they have no answer for goes its
-way alone. **A matrix's facts do not depend on its company**: which kernel a library takes may depend on the size of a
-batch, so every batch of a shape has the same size, short ones filled up, and no operation mixes its members.
+The routes are those of `condft.spectra.routes`, up to an order of 1024. A matrix without an answer from them is
+computed alone. **The facts of a matrix do not depend on the rest of its batch**: a library may choose its
+kernel by the size of the batch, so all batches of a shape have the same size (short ones are filled up), and no
+operation mixes the members.
 
-On the CPU a matrix alone and in company then have equal facts, bit for bit, where the order is a multiple of 16
-(tested). Elsewhere MKL's kernels depend on where in memory a member begins, and single precision tells it in the
-seventh digit: another reason for threads there. On CUDA all members of a batch go through one kernel, which cuBLAS
-and cuSOLVER choose by sizes, strides and alignment, the same for every batch of a shape; it has not been run here.
+On the CPU, a matrix alone and in a batch then has equal facts, bit for bit, if its order is a multiple of 16
+(tested). For other orders MKL chooses kernels by the address of a member, and single precision differs in the seventh
+digit. On CUDA all members of a batch go through one kernel, which cuBLAS and cuSOLVER choose by sizes, strides and
+alignment; these are the same for every batch of a shape.
 
-On the CPU experts take three times as long so as in threads (`condft.analysis.threads`), and heads are so quick that
-it hardly matters (`python -m scripts.bench.analyzer --only batches`).
+On the CPU threads are the better way (`condft.analysis.threads`): batches of experts take three times as long, and
+heads take so little that it does not matter (`python -m scripts.bench.analyzer --only batches`).
 """
 
 import dataclasses
@@ -38,9 +39,9 @@ from condft.spectra.routes import (
     Measures,
     answer_of_eigenvalues,
     check_measures,
+    fp32_proof_suffices,
     rounding_constant,
     settled,
-    single_precision_tells,
     squared_condition,
 )
 
@@ -55,15 +56,20 @@ _LARGEST_ORDER, _LARGEST_ENTRIES = 1024, 2**22  # larger matrices keep a device 
 
 
 def batch_size(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """How many matrices of a shape and dtype go together: as many as work in half a GiB beside the weights; 1 if none.
+    """How many matrices of a shape and dtype make a batch: as many as work in half a GiB; 1 for no batch.
 
     It depends on nothing else, so that the facts of a matrix do not either.
+
+    >>> batch_size((512, 128), torch.bfloat16)
+    64
+    >>> batch_size((4096, 4096), torch.bfloat16)  # one such matrix keeps a device busy
+    1
     """
     n, m = sorted(shape)
     if not _routes(m, n, "basic", dtype) or dtype.itemsize == 1 or n > _LARGEST_ORDER or m * n > _LARGEST_ENTRIES:
         return 1
-    # The stack, the part of it that a route looks at and that part in double precision; the Gram matrix, its factor
-    # and copies; the basis and the projection of Lanczos.
+    # In bytes: the stack, the members that a route works on, and those in double precision; then the Gram matrix, its
+    # factor and their copies; then the basis and the projection of the Lanczos process.
     members = m * n * (2 * dtype.itemsize + 8)
     return max(1, min(_MOST, _BATCH_BYTES // (members + 40 * n * n + 8 * MAX_VECTORS * (n + MAX_VECTORS))))
 
@@ -72,7 +78,7 @@ def batch_size(shape: tuple[int, ...], dtype: torch.dtype) -> int:
 def batched_facts(
     matrices: Sequence[Tensor], *, measures: Measures = "basic", rtol: float = 1e-3
 ) -> list[SpectralFacts | None]:
-    """The facts of each matrix, as `spectral_facts` has them to rounding.
+    """The facts of each matrix, up to rounding those of `spectral_facts`.
 
     Args:
         matrices: `(m, k)` each, of one shape, dtype and device; `batch_size` of them at most. Not modified.
@@ -84,6 +90,10 @@ def batched_facts(
 
     Raises:
         ValueError: No matrix, too many, one of another shape, or unknown measures.
+
+    >>> heads = torch.randn(3, 512, 128, generator=torch.Generator().manual_seed(0))
+    >>> [round(facts.condition_number, 1) for facts in batched_facts(list(heads))]
+    [3.0, 2.9, 2.9]
     """
     check_measures(measures)
     size = batch_size(matrices[0].shape, matrices[0].dtype) if matrices else 0
@@ -131,7 +141,7 @@ def _sums_of_squares(stacked: Tensor) -> list[float]:
 
 
 def _routes(m: int, n: int, measures: Measures, dtype: torch.dtype) -> list[Route]:
-    """Those of `condft.spectra.routes.find_ends` that work in batches."""
+    """The routes of `condft.spectra.routes.find_ends` that work in batches."""
     double = partial(_by_gram, dtype=torch.float64, method="cholesky", measures=measures)
     if n <= SMALL:
         return []
@@ -161,15 +171,15 @@ def _by_eigenvalues(tall: Tensor, rtol: float) -> list[Answer | None]:
 
 
 def _by_gram(tall: Tensor, rtol: float, dtype: torch.dtype, method: str, measures: Measures) -> list[Answer | None]:
-    """Both ends of each Gram matrix with the proof that nothing lies beyond them; one start vector has to do."""
+    """Both ends of each Gram matrix with the proof that nothing lies beyond them, from one start vector."""
     gram = _gram(tall, dtype)
     answers = _two_ends(gram, rtol, method, measures, rounding_constant(tall, dtype))
     width = PROVEN_WIDTH * rtol
-    # Of a matrix without an answer nothing is to be proven: any bound does.
+    # A matrix without an answer needs no proof: any bound will do.
     lower = [0.0 if answer is None else (answer.smallest * (1 - width)) ** 2 for answer in answers]
     upper = [1.0 if answer is None else (answer.largest * (1 + width)) ** 2 for answer in answers]
     above = _definite(gram, lower)
-    if dtype != torch.float32 and single_precision_tells(gram.shape[1], rtol):
+    if dtype != torch.float32 and fp32_proof_suffices(gram.shape[1], rtol):
         gram = gram.to(torch.float32)
     below = _definite(gram.neg_(), [-bound for bound in upper])
     return [
@@ -179,7 +189,7 @@ def _by_gram(tall: Tensor, rtol: float, dtype: torch.dtype, method: str, measure
 
 
 def _definite(gram: Tensor, shifts: list[float]) -> list[bool]:
-    """Whether each matrix less its shift times the identity has a Cholesky factor. `gram` is changed."""
+    """Whether each matrix minus its shift times the identity is positive definite. `gram` is restored afterwards."""
     diagonal = gram.diagonal(dim1=1, dim2=2)
     before = diagonal.clone()
     diagonal -= torch.tensor(shifts, dtype=gram.dtype, device=gram.device)[:, None]
@@ -189,7 +199,7 @@ def _definite(gram: Tensor, shifts: list[float]) -> list[bool]:
 
 
 def _two_ends(gram: Tensor, rtol: float, method: str, measures: Measures, constant: float) -> list[Answer | None]:
-    """What one start vector finds of each; the error is what rounding the Gram matrix does to the smaller end."""
+    """The ends of each from one start vector; `error` is the effect of the Gram matrix's rounding on the lower one."""
     tolerance = PROVEN_TOLERANCE * rtol
 
     def until(ends: Ends) -> bool:
@@ -201,7 +211,7 @@ def _two_ends(gram: Tensor, rtol: float, method: str, measures: Measures, consta
 
     count = len(gram)
     upper = [ends for ends in run_batch(lambda v: torch.bmm(v, gram), gram, until, [True] * count) if ends is not None]
-    # Ritz values lie within the spectrum: where already they are too far apart, so are the ends.
+    # Ritz values lie within the spectrum: if they are too far apart for this precision already, the ends are too.
     answers = [answer(e.largest, e.smallest, None) if settled(e, tolerance) else None for e in upper]
     seen = [measures == "basic" and (e.exhausted or e.smallest_error <= tolerance) for e in upper]
     factor, info = torch.linalg.cholesky_ex(gram)

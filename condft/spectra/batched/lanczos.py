@@ -1,6 +1,7 @@
 """The Lanczos process of `condft.spectra.lanczos` on many matrices of one shape at a time, one start vector each.
 
-Every matrix's process ends by its own figures. What the others still need it goes on with, and that changes nothing.
+The result of a matrix is taken when its own ends are found. The product goes on over the whole batch as long as any
+matrix needs it, which does not change the results taken before.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,13 +17,13 @@ __all__ = ["run_batch"]
 def run_batch(
     operator: Callable[[Tensor], Tensor], like: Tensor, until: Callable[[Ends], bool], wanted: Sequence[bool]
 ) -> list[Ends | None]:
-    """The ends of each operator's spectrum, by the process with start vector 0, as soon as they are as wanted.
+    """The ends of each operator's spectrum, by the process with start vector 0, when they first satisfy the caller.
 
     Args:
-        operator: `(B, 1, n)` -> `(B, 1, n)`: one symmetric positive semidefinite map a vector.
+        operator: `(B, 1, n)` -> `(B, 1, n)`: one symmetric positive semidefinite map for each vector.
         like: `(B, n, n)` of the map's dtype and device.
-        until: As of `BlockLanczos.run`; asked of each.
-        wanted: Of which matrices to find out; the others' ends are None.
+        until: As of `BlockLanczos.run`, called for each matrix.
+        wanted: Whether the ends of each matrix are needed; those of the others are None.
     """
     count, n = like.shape[:2]
     limit = min(MAX_VECTORS, n)
@@ -48,7 +49,7 @@ def run_batch(
 
 
 def _step(operator: Callable[[Tensor], Tensor], basis: Tensor, projection: Tensor, vectors: int) -> Tensor:
-    """Product number `vectors` of each, orthogonalized twice; returns the norms of what was new, `(B, 1, 1)`."""
+    """Product number `vectors` of each, orthogonalized twice; returns the norms of the new parts, `(B, 1, 1)`."""
     known = basis[:, :vectors]
     new = operator(known[:, -1:])
     inner = torch.bmm(new, known.mT)
