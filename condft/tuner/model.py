@@ -23,7 +23,7 @@ from condft.tuner.choosing.tied import refuse_tied_modules, refuse_tied_units, t
 from condft.tuner.config import CondFTConfig
 from condft.tuner.layers.base import CondFTLayer, Parts
 from condft.tuner.layers.dequantize import exempt_from_quantization, is_quantized, working_dtype
-from condft.tuner.layers.mixed_batch import adapter_names_handed_down
+from condft.tuner.layers.mixed_batch import pass_adapter_names
 from condft.tuner.layers.sharded import refuse_partitions
 from condft.tuner.loading.adapter_file import check_adapter_file
 from condft.tuner.loading.base_digests import check_base, units_of_another_base
@@ -91,7 +91,12 @@ class CondFTModel(BaseTuner):
         around it, since DDP asks the module that it wraps.
         """
         own = [f"model.{name}" for name in getattr(self.model, "_ddp_params_and_buffers_to_ignore", ())]
-        away = {id(p) for module in self.modules() if isinstance(module, CondFTLayer) for p in module.away()}
+        away = {
+            id(p)
+            for module in self.modules()
+            if isinstance(module, CondFTLayer)
+            for p in module.offloaded_parameters()
+        }
         own += [name for name, parameter in self.named_parameters() if id(parameter) in away]
         return own + [f"base_model.{name}" for name in own]
 
@@ -202,7 +207,7 @@ class CondFTModel(BaseTuner):
         embedding with trained token rows is no parameter any more, and an offloaded one is on another device.
         """
         if isinstance(child, CondFTLayer):
-            child.settle(unloading=True)
+            child.update_offloading(unloading=True)
         setattr(parent, child_name, new_module)
 
     def unload(self) -> nn.Module:
@@ -245,7 +250,7 @@ class CondFTModel(BaseTuner):
             yield
             return
         known, num_beams = list(self.peft_config), kwargs.get("num_beams") or 1
-        with adapter_names_handed_down(self.model, CondFTLayer, names, known=known, num_beams=num_beams):
+        with pass_adapter_names(self.model, CondFTLayer, names, known=known, num_beams=num_beams):
             yield
 
     @classmethod

@@ -11,7 +11,7 @@ from condft.tuner.layers.dequantize import is_quantized, shape_of, why_not_train
 from condft.tuner.layers.experts.layer import ExpertsLayer
 from condft.tuner.layers.functional import SLICEABLE_LAYERS, SUPPORTED_LAYERS, FunctionalLayer
 from condft.tuner.layers.slices import Slices
-from condft.tuner.layers.substitution import OwnForwardLayer, SubstitutingLayer
+from condft.tuner.layers.substitution import CustomForwardLayer, SubstitutingLayer
 from condft.weights.heads import HeadSlice, heads_of
 from condft.weights.walk import canonical_name
 
@@ -51,7 +51,7 @@ def layer_class(module: nn.Module) -> type[CondFTLayer]:
     """The wrapper for a module."""
     if isinstance(module, SUPPORTED_LAYERS):
         runs_as_its_kind = (type(module).forward in _FORWARDS and not _is_patched(module)) or is_quantized(module)
-        return FunctionalLayer if runs_as_its_kind else OwnForwardLayer
+        return FunctionalLayer if runs_as_its_kind else CustomForwardLayer
     return SubstitutingLayer if isinstance(module, nn.MultiheadAttention) else ExpertsLayer
 
 

@@ -1,7 +1,7 @@
-"""Quantized layers: the dense values that a copy starts from, and the dense layer that merging puts in place.
+"""Quantized layers: the dense values that a copy starts from, and the dense layer that a merge puts in.
 
-The copy acts in the forward in the place of the quantized weight, which is left alone; only where some heads of it
-train is the rest of it needed, and dequantized for the length of one product.
+In the forward the copy replaces the quantized weight, whose bits never change. If only some heads train, the other
+rows are still needed: they are dequantized for one product and not kept.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class DequantizingBackend(QuantizationBackend):
-    """What PEFT is told of a quantized layer: its kind, for `get_layer_status`, and how its weight is read."""
+    """How PEFT reads a quantized layer's weight, and what its `get_layer_status` calls the kind of quantization."""
 
     layer_type = "linear"
     supports_merge = True
@@ -38,7 +38,7 @@ class DequantizingBackend(QuantizationBackend):
 
     @classmethod
     def of(cls, module: nn.Module) -> "DequantizingBackend | None":
-        """The backend of a layer; None if its weight is plain, or there is none."""
+        """The backend of a layer; None if its weight is not quantized, or it has none."""
         found = _quantized(module, "weight")
         return None if found is None else cls(found.kind)
 
@@ -46,7 +46,8 @@ class DequantizingBackend(QuantizationBackend):
         return dense_values(base_layer, "weight")
 
 
-_COMPUTED_FROM = ("orig", "v")  # what torch's hooks of pruning and spectral_norm, and of weight_norm, put beside
+# torch's hooks compute `weight` from `weight_orig` (pruning, spectral_norm) or from `weight_v` (weight_norm).
+_COMPUTED_FROM = ("orig", "v")
 
 
 def is_quantized(layer: nn.Module) -> bool:
@@ -55,7 +56,15 @@ def is_quantized(layer: nn.Module) -> bool:
 
 
 def why_not_trainable(module: nn.Module, key: str) -> str | None:
-    """Why no copy of a module's parameter can be trained because of how it is stored; None if it can be."""
+    """Why the way in which a parameter is stored rules out a trainable copy; None if it does not.
+
+    A copy of a computed parameter would train, but a merge would write into a tensor that is computed anew.
+
+    >>> why_not_trainable(nn.Linear(2, 2), "weight") is None
+    True
+    >>> why_not_trainable(nn.utils.parametrizations.orthogonal(nn.Linear(2, 2)), "weight")
+    'it is computed by a parametrization: make it a plain parameter first, with ...'
+    """
     if nn.utils.parametrize.is_parametrized(module, key):
         return (
             "it is computed by a parametrization: make it a plain parameter first, with "
@@ -78,10 +87,14 @@ def why_not_trainable(module: nn.Module, key: str) -> str | None:
 
 
 def dense_values(module: nn.Module, parameter: str) -> Tensor:
-    """A parameter's values: itself, detached, or dequantized if its bits are not its values.
+    """A parameter's values: the parameter itself, detached, or the dequantized values if it is quantized.
+
+    Args:
+        module: Owns the parameter, directly or through a submodule.
+        parameter: Its name in the module, such as `weight` or `out_proj.weight`.
 
     Raises:
-        ValueError: It is quantized in a way that cannot be dequantized here.
+        ValueError: The kind of quantization is one that cannot be dequantized here.
     """
     owner, _, key = parameter.rpartition(".")
     holder = module.get_submodule(owner)
@@ -95,20 +108,20 @@ def dense_values(module: nn.Module, parameter: str) -> Tensor:
 
 
 def shape_of(module: nn.Module, key: str) -> tuple[int, ...]:
-    """The shape of a parameter's values."""
+    """The shape of a parameter's values, which differs from that of packed bits."""
     found = _quantized(module, key)
     return tuple(getattr(module, key).shape) if found is None or found.deferred is None else found.deferred.shape
 
 
 def dense_layer(module: nn.Module, weight: Tensor) -> nn.Linear:
-    """A plain Linear layer in the place of a quantized one.
+    """A plain Linear layer that replaces a quantized one.
 
     Args:
-        module: The quantized layer; its bias is shared, not copied.
-        weight: `(out_features, in_features)`, taken as it is.
+        module: The quantized layer. Its bias is shared, not copied.
+        weight: `(out_features, in_features)`; becomes the layer's weight, not copied either.
     """
     out_features, in_features = weight.shape
-    layer = nn.Linear(in_features, out_features, bias=False, device="meta")
+    layer = nn.Linear(in_features, out_features, bias=False, device="meta")  # no memory for values that are replaced
     layer.weight = nn.Parameter(weight, requires_grad=False)
     layer.bias = module.bias  # type: ignore[assignment]
     return layer.train(module.training)
@@ -116,12 +129,12 @@ def dense_layer(module: nn.Module, weight: Tensor) -> nn.Linear:
 
 @contextmanager
 def dequantized(module: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
-    """A quantized layer's weight, `(out_features, in_features)`, without its values being kept for the backward.
+    """A quantized layer's weight, `(out_features, in_features)`, whose values are not kept for the backward.
 
-    Inside, a function that saves the weight saves nothing, and in the backward it is dequantized again.
+    If an autograd function in the block saves the weight, nothing is saved, and the backward dequantizes it again.
     """
     weight = dense_values(module, "weight").to(dtype)
-    mark = (weight.data_ptr(), weight.shape)  # not the weight itself, which the hooks would keep
+    mark = (weight.data_ptr(), weight.shape)  # not the weight: the hooks live as long as the graph and would keep it
 
     def pack(saved: Tensor) -> Any:
         return None if (saved.data_ptr(), saved.shape) == mark else saved
@@ -134,7 +147,7 @@ def dequantized(module: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
 
 
 def working_dtype(model: nn.Module) -> torch.dtype:
-    """What a model computes in: the dtype of its first parameter of 16 bits or more that is not quantized."""
+    """The dtype a model computes in: that of its first parameter of 16 bits or more that is not quantized."""
     for module in model.modules():
         for key, parameter in module.named_parameters(recurse=False):
             wide = parameter.dtype.is_floating_point and parameter.dtype.itemsize > 1
@@ -144,12 +157,12 @@ def working_dtype(model: nn.Module) -> torch.dtype:
 
 
 def exempt_from_quantization(model: Any, dense: Iterable[str]) -> None:
-    """Writes into a transformers model's config that these modules are dense by now.
+    """Lists modules that became dense in the quantization config of a transformers model.
 
-    Without that, a checkpoint of the merged model would be read as if they were quantized still.
+    Otherwise a checkpoint of the merged model would be read as if these modules were still quantized.
 
     Args:
-        model: Any module; one that transformers has not quantized is left as it is.
+        model: Any module. Nothing changes unless transformers quantized it.
         dense: Paths of modules in it.
     """
     quantizer, names = getattr(model, "hf_quantizer", None), list(dense)

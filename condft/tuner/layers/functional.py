@@ -1,6 +1,7 @@
-"""Layers of one weight, run with another one by the functional form of their kind.
+"""Layers of one weight, computed with the adapter's copy by the functional form of their kind (`F.linear`, ...).
 
-`torch.func.functional_call` would be silently wrong under FSDP1 with `use_orig_params`.
+Not `torch.func.functional_call`: FSDP1 with `use_orig_params` keeps its views of the flat parameters in the module's
+`__dict__`, where Python finds them first, so the call would silently use the base weight.
 """
 
 import warnings
@@ -28,9 +29,9 @@ SUPPORTED_LAYERS = (*SLICEABLE_LAYERS, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Co
 
 
 class FunctionalLayer(CondFTLayer):
-    """Wraps one of `SUPPORTED_LAYERS` that computes what its kind does: its weight, and its bias if asked.
+    """Wraps one of `SUPPORTED_LAYERS` that has the forward of its kind: trains its weight, and its bias if asked.
 
-    Of a linear layer's weight also some rows or columns.
+    The weight of a linear layer can also train in some rows or some columns.
     """
 
     takes_samples_first = True
@@ -38,25 +39,26 @@ class FunctionalLayer(CondFTLayer):
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
         if adapter_names is not None:
             return mixed_forward(self, x, *args, adapter_names=adapter_names, **kwargs)
-        adapter = self._acting()
+        adapter = self._adapter_in_effect()
         if adapter is None:
             result: Tensor = self.base_layer(x, *args, **kwargs)
             return result
         if has_hooks(self.base_layer):
+            # Only a call of the module runs its hooks, so the product replaces its forward during that call.
             with substituted(self.base_layer, {"forward": partial(self._product, adapter)}):
                 hooked: Tensor = self.base_layer(x, *args, **kwargs)
             return hooked
         return self._product(adapter, x)
 
     def _product(self, adapter: str, x: Tensor) -> Tensor:
-        """What the layer gives with an adapter's copies, without the layer's hooks."""
+        """The layer's result with an adapter's copies, without the layer's hooks."""
         base = self._base
         weight: Tensor = self.copies_of("weight")[adapter]
         if isinstance(base, nn.Embedding):
             options = (base.padding_idx, base.max_norm, base.norm_type, base.scale_grad_by_freq, base.sparse)
             return F.embedding(x, weight.to(base.weight.dtype), *options)
         is_quantized = self.quantization_backend is not None
-        if is_quantized:  # its dtype is that of codes: the copy follows the input
+        if is_quantized:  # the dtype of a quantized weight is that of its packed bits: the copy follows the input
             self._warn_of_lost_updates(weight)
         else:
             x = self._cast_input_dtype(x, base.weight.dtype)
@@ -64,10 +66,15 @@ class FunctionalLayer(CondFTLayer):
         slices = self.slices["weight"][adapter]
         if slices is not None and is_quantized:
             with dequantized(base, _product_dtype(x)) as weights:
-                return _spliced(x, weights, weight, bias, slices, transposed=False)
+                return _spliced_linear(x, weights, weight, bias, slices, transposed=False)
         if slices is not None:
-            return _spliced(x, base.weight, weight, bias, slices, transposed=isinstance(base, Conv1D))
-        # Under autocast the copies go in as they are: autocast casts them itself, once a step, and caches that.
+            return _spliced_linear(x, base.weight, weight, bias, slices, transposed=isinstance(base, Conv1D))
+        return self._whole_product(x, weight, bias)
+
+    def _whole_product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The result of a layer whose whole weight is a copy."""
+        base = self._base
+        # Under autocast the copies are passed as they are: autocast casts them once a step and caches the result.
         if not _autocasts(x):
             if isinstance(base, nn.Linear):
                 return mixed_precision_linear(x, weight, bias)
@@ -84,7 +91,7 @@ class FunctionalLayer(CondFTLayer):
 
     def _warn_of_lost_updates(self, copy: Tensor) -> None:
         if self.training and copy.requires_grad and copy.dtype.itemsize < 4:
-            # Of one place and one text, so Python shows it once.
+            # One place and one text for all layers, so that Python's filter shows it once.
             warnings.warn(
                 f"weights are trained in {str(copy.dtype).removeprefix('torch.')} over a quantized base, where most "
                 "updates of full-rank training vanish in rounding. TRL's trainers cast them so, as suits LoRA: after "
@@ -102,7 +109,7 @@ class FunctionalLayer(CondFTLayer):
 
 
 def _autocasts(x: Tensor) -> bool:
-    device = x.device.type  # the meta device knows no autocast
+    device = x.device.type  # torch.is_autocast_enabled raises for the meta device
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
@@ -110,24 +117,34 @@ def _product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
 
 
-def _spliced(
+def _spliced_linear(
     x: Tensor, base: Tensor, values: Tensor, bias: Tensor | None, slices: Slices, *, transposed: bool
 ) -> Tensor:
-    """A linear layer with `values` in the place of some rows or columns of its weight."""
+    """A linear layer in which `values` replace some rows or columns of the weight.
+
+    Args:
+        x: `(..., in_features)`.
+        base: `(out_features, in_features)`, or its transpose.
+        values: The slices' values, oriented as `base`.
+        bias: `(out_features,)` or None.
+        slices: Which rows or columns of `base` they replace.
+        transposed: Whether `base` is `(in_features, out_features)`, as a `Conv1D` keeps it.
+    """
     dtype = _product_dtype(x)
     if transposed:
         base, values, slices = base.t(), values.t(), slices.transposed()
     bias = None if bias is None else bias.to(dtype)
-    # The casts stand outside, so that autograd undoes them; inside there is nothing left for autocast to do.
+    # The casts are outside of the Function, so that autograd undoes them, and autocast is off inside: it would cast
+    # what is in its dtype already.
     with torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext():
         result: Tensor = _SplicedLinear.apply(x.to(dtype), base.to(dtype), values.to(dtype), bias, slices)
     return result
 
 
 class _SplicedLinear(torch.autograd.Function):
-    """`F.linear` with a weight spliced together for it, and again for the backward: it is not kept in between.
+    """`F.linear` with a spliced weight. The weight is spliced again for the backward instead of being kept.
 
-    Only the slices' own gradient is computed, never that of the whole weight.
+    Only the gradient of the slices is computed, never that of the whole weight.
     """
 
     @staticmethod
@@ -135,7 +152,7 @@ class _SplicedLinear(torch.autograd.Function):
         ctx: FunctionCtx, x: Tensor, base: Tensor, values: Tensor, bias: Tensor | None, slices: Slices
     ) -> Tensor:
         ctx.save_for_backward(x, base, values)
-        ctx.slices = slices  # type: ignore[attr-defined]  # autograd's own way to hand things on
+        ctx.slices = slices  # type: ignore[attr-defined]  # autograd's own way to pass on what is no tensor
         return F.linear(x, slices.splice(base, values), bias)
 
     @staticmethod
@@ -148,6 +165,7 @@ class _SplicedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             for_x = grad @ slices.splice(base, values)
         if ctx.needs_input_grad[2]:
+            # Rows of the weight are columns of the output's gradient; columns of the weight are columns of the input.
             rows = slices.take(flat_grad, dim=1) if slices.dim == 0 else flat_grad
             columns = slices.take(flat_x, dim=1) if slices.dim == 1 else flat_x
             for_values = rows.t() @ columns

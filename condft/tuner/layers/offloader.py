@@ -1,7 +1,7 @@
-"""`Offloader`: keeps on the CPU what a copy acts in the place of, and brings it back where it has to act itself.
+"""`Offloader`: keeps a module's original parameters on the CPU while an adapter's copies replace them.
 
-What is parked stays a registered parameter of its module, with its values: whatever reads them (`state_dict`, a
-digest, a merge) sees the truth, and only code that supposes all parameters on one device can be surprised.
+An offloaded parameter stays registered in its module and keeps its values, so a `state_dict`, a hash or a merge still
+reads the right numbers. Only code that assumes all of a model's parameters on one device can notice the difference.
 """
 
 from collections.abc import Callable, Iterator, Set
@@ -18,133 +18,138 @@ _CPU = torch.device("cpu")
 
 
 @dataclass
-class _Parked:
-    """One parameter that has been parked.
+class _Entry:
+    """One parameter that was offloaded at least once.
 
     Attributes:
-        home: The device that it belongs on; of use while it is parked.
-        kept: Its values on the CPU while it is at home; None while it is parked, for then it holds them itself.
-        seen: What the parameter was when it came home; if it is that still, `kept` are its values.
+        device: Where the module computes with it, and where it returns to. Only valid while it is offloaded.
+        cpu_values: Its values on the CPU while the parameter itself is on its device; None while it is offloaded,
+            because then the parameter holds them.
+        version: `_version_of` the parameter when it returned to its device. While that is unchanged, `cpu_values` are
+            its values.
     """
 
-    home: torch.device
-    kept: Tensor | None = None
-    seen: tuple[int, int] | None = None
+    device: torch.device
+    cpu_values: Tensor | None = None
+    version: tuple[int, int] | None = None
+
+    @property
+    def is_offloaded(self) -> bool:
+        return self.cpu_values is None
 
 
 class Offloader:
-    """The parked parameters of one module.
+    """The offloaded parameters of one module.
 
-    A parameter goes to the CPU once. From then on its values stay there, so that to bring it back costs one transfer
-    and to park it again none, unless somebody has changed it meanwhile (in a way that autograd notices: a write
-    through `.data` while it is at home is lost). On a model that is on the CPU there is nothing to gain: it stays
-    where it is, and is parked if the model moves on to an accelerator.
+    A parameter is copied to the CPU once, and its values stay there. After that, to restore it costs one transfer, and
+    to offload it again costs none, unless its values were changed meanwhile. Autograd's version counter shows such a
+    change; a write through `.data`, which does not increase that counter, is lost. On a model that is on the CPU there
+    is nothing to gain: the parameter stays where it is, and is offloaded if the model moves to an accelerator.
     """
 
     def __init__(self) -> None:
-        self._parked: dict[str, _Parked] = {}
+        self._entries: dict[str, _Entry] = {}
 
-    def settle(self, module: nn.Module, idle: Set[str]) -> None:
-        """Parks the parameters of these names, and brings all others home.
+    def offload_only(self, module: nn.Module, names: Set[str]) -> None:
+        """Offloads the parameters with these names, and restores all others to their device.
 
-        Parameters that are sharded, on the meta device, or of a tensor kind with a layout of its own stay where they
-        are.
+        Parameters that are sharded, on the meta device, or of a tensor subclass stay where they are.
         """
-        for name in idle | self._parked.keys():
-            parameter = _parameter(module, name)
-            if type(parameter.data) is not Tensor:  # whoever shards it places it
+        for name in names | self._entries.keys():
+            parameter = module.get_parameter(name)
+            if type(parameter.data) is not Tensor:  # a DTensor or a quantized tensor: its owner decides on its device
                 continue
-            parked = self._parked.get(name)
-            if name in idle and (parked is None or parked.kept is not None):
-                values = _values(parameter, parked)
+            entry = self._entries.get(name)
+            if name in names and (entry is None or not entry.is_offloaded):
+                values = _values(parameter, entry)
                 if values.is_meta:
                     continue
-                self._parked[name] = _Parked(parameter.device)
-                _put(module, name, values.to(_CPU))
-            elif name not in idle and parked is not None and parked.kept is None:
-                self._bring(module, name, parameter.data, parked.home)
+                self._entries[name] = _Entry(parameter.device)
+                _set_values(module, name, values.to(_CPU))
+            elif name not in names and entry is not None and entry.is_offloaded:
+                self._move_to_device(module, name, parameter.data, entry.device)
 
     def replace(self, module: nn.Module, name: str, values: Tensor) -> Tensor:
-        """Puts other values into a parameter, on its home and of its dtype.
+        """Sets other values in a parameter, on its device and in its dtype.
 
         Returns:
-            What they replace, for `give_back`; on the CPU if it has ever been parked.
+            The original values, for `restore`; on the CPU if the parameter was ever offloaded.
         """
-        parameter, parked, home = _parameter(module, name), self._parked.get(name), self.home(module, name)
-        original = _values(parameter, parked)
-        _put(module, name, values.to(home, parameter.dtype, copy=True))
-        if parked is not None:
-            parked.kept = original
+        parameter, entry, device = module.get_parameter(name), self._entries.get(name), self.device_of(module, name)
+        original = _values(parameter, entry)
+        _set_values(module, name, values.to(device, parameter.dtype, copy=True))
+        if entry is not None:
+            entry.cpu_values = original
         return original
 
-    def give_back(self, module: nn.Module, name: str, original: Tensor) -> None:
-        """Puts what `replace` has returned back into the parameter, where that is by now and in its dtype of now."""
-        parameter = _parameter(module, name)
+    def restore(self, module: nn.Module, name: str, original: Tensor) -> None:
+        """Sets the values that `replace` returned, on the parameter's present device and in its present dtype."""
+        parameter = module.get_parameter(name)
         original = original.to(parameter.dtype)
-        if name in self._parked:
-            self._bring(module, name, original, parameter.device)
+        if name in self._entries:
+            self._move_to_device(module, name, original, parameter.device)
         else:
-            _put(module, name, original.to(parameter.device))
+            _set_values(module, name, original.to(parameter.device))
 
-    def _bring(self, module: nn.Module, name: str, values: Tensor, home: torch.device) -> None:
-        _put(module, name, values.to(home))
-        self._parked[name] = _Parked(home, values, _seen(_parameter(module, name)))
+    def _move_to_device(self, module: nn.Module, name: str, values: Tensor, device: torch.device) -> None:
+        _set_values(module, name, values.to(device))
+        self._entries[name] = _Entry(device, values, _version_of(module.get_parameter(name)))
 
-    def home(self, module: nn.Module, name: str) -> torch.device:
-        """The device that a parameter belongs on."""
-        parked = self._parked.get(name)
-        return parked.home if parked is not None and parked.kept is None else _parameter(module, name).device
+    def device_of(self, module: nn.Module, name: str) -> torch.device:
+        """The device on which the module computes with a parameter; an offloaded parameter is elsewhere."""
+        entry = self._entries.get(name)
+        return entry.device if entry is not None and entry.is_offloaded else module.get_parameter(name).device
 
-    def away(self, module: nn.Module) -> list[nn.Parameter]:
-        """The parameters that are on another device than their own."""
-        found = {name: _parameter(module, name) for name in self._parked}
-        return [parameter for name, parameter in found.items() if parameter.device != self.home(module, name)]
+    def offloaded(self, module: nn.Module) -> list[nn.Parameter]:
+        """The parameters that are on another device than the one they are used on."""
+        found = {name: module.get_parameter(name) for name in self._entries}
+        return [parameter for name, parameter in found.items() if parameter.device != self.device_of(module, name)]
 
     @contextmanager
-    def set_aside(self, module: nn.Module, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """For `nn.Module._apply`: inside, the module is without what is parked, so that `fn` does not move it.
+    def without_offloaded(self, module: nn.Module, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """For `nn.Module._apply`: removes the offloaded parameters for the block, so that `fn` does not move them.
 
-        After that the parked parameters have the dtype that `fn` gives, and its device for a home.
+        After the block they are back, in the dtype that `fn` gives a tensor, and they will be restored to the device
+        that `fn` gives it.
         """
-        aside = {name: _parameter(module, name) for name, parked in self._parked.items() if parked.kept is None}
-        for name in aside:
+        removed = {name: module.get_parameter(name) for name, entry in self._entries.items() if entry.is_offloaded}
+        for name in removed:
             _register(module, name, None)
         try:
             yield
         finally:
-            for name, parameter in aside.items():
+            for name, parameter in removed.items():
                 _register(module, name, parameter)
-        for name, parameter in aside.items():
-            probe = fn(torch.empty(0, dtype=parameter.dtype, device=self._parked[name].home))
-            self._parked[name].home = probe.device
-            _put(module, name, parameter.data.to(probe.dtype))
-
-
-def _parameter(module: nn.Module, name: str) -> nn.Parameter:
-    return module.get_parameter(name)
+        for name, parameter in removed.items():
+            # An empty tensor shows what `fn` does to dtype and device, without moving the values.
+            probe = fn(torch.empty(0, dtype=parameter.dtype, device=self._entries[name].device))
+            self._entries[name].device = probe.device
+            _set_values(module, name, parameter.data.to(probe.dtype))
 
 
 def _register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-    """Past `__setattr__`, which would move it to the end of the module's parameters."""
+    """Without `__setattr__`, which would move the parameter to the end of the module's parameters."""
     owner, _, key = name.rpartition(".")
     module.get_submodule(owner)._parameters[key] = parameter
 
 
-def _put(module: nn.Module, name: str, values: Tensor) -> None:
-    """The parameter gets these values: the same object, where torch can change a tensor's device in place."""
-    parameter: Any = _parameter(module, name)
+def _set_values(module: nn.Module, name: str, values: Tensor) -> None:
+    """Sets a parameter's values. It stays the same object where torch can change its device in place."""
+    parameter: Any = module.get_parameter(name)
+    # torch's own question in nn.Module._apply before it assigns `.data`: meta and XLA tensors cannot be exchanged so.
     if torch._has_compatible_shallow_copy_type(parameter, values):
         parameter.data = values
     else:
         _register(module, name, nn.Parameter(values, requires_grad=parameter.requires_grad))
 
 
-def _values(parameter: nn.Parameter, parked: _Parked | None) -> Tensor:
-    """Its values: those kept on the CPU, if nobody has changed it since it came home."""
-    if parked is None or parked.kept is None or parked.seen != _seen(parameter):
+def _values(parameter: nn.Parameter, entry: _Entry | None) -> Tensor:
+    """A parameter's values: those on the CPU, if it has not changed since it returned to its device."""
+    if entry is None or entry.cpu_values is None or entry.version != _version_of(parameter):
         return parameter.data
-    return parked.kept
+    return entry.cpu_values
 
 
-def _seen(parameter: Tensor) -> tuple[int, int]:
+def _version_of(parameter: Tensor) -> tuple[int, int]:
+    """Changes with the parameter's memory and with each write that autograd counts."""
     return parameter.data_ptr(), parameter._version

@@ -1,8 +1,8 @@
-"""Merging where ranks hold shards of the weights: DTensors (FSDP2, tensor parallelism) and partitions of ZeRO-3.
+"""Merging where each process holds shards of the weights: DTensors (FSDP2, tensor parallelism) or ZeRO-3 partitions.
 
-Inside `whole_tensors` a layer's tensors are whole, and merging works as ever; afterwards each rank keeps its shard of
-what became of them. Written into the shard's own memory: FSDP2 gathers from there, and would go on gathering the old
-values if the parameter were given other memory.
+Inside `whole_tensors` a layer's tensors are whole, and merging works as in a single process. Afterwards each process
+keeps its shard of the new values. They are written into the shard's own memory, because FSDP2 gathers from that
+memory: if the parameter got other memory, FSDP2 would go on with the old values.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,28 +19,28 @@ __all__ = ["is_sharded", "on_whole_tensors", "refuse_partitions", "whole_tensors
 
 
 def is_sharded(layer: nn.Module) -> bool:
-    """Whether ranks hold shards of any of a module's parameters, also if they are gathered just now."""
+    """Whether any of a module's parameters is a shard, including one that is gathered at the moment."""
     _reshard(layer)
     return any(is_shard(parameter) for parameter in layer.parameters())
 
 
 def refuse_partitions(model: nn.Module) -> None:
-    """Of a model that DeepSpeed has made in partitions there is nothing here to copy or to analyze.
+    """Refuses a model whose weights are ZeRO-3 partitions: there are no values to copy or to analyze.
 
     Raises:
-        ValueError: Weights that are partitions, and not gathered just now.
+        ValueError: Weights that are partitions and not gathered at the moment.
     """
     names = [name for name, parameter in model.named_parameters() if is_partition(parameter) and not parameter.numel()]
     if names:
         raise ValueError(
             f"{len(names)} weights are partitions of DeepSpeed ZeRO-3, the first is {names[0]}: call get_peft_model "
-            "on all ranks within deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=0), or "
-            "load the model without zero.Init (zero3_init_flag: false). What is trained is partitioned afterwards."
+            "in all processes within deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=0), or "
+            "load the model without zero.Init (zero3_init_flag: false). Trainable weights are partitioned afterwards."
         )
 
 
 def on_whole_tensors(method: Callable[..., None]) -> Callable[..., None]:
-    """A method of a module that runs within `whole_tensors` of it."""
+    """Decorates a method of a module: it runs within `whole_tensors` of that module."""
 
     @wraps(method)
     def run(layer: Any, *args: Any, **kwargs: Any) -> None:
@@ -52,15 +52,15 @@ def on_whole_tensors(method: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def whole_tensors(layer: nn.Module) -> Iterator[None]:
-    """Inside, a module's parameters are whole on every rank; afterwards they are sharded as before, with new values.
+    """In the block, a module's parameters are whole in every process. Afterwards they are shards of the new values.
 
-    Collective where anything is sharded: every rank must enter, and do the same. Not inside a forward.
+    Collective if anything is sharded: every process must enter, and do the same. Not inside a forward.
 
     Args:
-        layer: The module; plain parameters are left alone.
+        layer: The module. Parameters that are not sharded are not changed.
 
     Raises:
-        ValueError: FSDP1 has taken its parameters.
+        ValueError: The module's parameters belong to FSDP1.
     """
     _refuse_flat_parameters(layer)
     _reshard(layer)
@@ -87,14 +87,14 @@ def _refuse_flat_parameters(layer: nn.Module) -> None:
     flat = [name for name, parameter in layer.named_parameters() if getattr(parameter, "_fsdp_flattened", False)]
     if flat:
         raise ValueError(
-            f"cannot merge or unmerge under FSDP1: it keeps {flat[0]} and what else it shards in flat parameters and "
-            "would not take over what is written into the module, not even within summon_full_params. Save the "
+            f"cannot merge or unmerge under FSDP1: it keeps {flat[0]} and the other parameters that it shards in flat "
+            "parameters, and ignores what is written into the module, also within summon_full_params. Save the "
             "adapter and merge it in one process, or shard by FSDP2 (fsdp_version: 2)."
         )
 
 
 def _gathered(partitions: list[nn.Parameter]) -> AbstractContextManager[None]:
-    """DeepSpeed's own: whole inside, and what they are then is what is partitioned again."""
+    """DeepSpeed's context: in it the partitions are whole, and at its end rank 0's values are partitioned again."""
     if not partitions:
         return nullcontext()
     import deepspeed
@@ -104,14 +104,18 @@ def _gathered(partitions: list[nn.Parameter]) -> AbstractContextManager[None]:
 
 
 def _reshard(layer: nn.Module) -> None:
-    """Lets go of what FSDP2 has gathered and not freed, as it does of its outermost group after a forward."""
+    """Makes FSDP2 free what it has gathered. After a forward it keeps its outermost group gathered (torch 2.13).
+
+    `state_dict()` does that: it always holds shards, and FSDP2 has a hook for it on each module.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        layer.state_dict()  # always of shards: FSDP2 has hooks on each module for that
+        layer.state_dict()
 
 
 @torch.no_grad()
 def _write(shard: Any, whole: Tensor) -> None:
     from torch.distributed.tensor import distribute_tensor  # not in every build of torch
 
+    # Each process has the whole values already: src_data_rank=None cuts out its own shard without communication.
     own = distribute_tensor(whole, shard.device_mesh, shard.placements, src_data_rank=None)
     shard.to_local().copy_(own.to_local())

@@ -1,7 +1,7 @@
-"""`Slices`: the part of a tensor that trains, cut out of it, spliced into it, written over it.
+"""`Slices`: the part of a tensor that trains. It is read out of the tensor, put into it, or written over it.
 
-Made of contiguous runs, not of an index tensor: nothing has to follow the model from device to device, and the
-gradient of a splice by `torch.cat` is that of the slices alone.
+Slices are contiguous runs and not an index tensor. So nothing has to be moved with the model between devices, and
+`torch.cat` splices them in, whose gradient reaches the slices alone.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,16 @@ class Slices:
 
     Attributes:
         dim: The dimension that is cut.
-        runs: Half-open ranges along it: ascending, apart from each other.
+        runs: Half-open ranges along it, ascending, with a gap between each two.
+
+    >>> heads = Slices.joined(0, [(4, 6), (0, 2)])
+    >>> heads.runs, heads.indices
+    (((0, 2), (4, 6)), (0, 1, 4, 5))
+    >>> weight = torch.arange(6.0)
+    >>> heads.take(weight)
+    tensor([0., 1., 4., 5.])
+    >>> heads.splice(weight, torch.zeros(4))
+    tensor([0., 0., 2., 3., 0., 0.])
     """
 
     dim: int
@@ -27,10 +36,10 @@ class Slices:
 
     @classmethod
     def joined(cls, dim: int, ranges: Iterable[tuple[int, int]]) -> "Slices":
-        """From half-open ranges in any order; those that touch become one run.
+        """Makes slices of half-open ranges in any order; ranges that touch become one run.
 
         Raises:
-            ValueError: Two of them overlap.
+            ValueError: Two ranges overlap.
         """
         runs: list[tuple[int, int]] = []
         for start, stop in sorted(ranges):
@@ -48,17 +57,18 @@ class Slices:
         return tuple(index for start, stop in self.runs for index in range(start, stop))
 
     def take(self, tensor: Tensor, dim: int | None = None) -> Tensor:
-        """The slices of a tensor, one after another: a new tensor.
+        """The slices of a tensor, one after another, as a new tensor.
 
         Args:
-            tensor: To cut.
-            dim: Where to cut it, if not at `self.dim`: the outputs of a layer whose rows these are, say.
+            tensor: The tensor to read.
+            dim: The dimension to cut, if it is not `self.dim`: in the outputs of a layer, for example, the last
+                dimension is the one of the weight's rows.
         """
         along = self.dim if dim is None else dim
         return torch.cat([tensor.narrow(along, start, stop - start) for start, stop in self.runs], dim=along)
 
     def splice(self, tensor: Tensor, values: Tensor) -> Tensor:
-        """A new tensor: `values`, as `take` gives them, in the place of the slices, and `tensor` everywhere else."""
+        """A new tensor with `values` (in the order of `take`) in the slices, and `tensor` everywhere else."""
         pieces: list[Tensor] = []
         done = taken = 0
         for start, stop in self.runs:
@@ -69,7 +79,7 @@ class Slices:
         return torch.cat(pieces, dim=self.dim)
 
     def write(self, tensor: Tensor, values: Tensor) -> None:
-        """Copies `values`, as `take` gives them, over the slices of a tensor, in place."""
+        """Copies `values` (in the order of `take`) over the slices of a tensor, in place."""
         taken = 0
         for start, stop in self.runs:
             length = stop - start

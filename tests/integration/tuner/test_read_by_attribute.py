@@ -9,7 +9,7 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from condft import CondFTConfig
-from condft.tuner.layers.mixed_batch import adapter_names_handed_down
+from condft.tuner.layers.mixed_batch import pass_adapter_names
 from tests.helpers.tiny_models import logits
 
 _COMMON: dict[str, Any] = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
@@ -113,6 +113,6 @@ def test_a_batch_of_several_adapters_cannot_read_past_the_forward() -> None:
     with model.disable_adapter():
         assert torch.equal(model(x), of_base)
     layer: Any = model.base_model.model.scores
-    with adapter_names_handed_down(model, type(layer), ["default"], known=["default"]):
+    with pass_adapter_names(model, type(layer), ["default"], known=["default"]):
         weight = layer.weight
         assert (weight.dtype, weight.device.type, weight.shape) == (torch.float32, "cpu", (4, 6))

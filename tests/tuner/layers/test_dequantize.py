@@ -270,7 +270,7 @@ def test_adapters_switch(kind: str, load: Load, token_ids: Tensor) -> None:
 
 def test_offload_leaves_what_is_quantised_in_place(load: Load) -> None:
     model = get_peft_model(load("nf4"), CondFTConfig(target_units=UNITS, offload_base=True))
-    assert all(layer.away() == [] for layer in layers_of(model).values())
+    assert all(layer.offloaded_parameters() == [] for layer in layers_of(model).values())
 
 
 class PackedLinear(nn.Module):

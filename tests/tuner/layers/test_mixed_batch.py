@@ -104,7 +104,7 @@ def test_what_cannot_be_mixed_is_refused(token_ids):
         model(input_ids=token_ids, adapter_names=["first"] * 3)
     with pytest.raises(ValueError, match=r"non-existing adapter\(s\): third.*has first, second"):
         model(input_ids=token_ids, adapter_names=["first", "third"])
-    with pytest.raises(TypeError, match="list of adapter names, one a sample, got str"):
+    with pytest.raises(TypeError, match="list of adapter names, one for each sample, got str"):
         model(input_ids=token_ids, adapter_names="first")
     model.merge_adapter(["first"])
     with pytest.raises(ValueError, match="call `unmerge_adapter` first"):

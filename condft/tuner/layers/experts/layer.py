@@ -1,4 +1,4 @@
-"""Fused experts: only the selected slices of each stack are copied and train."""
+"""Fused experts: only the selected experts of each stack are copied and train."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,22 +11,26 @@ from condft.tuner.layers.substitution import SubstitutingLayer
 
 __all__ = ["ExpertsLayer"]
 
-# What reads a stack by torch's own operations only. Others hand it to kernels that need a plain tensor.
+# transformers' implementations that use torch's own operations only. Others pass the stack to kernels that need a
+# plain tensor.
 _PLAIN_IMPLEMENTATIONS = (None, "eager", "grouped_mm", "batched_mm")
 
 
 class ExpertsLayer(SubstitutingLayer):
-    """Wraps a module with stacks of expert weights (`gate_up_proj`, `down_proj`), each with slices of its own."""
+    """Wraps a module with stacks of expert weights (`gate_up_proj`, `down_proj`), of which some experts train."""
 
-    def _connected(self, result: Any, acting: Mapping[str, Tensor]) -> Any:
-        """With the trained copies in its graph even if no token went to any of them."""
+    def _connected(self, result: Any, tensors: Mapping[str, Tensor]) -> Any:
+        """The result with the trained copies in its graph, even if no token was routed to any of them.
+
+        Without that they would get no gradient, and DDP and FSDP would wait for it for ever.
+        """
         if torch.is_grad_enabled():
-            for stack in acting.values():
+            for stack in tensors.values():
                 if isinstance(stack, ExpertStack) and stack.parts.values.requires_grad and not stack.parts.is_in_graph:
-                    result = _connected(result, stack.parts.rows[0])
+                    result = _connected(result, stack.parts.matrices[0])
         return result
 
-    def _acting_tensor(self, parameter: str, adapter: str) -> Tensor:
+    def _effective_tensor(self, parameter: str, adapter: str) -> Tensor:
         slices = self.slices[parameter][adapter]
         base = self.base_parameter(parameter)
         implementation = getattr(getattr(self._base, "config", None), "_experts_implementation", None)
@@ -35,21 +39,23 @@ class ExpertsLayer(SubstitutingLayer):
             or base.ndim != 3
             or type(base.data) is not Tensor
             or implementation not in _PLAIN_IMPLEMENTATIONS
-            or torch.compiler.is_compiling()  # which traces what the stack is made of, and fuses it
+            or torch.compiler.is_compiling()  # it fuses a splice, and cannot trace the subclass
         ):
-            return super()._acting_tensor(parameter, adapter)
+            return super()._effective_tensor(parameter, adapter)
         return expert_stack(base, self.copies_of(parameter)[adapter], slices)
 
 
-def _connected(result: Any, row: Tensor) -> Any:
+def _connected(result: Any, matrix: Tensor) -> Any:
     if isinstance(result, Tensor):
-        return _Connect.apply(result, row)
-    return (_Connect.apply(result[0], row), *result[1:])
+        return _Connect.apply(result, matrix)
+    return (_Connect.apply(result[0], matrix), *result[1:])
 
 
 class _Connect(torch.autograd.Function):
+    """Returns its first argument and makes autograd visit the second, whose gradient `_Unbind` fills with zeros."""
+
     @staticmethod
-    def forward(ctx: Any, result: Tensor, row: Tensor) -> Tensor:
+    def forward(ctx: Any, result: Tensor, matrix: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
         return result.view_as(result)
 

@@ -1,16 +1,16 @@
-"""`ExpertStack`: a fused stack of expert weights of which some train, read as one tensor and never put together.
+"""`ExpertStack`: a fused stack of expert weights of which some train, read as one tensor but never assembled.
 
-Put together, the stack would cost a copy of itself a layer, kept for the backward, and a gradient of its full size.
-Modules need neither, for they use a stack in one of three ways (transformers' `experts_implementation`):
+To assemble it would cost a copy of the stack for every layer, kept for the backward, and a gradient of the full size.
+Modules do not need that, because they use a stack in one of three ways (transformers' `experts_implementation`):
 
-| use | here |
-| --- | --- |
-| `stack[expert]`, "eager" | the frozen expert's matrix, or the trained copy |
-| `F.grouped_mm(x, stack.transpose(-2, -1), offs=...)`, "grouped_mm" | the rows of trained experts with the copies: `condft.tuner.layers.experts.grouped_product` |
-| `stack[experts]`, "batched_mm" | the frozen matrices gathered, the trained ones written over them |
+| implementation | use | answer |
+| --- | --- | --- |
+| eager | `stack[expert]` | the frozen expert's matrix, or the trained copy |
+| grouped_mm | `F.grouped_mm(x, stack.transpose(-2, -1), offs=...)` | see `grouped_product` |
+| batched_mm | `stack[experts]` | the frozen matrices gathered, then the trained ones written over them |
 
-Whatever else is done with the stack, torch's own operations get it put together after all: slower, never wrong.
-"""  # noqa: E501
+For any other operation of torch's the stack is assembled after all: slower, but with the right result.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from condft.tuner.layers.experts.grouped_product import by_gathering, expert_by_expert, places_of
+from condft.tuner.layers.experts.grouped_product import by_gathering, expert_by_expert, positions_of
 from condft.tuner.layers.slices import Slices
 
 __all__ = ["ExpertStack", "expert_stack"]
@@ -33,54 +33,59 @@ class _Parts:
         base: `(experts, rows, columns)`, frozen.
         values: `(trained, rows, columns)`, in the order of `trained`; its dtype may be a wider one.
         trained: Indices of the trained experts, ascending.
-        rows: `values` taken apart, so that each expert's gradient comes by itself.
-        is_in_graph: Whether a use has been recorded that gives `values` a whole gradient.
+        position: Trained expert -> its index in `values`.
+        matrices: `values` as one tensor per expert, so that each expert gets its gradient separately.
+        is_in_graph: Whether autograd has recorded a use that will give `values` a gradient.
     """
 
     def __init__(self, base: Tensor, values: Tensor, slices: Slices) -> None:
         self.base, self.values, self.slices = base, values, slices
         self.trained = slices.indices
-        self.place = {expert: place for place, expert in enumerate(self.trained)}
-        self.rows: tuple[Tensor, ...] = _TakeApart.apply(values)
+        self.position = {expert: index for index, expert in enumerate(self.trained)}
+        self.matrices: tuple[Tensor, ...] = _Unbind.apply(values)
         self.is_in_graph = False
         self._cast: Tensor | None = None
         self._whole: Tensor | None = None
 
-    def recorded(self) -> None:
+    def note_use(self) -> None:
         self.is_in_graph |= torch.is_grad_enabled()
 
     def one(self, expert: int) -> Tensor:
-        place = self.place.get(expert % len(self.base) if expert < 0 else expert)
-        if place is None:
+        """One expert's matrix, in the base's dtype."""
+        index = self.position.get(expert % len(self.base) if expert < 0 else expert)
+        if index is None:
             return self.base[expert]
-        self.recorded()
-        return self.rows[place].to(self.base.dtype)
+        self.note_use()
+        return self.matrices[index].to(self.base.dtype)
 
     def cast(self) -> Tensor:
+        """The copies in the base's dtype, cast once in a forward."""
         if self._cast is None:
             self._cast = self.values.to(self.base.dtype)
         return self._cast
 
     def whole(self) -> Tensor:
+        """A plain tensor of the whole stack with the copies in it, assembled once in a forward."""
         if self._whole is None:
             self._whole = self.slices.splice(self.base, self.cast())
         return self._whole
 
     def gather(self, experts: Tensor) -> Tensor:
+        """The matrices of these experts, `(len(experts), rows, columns)`, in the base's dtype."""
         gathered = self.base[experts]
-        place, _ = places_of(self.trained, len(self.base), experts.device)
-        places = place[experts]
-        hit = (places >= 0).nonzero().squeeze(1)
+        position, _ = positions_of(self.trained, len(self.base), experts.device)
+        positions = position[experts]
+        hit = (positions >= 0).nonzero().squeeze(1)
         if not len(hit):
             return gathered
-        self.recorded()
-        return gathered.index_copy_(0, hit, self.values[places[hit]].to(self.base.dtype))
+        self.note_use()
+        return gathered.index_copy_(0, hit, self.values[positions[hit]].to(self.base.dtype))
 
 
 class ExpertStack(Tensor):
-    """A `(experts, rows, columns)` tensor over the frozen stack's memory that reads as if the copies stood in it.
+    """A `(experts, rows, columns)` tensor on the frozen stack's memory that reads as if it contained the copies.
 
-    Made by `expert_stack`. It demands a gradient of its own only to notice one that passes the copies by.
+    Made by `expert_stack`. It requires a gradient only to notice one that would miss the copies; see `_view`.
     """
 
     parts: _Parts
@@ -98,14 +103,15 @@ class ExpertStack(Tensor):
         result = NotImplemented if shortcut is None else shortcut(*args, **kwargs)
         if result is not NotImplemented:
             return result
-        args, kwargs = tree_map_only(ExpertStack, ExpertStack.put_together, (args, kwargs))
+        args, kwargs = tree_map_only(ExpertStack, ExpertStack.assembled, (args, kwargs))
         return func(*args, **kwargs)
 
-    def put_together(self) -> Tensor:
-        """A plain tensor with the copies in place: a copy of the whole stack."""
+    def assembled(self) -> Tensor:
+        """A plain tensor with the copies in it: a copy of the whole stack."""
         return self.oriented(self.parts.whole())
 
     def oriented(self, tensor: Tensor) -> Tensor:
+        """A tensor of the parts, transposed if the stack is."""
         return tensor.transpose(-2, -1) if self.is_transposed else tensor
 
 
@@ -113,9 +119,14 @@ def expert_stack(base: Tensor, values: Tensor, slices: Slices) -> ExpertStack:
     """The stack for one forward.
 
     Args:
-        base: `(experts, rows, columns)`, the frozen stack. Not modified, and not copied.
-        values: `(trained, rows, columns)`, the trained copies, in any floating dtype; read as the base's dtype.
-        slices: Which experts those are, along dimension 0.
+        base: `(experts, rows, columns)`, the frozen stack. It is neither changed nor copied.
+        values: `(trained, rows, columns)`, the trained copies, in any floating dtype; cast to the base's.
+        slices: Which experts the copies belong to, along dimension 0.
+
+    >>> frozen, copies = torch.zeros(4, 2, 2), torch.ones(1, 2, 2)
+    >>> stack = expert_stack(frozen, copies, Slices(0, ((3, 4),)))
+    >>> stack.shape, stack[3].sum(), stack[0].sum()
+    (torch.Size([4, 2, 2]), tensor(4.), tensor(0.))
     """
     return _view(_Parts(base.detach(), values, slices), is_transposed=False)
 
@@ -126,6 +137,7 @@ def _view(parts: _Parts, *, is_transposed: bool) -> ExpertStack:
     stack: ExpertStack = torch.Tensor._make_subclass(ExpertStack, memory, watched)
     stack.parts, stack.is_transposed = parts, is_transposed
     if watched:
+        # An operation from outside torch reads the memory directly, and its gradient would arrive here.
         with torch._C.DisableTorchFunctionSubclass():
             stack.register_hook(_refuse_gradient)
     return stack
@@ -139,16 +151,16 @@ def _refuse_gradient(grad: Tensor) -> None:
     )
 
 
-class _TakeApart(torch.autograd.Function):
-    """`unbind(0)` that gives experts without any token a gradient of zero, and so always a whole gradient.
+class _Unbind(torch.autograd.Function):
+    """`unbind(0)` whose gradient is always complete: zero for experts that no token was routed to.
 
-    Distributed training needs one on every rank, also where no token went to a trained expert.
+    DDP and FSDP wait for the gradient of every parameter in every process, also where no token uses a trained expert.
     """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.like = values.new_empty(0).expand(0)
+        ctx.like = values.new_empty(0)  # for device and dtype, without keeping the values
         ctx.shape = values.shape
         return values.unbind(0)
 
@@ -178,7 +190,7 @@ def _transpose(stack: ExpertStack, dim0: int, dim1: int) -> Any:
 
 
 def _grouped_mm(x: Tensor, stack: ExpertStack, *, offs: Tensor | None = None, **options: Any) -> Any:
-    """Rows of frozen and of trained experts apart; `offs[e]` is one past the last row of expert e."""
+    """Uses the copies for the rows of trained experts; `offs[e]` is one past the last row of expert e."""
     if (
         any(value is not None for value in options.values())
         or offs is None
@@ -188,9 +200,9 @@ def _grouped_mm(x: Tensor, stack: ExpertStack, *, offs: Tensor | None = None, **
         return NotImplemented
     parts = stack.parts
     if x.device.type == "cpu":
-        parts.recorded()
+        parts.note_use()
         swapped = stack.is_transposed
-        return expert_by_expert(x, parts.base, parts.values, offs, parts.place, is_transposed=swapped)
+        return expert_by_expert(x, parts.base, parts.values, offs, parts.position, is_transposed=swapped)
     return by_gathering(x, stack.oriented(parts.base), stack.oriented(parts.cast()), offs, parts.trained)
 
 
@@ -205,6 +217,7 @@ _SHORTCUTS |= {
     if hasattr(holder, name)
 }
 
+# They do not depend on values, so the memory of the frozen stack answers them.
 _METADATA = {
     getattr(Tensor, name).__get__
     for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_meta", "is_leaf")

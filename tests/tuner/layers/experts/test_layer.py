@@ -35,11 +35,11 @@ def adapted(base: nn.Module, units: list[str] = UNITS, **options: Any) -> PeftMo
 
 
 @pytest.fixture
-def never_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ExpertStack, "put_together", lambda _: pytest.fail("the whole stack was put together"))
+def never_assembled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ExpertStack, "assembled", lambda _: pytest.fail("the whole stack was put together"))
 
 
-@pytest.mark.usefixtures("never_put_together")
+@pytest.mark.usefixtures("never_assembled")
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_trains_as_the_unfrozen_stack_would(kind: str, implementation: str, token_ids: Tensor) -> None:
