@@ -1,4 +1,4 @@
-"""Parameter groups for any torch optimizer, and weight decay towards the base weights instead of towards zero."""
+"""Parameter groups for any torch optimizer, and weight decay towards the base weights instead of zero."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar
@@ -28,23 +28,32 @@ def parameter_groups(
     decay_towards: Literal["zero", "base"] = "zero",
     per: Literal["component", "unit"] = "component",
 ) -> list[dict[str, Any]]:
-    """Every trainable parameter in exactly one group, for `torch.optim.AdamW(groups)` or any other optimizer.
+    """Puts every trainable parameter into exactly one group, for `torch.optim.AdamW(groups)` or any other optimizer.
 
     Args:
-        model: The model with its adapter; what requires a gradient is what is grouped.
-        lr: Learning rate; or one for each component that the model has, such as
+        model: The model with its adapter. The parameters that require a gradient are grouped.
+        lr: Learning rate, or one for each component that the model has, such as
             `{"selected": 2e-5, "modules_to_save": 1e-3}`. The components: "selected" (the weights that CondFT
             chose), "modules_to_save" (a projector), "token_rows" (`trainable_token_indices`) and "other".
-        weight_decay: The same for the weight decay, per step `lr * weight_decay`. Towards zero, vectors (biases,
-            norms) have none, as in transformers' Trainer.
-        decay_towards: "zero", the optimizer's own; or "base": pass the optimizer to `decay_towards_base` as well.
-        per: A group a component, or a group a parameter.
+        weight_decay: Weight decay, or one for each component. A step decays by `lr * weight_decay`. If it decays
+            towards zero, vectors (biases, norms) have none, as in transformers' Trainer.
+        decay_towards: "zero", done by the optimizer; or "base": then pass the optimizer to `decay_towards_base`.
+        per: One group for each component, or one for each parameter.
 
     Returns:
         Groups with `params`, `lr`, `weight_decay` and a `name`; a new list at each call, in the model's order.
 
     Raises:
         ValueError: Nothing is trainable, a choice is unknown, or a mapping lacks a component that the model has.
+
+    >>> import torch
+    >>> from peft import get_peft_model
+    >>> from condft import CondFTConfig, parameter_groups
+    >>> model = get_peft_model(base, CondFTConfig(num_tensors=3, modules_to_save=["norm"]))
+    >>> groups = parameter_groups(model, lr={"selected": 2e-5, "modules_to_save": 1e-3}, weight_decay=0.1)
+    >>> [(group["name"], len(group["params"]), group["lr"], group["weight_decay"]) for group in groups]
+    [('selected', 3, 2e-05, 0.1), ('modules_to_save, vectors', 1, 0.001, 0.0)]
+    >>> optimizer = torch.optim.AdamW(groups)
     """
     for option, value, choices in (("decay_towards", decay_towards, ("zero", "base")), ("per", per, _PER)):
         if value not in choices:
@@ -67,20 +76,29 @@ def parameter_groups(
 def decay_towards_base(optimizer: AnyOptimizer, model: nn.Module) -> AnyOptimizer:
     r"""Makes the groups of `parameter_groups(..., decay_towards="base")` decay towards the base weights.
 
-    Before each step $w \leftarrow w - \eta \lambda (w - w_0)$, which is AdamW's decoupled decay (Loshchilov &
-    Hutter, arXiv 1711.05101) around the base weight $w_0$ (L2-SP, arXiv 1802.01483, decoupled). $w_0$ is read from the
-    wrapped layer, so no second copy of the base is kept. The hook works with Trainer's `optimizers=` and accelerate's
-    `prepare`; a resumed optimizer needs this call again, as hooks are no state, while the rates are in the groups.
+    Before each step $w \leftarrow w - \eta \lambda (w - w_0)$. This is AdamW's decoupled decay (Loshchilov & Hutter,
+    arXiv 1711.05101) around the base weight $w_0$ (as L2-SP, arXiv 1802.01483, does in the loss). $w_0$ is read from
+    the wrapped layer, so no second copy of the base is kept. It works with Trainer's `optimizers=` and accelerate's
+    `prepare`. A resumed optimizer needs this call again: an optimizer's state has the groups, but no hooks.
 
     Args:
-        optimizer: Any torch optimizer; its `weight_decay` for these groups is 0.
-        model: The model whose parameters it steps.
+        optimizer: Any torch optimizer. Its own `weight_decay` for these groups is 0.
+        model: The model whose parameters it updates.
 
     Returns:
         The same optimizer.
 
     Raises:
-        ValueError: None of the optimizer's groups asks for it.
+        ValueError: None of the optimizer's groups was made with `decay_towards="base"`.
+
+    >>> import torch
+    >>> from peft import get_peft_model
+    >>> from condft import CondFTConfig, decay_towards_base, parameter_groups
+    >>> model = get_peft_model(base, CondFTConfig(num_tensors=3))
+    >>> groups = parameter_groups(model, lr=1e-4, weight_decay=0.1, decay_towards="base")
+    >>> optimizer = decay_towards_base(torch.optim.AdamW(groups), model)
+    >>> model(input_ids=token_ids, labels=token_ids).loss.backward()
+    >>> optimizer.step()
     """
     if not any(_BASE_DECAY in group for group in optimizer.param_groups):
         raise ValueError(
@@ -88,14 +106,14 @@ def decay_towards_base(optimizer: AnyOptimizer, model: nn.Module) -> AnyOptimize
         )
 
     def decay(hooked: Optimizer, args: Any, kwargs: Any) -> None:
-        # Looked up anew at each step: FSDP2 puts other parameters in the place of those the optimizer was made with.
+        # Looked up at each step: FSDP2 replaces the parameters that the optimizer was made with.
         base_of = {id(parameter): base for parameter, base in _base_pairs(model)}
         for group in hooked.param_groups:
             strength = group["lr"] * group.get(_BASE_DECAY, 0.0)
             if strength == 0.0:
                 continue
             for parameter in group["params"]:
-                # No gradient, no step: torch's own optimizers decay nothing then either.
+                # Without a gradient there is no step: torch's optimizers do not decay such a parameter either.
                 if parameter.grad is not None and id(parameter) in base_of:
                     base = base_of[id(parameter)].to(parameter)
                     parameter.data.lerp_(base, float(strength))
@@ -122,7 +140,7 @@ def _trainable(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
 
 
 def _base_pairs(model: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """Every trained parameter beside the base values that it started from."""
+    """Pairs of a trained parameter and the base values that it started from."""
     for module in model.modules():
         if isinstance(module, CondFTLayer):
             for key, by_adapter in module.slices.items():

@@ -1,9 +1,9 @@
-"""The base that an adapter belongs to: digests of the weights that it takes the place of, kept in its config.
+"""The base model that an adapter belongs to: hashes of the weights that it replaces, kept in its config.
 
-An adapter holds absolute values. On another base of the same shapes they would act among weights that they were
-never trained with, and nothing would show it. So the selected weights' digests are written into the config when the
-adapter is made, and compared before it is put on a model. Only those weights are hashed: the selected share of the
-model, as fast as memory is read.
+An adapter holds absolute values. On another base with the same shapes they would be combined with weights that they
+were never trained with, and no error would show it. So the hashes of the selected weights are written into the config
+when the adapter is made, and compared before it is put on a model. Only these weights are hashed, which takes about
+as long as reading them from memory.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,12 +21,16 @@ __all__ = ["check_base", "digests_of_base", "labeled", "units_of_another_base"]
 
 
 def labeled(dtype: str, digest: str) -> str:
-    """A digest as the config keeps it: with the dtype that the weight had, such as `bfloat16 0f3a...`."""
+    """A hash as the config keeps it, after the dtype that the weight had.
+
+    >>> labeled("bfloat16", "0f3a")
+    'bfloat16 0f3a'
+    """
     return f"{dtype} {digest}"
 
 
 def digests_of_base(targets: Targets, units: Iterable[str]) -> dict[str, str]:
-    """Unit -> `labeled` digest of its base values; without those whose values are not here as plain numbers."""
+    """Unit -> `labeled` hash of its base values. Without units whose values this process does not have as numbers."""
     found: dict[str, str] = {}
     for unit in units:
         values = _base_values(targets, unit)
@@ -36,37 +40,37 @@ def digests_of_base(targets: Targets, units: Iterable[str]) -> dict[str, str]:
 
 
 def units_of_another_base(targets: Targets, recorded: Mapping[str, str]) -> list[str]:
-    """The units that certainly have other values here than in the base that the adapter was made on.
+    """The units that certainly have other values in this model than in the base that the adapter was made on.
 
-    A weight that is here in another dtype is cast to the recorded one first. If that dtype holds less than this one
-    (a bf16 base, loaded in fp32), the digests must agree still; if it holds more, the bits are lost and a difference
-    says nothing. The same goes for weights that are quantized, sharded or on the meta device: they are not compared.
+    A weight that has another dtype in this model is cast to the recorded dtype first. If every value of the recorded
+    dtype exists in this one (a bf16 base, loaded in fp32), the hashes must still agree. Otherwise bits were lost, and
+    a difference means nothing. Weights that are quantized, sharded or on the meta device are not compared either.
 
     Args:
         targets: The model.
-        recorded: Unit -> `labeled` digest.
+        recorded: Unit -> `labeled` hash.
     """
     return [unit for unit, label in recorded.items() if _differs(_base_values(targets, unit), label)]
 
 
 def check_base(targets: Targets, recorded: Mapping[str, str], base: str | None) -> None:
-    """Compares the base that is here with the one that the adapter was made on, see `units_of_another_base`.
+    """Compares this model with the base that an adapter was made on; see `units_of_another_base`.
 
     Args:
         targets: The model.
-        recorded: Unit -> `labeled` digest.
+        recorded: Unit -> `labeled` hash.
         base: Name of the base that the adapter was made on, for the message.
 
     Raises:
-        ValueError: Weights that certainly have other values: names the first and says how many.
+        ValueError: Weights that certainly have other values. The message has the first one's name and their number.
     """
     other = units_of_another_base(targets, recorded)
     if other:
         raise ValueError(
             f"the adapter was made on another base model ({base or 'unnamed'}): {len(other)} of the {len(recorded)} "
-            f"weights that it replaces have other values here, the first is {other[0]!r}. Load that base, or, to put "
-            "the adapter on this one all the same, set base_digests=None on its config and hand the config over: "
-            "PeftModel.from_pretrained(model, adapter, config=config), or condft.load(..., check_base=False)."
+            f"weights that it replaces have other values here, the first is {other[0]!r}. Load that base. To put the "
+            "adapter on this one nevertheless, use condft.load(..., check_base=False), or set base_digests=None on "
+            "its config and pass that: PeftModel.from_pretrained(model, adapter, config=config)."
         )
 
 
@@ -75,12 +79,15 @@ def _differs(values: Tensor | None, label: str) -> bool:
         return False
     name, _, digest = label.partition(" ")
     dtype: torch.dtype = getattr(torch, name)
-    holds_the_bits = torch.promote_types(values.dtype, dtype) == values.dtype
-    return holds_the_bits and tensor_digest(values.to(dtype)) != digest
+    keeps_all_bits = torch.promote_types(values.dtype, dtype) == values.dtype
+    return keeps_all_bits and tensor_digest(values.to(dtype)) != digest
 
 
 def _base_values(targets: Targets, unit: str) -> Tensor | None:
-    """A unit's values in the base model, in the shape that the analysis hashes; None if they are not plainly here."""
+    """A unit's values in the base model, in the shape that the analysis hashes.
+
+    None if the unit does not exist, or if its values are quantized, sharded or on the meta device.
+    """
     target = targets.find(unit)
     if not isinstance(target, Target):
         return None
@@ -88,7 +95,7 @@ def _base_values(targets: Targets, unit: str) -> Tensor | None:
     owner_path, _, key = target.parameter.rpartition(".")
     owner: nn.Module = targets.module(target.path).get_submodule(owner_path)
     stored: Tensor = getattr(owner, key)
-    sharded = is_dtensor(stored) or stored.numel() == 0  # a partition of DeepSpeed's has no entries
+    sharded = is_dtensor(stored) or stored.numel() == 0  # outside of DeepSpeed's context a partition has no entries
     if stored.is_meta or sharded or quantized_weight(owner, key, stored) is not None:
         return None
     values = stored.detach()
@@ -97,7 +104,7 @@ def _base_values(targets: Targets, unit: str) -> Tensor | None:
     if target.slices is None:
         return values
     part = target.slices.take(values)
-    return part[0] if values.ndim == 3 else part  # an expert is hashed as the matrix that it is
+    return part[0] if values.ndim == 3 else part  # the analysis hashes an expert as a matrix
 
 
 def _name(dtype: torch.dtype) -> str:

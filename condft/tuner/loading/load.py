@@ -36,31 +36,44 @@ def load(
     check_base: bool = True,
     **base_options: Any,
 ) -> PeftModel:
-    """Loads a base model and a CondFT adapter on it. Importing `condft` is all that PEFT needs to know the method.
+    """Loads a base model, and a CondFT adapter on it.
+
+    `PeftModel.from_pretrained` loads CondFT adapters too, once `condft` is imported; here the base is found by itself.
 
     Args:
         adapter: The adapter's folder or hub id.
-        base: The base model, already loaded (it is wrapped, not copied), or its folder or hub id; by default the
-            one that the adapter's config names.
-        adapter_name: What to call the adapter in the model.
-        is_trainable: To go on training it; by default it is for inference.
-        low_cpu_mem_usage: As PEFT's: no random copies are made before the file is read.
-        autocast_adapter_dtype: As PEFT's: half-precision copies become fp32.
-        check_base: Whether the weights that the adapter replaces must have, in this base, the values that they had
-            where it was made; see `condft.tuner.loading.base_digests`.
+        base: The base model, already loaded (it is wrapped, not copied), or its folder or hub id. By default the one
+            that the adapter's config names.
+        adapter_name: The adapter's name in the model.
+        is_trainable: True to train it further; by default it is for inference.
+        low_cpu_mem_usage: As for PEFT: the copies get no memory before the file is read.
+        autocast_adapter_dtype: As for PEFT: half-precision copies become fp32.
+        check_base: Whether the weights that the adapter replaces must have the same values in this base as in the one
+            that it was made on; see `condft.tuner.loading.base_digests`.
         base_options: For the base's `from_pretrained`: `dtype`, `device_map`, `quantization_config`, ...
 
     Returns:
-        The model, as `PeftModel.from_pretrained` gives it.
+        The same model as from `PeftModel.from_pretrained`.
 
     Raises:
-        ValueError: No CondFT adapter there, no base named, an adapter that was made for another base, or a file that
-            is damaged or holds something else.
+        ValueError: The folder holds no CondFT adapter; no base is named; the adapter was made for another base; or its
+            file is damaged or holds other tensors.
+
+    >>> from peft import get_peft_model
+    >>> from condft import CondFTConfig, load
+    >>> base.save_pretrained("base")
+    >>> model = get_peft_model(base.from_pretrained("base"), CondFTConfig(num_tensors=2))
+    >>> model.save_pretrained("adapter")
+    >>> loaded = load("adapter")
+    >>> loaded.get_base_model().name_or_path
+    'base'
+    >>> loaded(input_ids=token_ids).logits.shape
+    torch.Size([2, 9, 96])
     """
     config = _config_of(adapter)
     if isinstance(base, nn.Module):
         if base_options:
-            raise ValueError(f"the base model is loaded already: {', '.join(base_options)} cannot act on it")
+            raise ValueError(f"the base model is loaded already: {', '.join(base_options)} cannot change it any more")
     else:
         base = _load_base(config, base, base_options)
     if not check_base:
@@ -78,7 +91,7 @@ def load(
         )
     except SafetensorError as error:
         raise ValueError(
-            f"{adapter}/adapter_model.safetensors is cut short or damaged ({error}): get it anew"
+            f"{adapter}/adapter_model.safetensors is cut short or damaged ({error}): download or save it again"
         ) from error
     return model
 
@@ -87,23 +100,26 @@ def load(
 def adapted(
     model: nn.Module | str | Path, base: nn.Module | str | Path | None, adapter_name: str
 ) -> Iterator[nn.Module]:
-    """The model with its adapter: as it is, or loaded from the adapter's folder for the time of the block.
+    """The model with its adapter. If `model` is an adapter's folder, it is loaded for the block.
 
-    A base model that is handed over leaves the block without the adapter, with the gradients it asked for before.
+    A base model that the caller passed has no adapter after the block, and its `requires_grad` flags are restored.
+
+    Raises:
+        ValueError: Both a model and a base are given.
     """
     if isinstance(model, nn.Module):
         if base is not None:
-            raise ValueError("the model holds its base already: hand over base= only with an adapter's folder")
+            raise ValueError("the model holds its base already: pass base= only with an adapter's folder")
         yield model
         return
-    asked = {name: p.requires_grad for name, p in base.named_parameters()} if isinstance(base, nn.Module) else {}
+    flags = {name: p.requires_grad for name, p in base.named_parameters()} if isinstance(base, nn.Module) else {}
     live = load(model, base, adapter_name=adapter_name)
     try:
         yield live
     finally:
         plain = live.unload()
         for name, parameter in plain.named_parameters():
-            parameter.requires_grad_(asked.get(name, False))
+            parameter.requires_grad_(flags.get(name, False))
 
 
 def _config_of(adapter: str | Path) -> CondFTConfig:
@@ -116,7 +132,7 @@ def _config_of(adapter: str | Path) -> CondFTConfig:
 def _load_base(config: CondFTConfig, base: str | Path | None, options: dict[str, Any]) -> nn.Module:
     name = base if base is not None else config.base_model_name_or_path
     if not name:
-        raise ValueError("the adapter's config names no base model: hand one over, condft.load(adapter, base=...)")
+        raise ValueError("the adapter's config names no base model: pass one, condft.load(adapter, base=...)")
     if base is None and config.revision is not None:
         options = {"revision": config.revision, **options}
     model: nn.Module = _class_of(config).from_pretrained(str(name), **options)
@@ -124,7 +140,7 @@ def _load_base(config: CondFTConfig, base: str | Path | None, options: dict[str,
 
 
 def _class_of(config: CondFTConfig) -> Any:
-    """The class that the adapter was made from; only transformers' own, no other library is ever imported."""
+    """The class of the adapter's base model. Only transformers is imported: the config may come from a stranger."""
     if config.task_type in _AUTO_CLASSES:
         return getattr(transformers, _AUTO_CLASSES[config.task_type])
     mapping = config.auto_mapping or {}
@@ -132,6 +148,6 @@ def _class_of(config: CondFTConfig) -> Any:
     if library.partition(".")[0] != "transformers":
         raise ValueError(
             f"the adapter was made from a {name or 'model'} of {library or 'an unnamed library'}: build it yourself "
-            "and hand it over, condft.load(adapter, base=model)"
+            "and pass it, condft.load(adapter, base=model)"
         )
     return getattr(importlib.import_module(library), name)

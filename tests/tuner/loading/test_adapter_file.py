@@ -38,7 +38,7 @@ def test_a_file_cut_short_is_refused(saved: Path, length: int) -> None:
         PeftModel.from_pretrained(build_tiny_llama(), saved)
     with pytest.raises(SafetensorError):
         build_tiny_llama().load_adapter(str(saved))
-    with pytest.raises(ValueError, match=rf"{NAME} is cut short or damaged \(.*\): get it anew"):
+    with pytest.raises(ValueError, match=rf"{NAME} is cut short or damaged \(.*\): download or save it again"):
         load(saved, build_tiny_llama())
 
 

@@ -43,7 +43,7 @@ def test_options_reach_the_base_and_the_adapter(saved: Any) -> None:
 
 def test_what_cannot_be_loaded_names_the_way_out(saved: Any, tiny_llama: Any, tmp_path: Path) -> None:
     _, folder = saved
-    with pytest.raises(ValueError, match="loaded already: dtype cannot act on it"):
+    with pytest.raises(ValueError, match="loaded already: dtype cannot change it any more"):
         load(folder / "adapter", tiny_llama(), dtype=torch.bfloat16)
     plain = get_peft_model(nn.ModuleDict({"up": nn.Linear(3, 3)}), CondFTConfig(target_modules=["up"]))
     plain.save_pretrained(tmp_path / "plain")
