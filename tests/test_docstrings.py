@@ -77,5 +77,6 @@ def test_examples_run(name: str, namespace: dict[str, Any]) -> None:
     runner = doctest.DocTestRunner(optionflags=OPTIONS)
     output: list[str] = []
     for example in doctest.DocTestFinder(exclude_empty=True).find(module, name, extraglobs=dict(namespace)):
+        example.globs["base"] = build_tiny_llama()  # the example before may have put an adapter on it
         runner.run(example, out=output.append)
     assert runner.failures == 0, "".join(output)
