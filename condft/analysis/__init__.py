@@ -1,1 +1,1 @@
-"""From the weights of a model to a report: walk, look up in the cache, measure, share the work between processes."""
+"""From the weights of a model to a report: walk, share between processes, look up in the cache, measure."""

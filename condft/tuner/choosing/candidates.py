@@ -109,9 +109,9 @@ def no_candidates(config: CondFTConfig, names: Iterable[str], skipped: Iterable[
     if config.target_modules is None:
         kinds = ", ".join(kind.__name__ for kind in SUPPORTED_LAYERS)
         return f"the model has no weight that CondFT can train: it supports {kinds}, and found {modules[:5]}.{packed}"
-    wanted = [config.target_modules] if isinstance(config.target_modules, str) else sorted(config.target_modules)
+    scope = [config.target_modules] if isinstance(config.target_modules, str) else sorted(config.target_modules)
     suffixes = sorted({name.rpartition(".")[2] for name in modules})
-    near = {word: get_close_matches(word, suffixes + modules, n=3, cutoff=0.5) for word in wanted}
+    near = {word: get_close_matches(word, suffixes + modules, n=3, cutoff=0.5) for word in scope}
     hints = "; ".join(f"{word!r} is near {', '.join(found)}" for word, found in near.items() if found)
     return (
         f"target_modules={config.target_modules!r} (with its exclusions) matches none of the {len(modules)} modules "

@@ -1,6 +1,6 @@
-r"""Fisher information of units: how far the model's own distribution moves when one of their entries does.
+r"""Fisher information of units: how far the model's output distribution moves when one of their entries moves.
 
-The one score here that is not read off the weight alone. It still needs no data: the text is the model's own.
+It is the only score here that the weights alone do not give. It still needs no data: text is sampled from the model.
 """
 
 import math
@@ -27,7 +27,7 @@ from condft.weights.shards import is_dtensor
 
 __all__ = ["add_fisher_information"]
 
-_SEQUENCES, _TOKENS, _SEED = 16, 64, 0  # of the text that is drawn where none is given
+_SEQUENCES, _TOKENS, _SEED = 16, 64, 0  # of the text that is sampled if none is given
 
 
 def add_fisher_information(
@@ -38,33 +38,48 @@ def add_fisher_information(
     names: Collection[str] | None = None,
     progress: bool = True,
 ) -> SpectralReport:
-    r"""A report with the Fisher information of its units: what training one must cost the model, to second order.
+    r"""Adds the Fisher information of its units to a report: to second order, what training a unit costs the model.
 
-    A small update $\Delta$ of a unit moves the model by $\mathrm{KL} \approx \frac12 \Delta^\top F \Delta$ nats a
-    token, $F = E[g g^\top]$ over text drawn from the model itself, with g the gradient of a sequence's log-probability
-    over the root of its length (the tokens' scores are martingale differences, so their products vanish in the mean).
-    The figure is the mean of F's diagonal, $\mathrm{tr} F$ over the unit's entries: Adam moves every entry by about
-    the learning rate, so that units of equal figures cost about the same for an entry that trains. Gradients come from
-    one backward pass a sequence, and one parameter's is held at a time beside the activations.
+    A small update $\Delta$ of a unit moves the model's distribution by $\mathrm{KL} \approx \frac12 \Delta^\top F
+    \Delta$ nats per token (Martens, JMLR 21, 2020). Here $F = E[g g^\top]$ is the Fisher information per
+    token, and g is the gradient of the log-probability of a sequence, divided by the square root of its length. The
+    expectation is over text sampled from the model itself. One gradient per sequence is enough: the gradients of
+    different tokens are martingale differences, so their products vanish in expectation.
+
+    The reported figure is the mean of F's diagonal over the unit's entries. Adam moves every entry by about the
+    learning rate, so units with equal figures cost about the same per trained entry. Each sequence takes one backward
+    pass. Only one parameter's gradient is in memory at a time, next to the activations.
+
+    >>> report = add_fisher_information(report, base, token_ids, progress=False)
+    >>> row = report["model.layers.0.mlp.up_proj.weight"]
+    >>> row.fisher_information > 0
+    True
+
+    Such a report can rank the units:
+
+    >>> from condft import select_units
+    >>> len(select_units(report, num_tensors=3, score="fisher_information").names)
+    3
 
     Args:
         report: Of the same model.
-        model: A causal LM, or a model that holds one and is called with `input_ids` alone. Adapters on it are off
-            meanwhile. Left as it is: modes, `requires_grad`, gradients.
-        tokens: Text, `(num_sequences, length)`, long, whose first token is given; best the model's own
-            (`condft.evaluation.sample_from_base`). None draws 16 sequences of 64 tokens from it.
-        names: Units; by default every one of the report that CondFT can train.
-        progress: Show a bar.
+        model: A causal LM, or a model that holds one and takes `input_ids` alone. Its adapters are off meanwhile.
+            Its modes, `requires_grad` and gradients are left as they were.
+        tokens: Text, of shape `(num_sequences, length)` and dtype long. The first token of each sequence is given, the
+            others are scored. It should be sampled from the model (`condft.retention.sample_from_base`): on other
+            text the figure is not the Fisher information. None samples 16 sequences of 64 tokens.
+        names: Units; by default all of the report that CondFT can train.
+        progress: Show a progress bar.
 
     Returns:
-        The report, with `fisher_information` in those rows. Units that the text does not pass through (a speech
-        encoder's, say) have none; a fused expert that no token was sent to has 0.
+        The report, with `fisher_information` in these rows. Units that text does not pass through (those of a speech
+        encoder, for example) have None. A fused expert that no token was routed to has 0.
 
     Raises:
         KeyError: A name without a row.
-        ValueError: A unit whose gradient cannot be had (quantized, sharded, on the meta device, computed by a
-            parametrization), a merged adapter, a model that gives no logits or not finite ones, or sequences of fewer
-            than 2 tokens.
+        ValueError: A unit without a gradient (quantized, sharded, on the meta device, or computed by a
+            parametrization), a merged adapter, a model that gives no logits, gradients that are not finite, or
+            sequences of fewer than 2 tokens.
     """
     targets = Targets(model)
     found = {name: targets.find(name) for name in (names if names is not None else [row.name for row in report.rows])}
@@ -76,7 +91,7 @@ def add_fisher_information(
     parameters = _parameters(model, targets, units)
     with _base_alone(model):
         if tokens is None:
-            tokens = _own_text(model, progress=progress)
+            tokens = _sampled_text(model, progress=progress)
         traces = _traces(model, parameters, tokens, progress=progress)
     rows = tuple(
         replace(row, fisher_information=traces[row.name] / row.num_parameters) if row.name in traces else row
@@ -85,12 +100,12 @@ def add_fisher_information(
     return replace(report, rows=rows)
 
 
-def _own_text(model: nn.Module, *, progress: bool) -> Tensor:
+def _sampled_text(model: nn.Module, *, progress: bool) -> Tensor:
     start = getattr(model, "generation_config", None)
     if start is None:
         raise ValueError(
-            f"a {type(model).__name__} does not say where its text begins (it has no generation_config): hand over "
-            "tokens, of condft.evaluation.sample_from_base for one"
+            f"a {type(model).__name__} does not say which token its text begins with (it has no generation_config): "
+            "hand over tokens, for example from condft.retention.sample_from_base"
         )
     return sample_from_base(model, start, num_sequences=_SEQUENCES, num_tokens=_TOKENS, seed=_SEED, progress=progress)
 
@@ -106,8 +121,8 @@ def _parameters(model: nn.Module, targets: Targets, units: dict[str, Target]) ->
         reason = _why_no_gradient(targets.module(target.path), parameter)
         if reason is not None:
             raise ValueError(
-                f"the Fisher information of {name!r} needs its gradient, which cannot be had: {reason}. Measure it on "
-                "a whole, plain copy of the model and hand the choice over as target_units."
+                f"the Fisher information of {name!r} needs its gradient, and there is none: {reason}. Measure it on "
+                "a whole, unquantized copy of the model, and hand the selection over as target_units."
             )
         found.setdefault(parameter, {})[name] = target.slices
     if not found:
@@ -130,11 +145,11 @@ def _traces(model: Any, parameters: _Units, tokens: Tensor, *, progress: bool) -
     """Name -> trace of F, for the units that the text reaches."""
     if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] < 2:
         raise ValueError(f"tokens of shape {tuple(tokens.shape)}: needs at least one sequence of at least 2")
-    traces: dict[str, Tensor] = {}  # where the gradients are: a number would have to be waited for
+    traces: dict[str, Tensor] = {}  # tensors on the gradients' device: a Python number would wait for the device
     scale = 1.0 / tokens.shape[0] / (tokens.shape[1] - 1)
 
     def collect(parameter: nn.Parameter) -> None:
-        gradient, parameter.grad = parameter.grad, None  # one at a time, so that they never add up to a second model
+        gradient, parameter.grad = parameter.grad, None  # freed at once: together they are as large as the model
         assert gradient is not None
         for name, slices in parameters[parameter].items():
             part = gradient if slices is None else slices.take(gradient)
@@ -163,7 +178,7 @@ def _traces(model: Any, parameters: _Units, tokens: Tensor, *, progress: bool) -
 def _gradients_of(
     model: nn.Module, parameters: Collection[nn.Parameter], collect: Callable[[nn.Parameter], None]
 ) -> Iterator[None]:
-    """Within, a backward pass hands each of these parameters to `collect`, its gradient set, and takes no others."""
+    """Within, a backward pass calls `collect` with each of these parameters, as soon as its gradient is there."""
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     handles = []
     try:
@@ -183,7 +198,7 @@ def _gradients_of(
 
 @contextmanager
 def _base_alone(model: nn.Module) -> Iterator[None]:
-    """Within, no adapter acts.
+    """Within, all adapters are off.
 
     Raises:
         ValueError: One is merged.

@@ -56,9 +56,9 @@ def named_around(path: str, names: Iterable[str]) -> Iterator[str]:
     >>> list(named_around("model.projector.linear_1", ["projector"]))
     ['model.projector']
     """
-    wanted = tuple(names)
+    names = tuple(names)
     for outer in _with_parents(path):
-        if any(outer == name or outer.endswith(f".{name}") for name in wanted):
+        if any(outer == name or outer.endswith(f".{name}") for name in names):
             yield outer
 
 

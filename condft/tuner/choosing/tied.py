@@ -90,11 +90,11 @@ def refuse_tied_modules(modules_to_save: Iterable[str], ties: Iterable[Tie], tie
     Raises:
         ValueError: Names the two and the way out.
     """
-    wanted = tuple(modules_to_save)
+    names = tuple(modules_to_save)
     for tie in ties:
         if tied_by_peft.isdisjoint(tie.modules):
             for path, partner in (tie.modules, tie.modules[::-1]):
-                for outer in named_around(path, wanted):
+                for outer in named_around(path, names):
                     if partner.startswith(f"{outer}."):
                         continue  # one copy holds both
                     raise ValueError(

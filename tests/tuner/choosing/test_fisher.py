@@ -170,7 +170,7 @@ def test_what_cannot_be_measured_is_named() -> None:
     with pytest.raises(ValueError, match="LlamaModel gives no next-token logits"):
         add_fisher_information(analyze(encoder, progress=False), encoder, TOKENS)
     assert not any(parameter.grad is not None for parameter in encoder.parameters())
-    with pytest.raises(ValueError, match=r"does not say where its text begins.*hand over tokens"):
+    with pytest.raises(ValueError, match=r"does not say which token its text begins with.*hand over tokens"):
         layers = nn.Sequential(nn.Linear(4, 4))
         add_fisher_information(analyze(layers, progress=False), layers)
     with torch.device("meta"):

@@ -1,15 +1,18 @@
-"""What `CondFTConfig` chooses, from which report, and how it refuses a choice that cannot be."""
+"""What `resolve` selects, from which report, and which selections it refuses."""
 
-import json
 import warnings
 from typing import get_args
 
 import pytest
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from torch import nn
 
 from condft import CondFTConfig, add_fisher_information, analyze, select_units
 from condft.selection.scores import Score
+from condft.tuner.choosing.resolve import resolve
+from condft.tuner.targets import Targets
+from condft.weights import walk as walk_module
+from tests.helpers.tiny_models import tiny_moe
 
 
 def test_get_peft_model_trains_what_select_units_chooses(tiny_llama):
@@ -35,27 +38,12 @@ def test_names_match_exactly_never_by_suffix():
 def test_a_report_can_be_handed_over_as_object_or_file(tiny_llama, tmp_path):
     report = analyze(tiny_llama(), progress=False)
     report.save(tmp_path / "report.json")
-    chosen = []
+    selected = []
     for given in (None, report, str(tmp_path / "report.json")):
         config = CondFTConfig(num_tensors=7, report=given)
         get_peft_model(tiny_llama(), config).save_pretrained(tmp_path / "adapter")
-        chosen.append(config.target_units)
-    assert chosen[0] == chosen[1] == chosen[2]
-
-
-def test_a_report_can_come_from_the_hub(tiny_llama, tmp_path, monkeypatch):
-    report = analyze(tiny_llama(), progress=False)
-    repository, revision = tmp_path / "models--someone--tiny", "0" * 40
-    report.save(repository / "snapshots" / revision / "spectral_report.json")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(revision)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert CondFTConfig(report="someone/tiny").load_report() == report
-    assert CondFTConfig(report=str(repository / "snapshots" / revision)).load_report() == report
-    with pytest.raises(FileNotFoundError, match=r"someone/nothing.* hand over its path, or leave report out"):
-        CondFTConfig(report="someone/nothing").load_report()
-    with pytest.raises(FileNotFoundError, match="no file, and no hub id either"):
-        CondFTConfig(report=tmp_path / "no" / "report.json").load_report()
+        selected.append(config.target_units)
+    assert selected[0] == selected[1] == selected[2]
 
 
 def test_a_report_of_other_weights_is_an_error(tiny_llama):
@@ -83,33 +71,7 @@ def test_bad_configs_name_the_way_out(tiny_llama, options, message):
         get_peft_model(tiny_llama(), CondFTConfig(**options))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_tensors": 3, "target_units": ["lm_head.weight"]}, "so num_tensors=3 could not act: give one of them"),
-        ({"num_tensors": 3, "max_condition_number": 5.0}, "at most one budget"),
-        ({"order": "lowset"}, "order='lowset' is unknown"),
-        ({"score": "kappa"}, "score='kappa' is unknown"),
-        ({"stratify": "layer"}, "stratify='layer' is unknown"),
-        ({"num_tensors": 0}, "num_tensors=0 selects nothing"),
-        ({"num_tensors": 2.5}, "num_tensors=2.5 is no whole number"),
-        ({"num_tensors": "3"}, "num_tensors='3' is no whole number"),
-        ({"num_tensors": True}, "num_tensors=True is no whole number"),
-        ({"trainable_fraction": 1.5}, r"trainable_fraction=1.5 is outside \(0, 1\]"),
-        ({"trainable_fraction": "0.1"}, "trainable_fraction='0.1' is no number"),
-        ({"max_condition_number": 0.5}, "max_condition_number=0.5 selects nothing"),
-        ({"max_condition_number": "1e3"}, "max_condition_number='1e3' is no number"),
-        ({"max_condition_number": 5, "order": "highest"}, "cannot go with score='condition_number', order='highest'"),
-        ({"include_roles": ["heads"]}, r"include_roles=\['heads'\] is unknown"),
-        ({"target_modules": ".*", "layers_to_transform": [0]}, "cannot narrow the pattern"),
-    ],
-)
-def test_bad_configs_fail_when_made(options, message):
-    with pytest.raises(ValueError, match=message):
-        CondFTConfig(**options)
-
-
-def test_embeddings_and_heads_only_when_asked_for(tiny_llama):
+def test_embeddings_and_heads_only_if_named(tiny_llama):
     for options in ({"include_roles": ["output_head"], "target_modules": "lm_head"}, {"target_modules": ["lm_head"]}):
         config = CondFTConfig(**options)
         get_peft_model(tiny_llama(tied=False), config)
@@ -124,7 +86,7 @@ def test_a_budget_of_everything_warns(tiny_llama):
         get_peft_model(tiny_llama(), CondFTConfig())
 
 
-def test_a_choice_of_shapes_warns_and_the_default_does_not(tiny_llama):
+def test_a_selection_by_shape_warns_and_the_default_does_not(tiny_llama):
     with pytest.warns(UserWarning, match=r'shape, not learning, explains .*stratify="module_type"'):
         get_peft_model(tiny_llama(), CondFTConfig(num_tensors=5, stratify=None))
     with warnings.catch_warnings():
@@ -134,7 +96,7 @@ def test_a_choice_of_shapes_warns_and_the_default_does_not(tiny_llama):
 
 
 @pytest.mark.parametrize("score", get_args(Score))
-def test_every_score_can_choose(tiny_llama, score):
+def test_every_score_can_select(tiny_llama, score):
     model = tiny_llama()
     report = add_fisher_information(analyze(model, measures="all", progress=False), model, progress=False)
     expected = select_units(report, num_tensors=9, score=score)
@@ -162,49 +124,49 @@ def test_meta_weights_are_refused(tiny_llama):
         get_peft_model(model, CondFTConfig(num_tensors=3))
 
 
+def test_the_model_is_walked_once(tiny_llama, monkeypatch):
+    walks, items = [], walk_module._Walk.items
+    monkeypatch.setattr(walk_module._Walk, "items", lambda walk: walks.append(walk) or items(walk))
+    model = get_peft_model(tiny_llama(), CondFTConfig(num_tensors=5))
+    assert len(walks) == 1
+    report = analyze(tiny_llama(), progress=False)
+    assert len(walks) == 2
+    model.add_adapter("from a report", CondFTConfig(num_tensors=3, report=report))
+    assert len(walks) == 3
+    model.add_adapter("by hand", CondFTConfig(target_units=["model.layers.0.mlp.up_proj.weight"]))
+    assert len(walks) == 3
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("num_tensors", 9, "num_tensors was 5 when the 5 units .* were selected, and is 9 now: an adapter keeps its"),
-        ("num_tensors", None, "num_tensors was 5 .* and is None now"),
-        ("trainable_fraction", 0.5, "at most one budget|trainable_fraction was None .* and is 0.5 now"),
-        ("order", "highest", "order was 'lowest' .* and is 'highest' now"),
-    ],
+    ("build", "granularity"), [("tiny_llama", "tensor"), ("tiny_llama", "head"), ("moe", "tensor")]
 )
-def test_a_budget_changed_on_an_existing_adapter_is_refused(tiny_llama, tmp_path, name, value, message):
-    """It could not act, on whichever way it is changed: the selection stands."""
-    get_peft_model(tiny_llama(), CondFTConfig(num_tensors=5)).save_pretrained(tmp_path)
-    changed = CondFTConfig.from_pretrained(tmp_path)
-    setattr(changed, name, value)
-    with pytest.raises(ValueError, match=message):
-        get_peft_model(tiny_llama(), changed)
-    file = tmp_path / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
-    with pytest.raises(ValueError, match=message):
-        PeftModel.from_pretrained(tiny_llama(), tmp_path)
+def test_the_report_is_that_of_analyze(tiny_llama, build, granularity):
+    model = tiny_moe() if build == "moe" else tiny_llama()
+    config = CondFTConfig(num_tensors=6, granularity=granularity)
+    found = resolve(config, model, Targets(model))
+    whole = analyze(model, granularity=granularity, progress=False)
+    candidates = [row.name for row in whole.rows if row.role in ("layer", "expert")]
+    report = analyze(model, names=candidates, granularity=granularity, progress=False)
+    assert found.report_fingerprint == report.fingerprint
+    assert found.target_units == select_units(whole, num_tensors=6).names
+    assert found.base_digests == {name: f"float32 {report[name].digest}" for name in found.target_units}
 
 
-def test_a_saved_selection_is_read_though_its_rule_is_unknown_here(tiny_llama, tmp_path):
-    """The score of a later version has chosen already; only a choice to be made anew needs it."""
-    get_peft_model(tiny_llama(), CondFTConfig(num_tensors=5)).save_pretrained(tmp_path)
-    file = tmp_path / "adapter_config.json"
-    saved = json.loads(file.read_text())
-    saved["score"] = saved["selected_by"]["score"] = "of_tomorrow"
-    file.write_text(json.dumps(saved))
-    PeftModel.from_pretrained(tiny_llama(), tmp_path)
-    config = CondFTConfig.from_pretrained(tmp_path)
-    config.target_units = None
-    with pytest.raises(ValueError, match="score='of_tomorrow' is unknown"):
+def test_the_config_is_not_changed_and_the_model_writes_what_is_returned(tiny_llama):
+    config, model = CondFTConfig(num_tensors=5, target_modules=["q_proj", "lm_head"]), tiny_llama(tied=False)
+    before = vars(config).copy()
+    found = resolve(config, model, Targets(model))
+    assert vars(config) == before
+    get_peft_model(model, config)
+    assert (config.target_units, config.target_modules) == (list(found.target_units), None)
+    assert (config.base_digests, config.selected_by) == (found.base_digests, found.selected_by)
+    assert config.report_fingerprint == found.report_fingerprint
+
+
+def test_a_refused_adapter_leaves_its_config_without_a_selection(tiny_llama):
+    config = CondFTConfig(num_tensors=5, modules_to_save=["lm_head"])  # tied to the embedding
+    with pytest.raises(ValueError, match="ensure_weight_tying"):
         get_peft_model(tiny_llama(), config)
-
-
-def test_the_ways_out_of_a_changed_budget(tiny_llama):
-    config = CondFTConfig(num_tensors=5)
-    get_peft_model(tiny_llama(), config)
-    config.num_tensors = 9
-    config.num_tensors = 5
-    get_peft_model(tiny_llama(), config)
-    config.num_tensors, config.target_units = 9, None
-    get_peft_model(tiny_llama(seed=1), config)
-    assert len(config.target_units) == len(config.base_digests) == 9
-    get_peft_model(tiny_llama(seed=1), config)
+    assert config.target_units is None
+    assert config.base_digests is None
+    assert not config.is_filled_in

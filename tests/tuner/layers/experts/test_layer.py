@@ -148,7 +148,7 @@ def test_biases_of_experts_are_no_units() -> None:
         ([EXPERTS.format(0, "gate_up_proj", 9)], r"name one as .*gate_up_proj\[0\] to .*gate_up_proj\[3\]"),
         (["model.layers.0.mlp.experts.gate_up_proj"], "is a stack of 4 matrices"),
         ([EXPERTS.format(7, "gate_up_proj", 0)], "do not exist in this base model"),
-        ([UNITS[0], UNITS[0]], r"1 units are asked for twice, the first is .*gate_up_proj\[1\]'"),
+        ([UNITS[0], UNITS[0]], r"1 units are named twice, the first is .*gate_up_proj\[1\]'"),
         (["model.layers.0.self_attn.q_proj.weight[5]"], r"its 4 heads are \[h0\] to \[h3\]"),
         (["model.layers.0.input_layernorm.weight"], "cannot train weight of a MixtralRMSNorm"),
     ],
