@@ -51,9 +51,8 @@ _PEFT_INTRO = """These mean what they mean in every PEFT method: `task_type`, `b
 `inference_mode`, `peft_type`, `auto_mapping` and `peft_version`."""
 
 _YAML_INTRO = """One YAML file describes one run of the recipe: `condft train run.yaml`, or `scripts/train.py` under
-`accelerate launch`.
-`configs/quickstart.yaml` is a complete example. A key on the command line overrides the file's:
-`training.steps=60 output_dir=runs/short`.
+`accelerate launch`. `configs/quickstart.yaml` is a complete example; `condft train quickstart.yaml` finds it by its
+name. A key on the command line overrides the file's: `training.steps=60 output_dir=runs/short`.
 
 The file is read strictly. An unknown key, a key that occurs twice, a value of another type and a number out of range
 are errors that name the key and the closest valid one. Numbers and booleans are those of YAML 1.2: `1e-3` is a number,

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -89,6 +90,20 @@ def test_every_field_and_file_of_the_results_is_described() -> None:
     names = [*fields, *(reason.value for reason in SkipReason)]
     assert [name for name in names if f"`{name}`" not in page("files.md")] == []
     assert [name for name in RUN_CONTENT if f"`{name}" not in page("files.md")] == []
+
+
+def test_every_key_of_a_summary_is_described() -> None:
+    tree = ast.parse((ROOT / "condft" / "recipe" / "summary.py").read_text(encoding="utf-8"))
+    found = [key for node in ast.walk(tree) if isinstance(node, ast.Dict) for key in node.keys]
+    keys = [key.value for key in found if isinstance(key, ast.Constant) and isinstance(key.value, str)]
+    assert len(keys) > 20
+    assert [key for key in keys if f"`{key}`" not in page("files.md")] == []
+
+
+def test_every_key_of_the_metrics_is_described() -> None:
+    lines = (ROOT / "docs" / "results" / "quickstart" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    keys = {key for line in lines for key in json.loads(line)}
+    assert [key for key in sorted(keys) if f"`{key}`" not in page("files.md")] == []
 
 
 def test_every_environment_variable_is_described() -> None:
