@@ -88,7 +88,7 @@ def analyze(
     >>> report = analyze(base, progress=False)
     >>> len(report.rows)
     29
-    >>> row = report.row("model.layers.0.mlp.up_proj.weight")
+    >>> row = report["model.layers.0.mlp.up_proj.weight"]
     >>> row.shape, row.dtype, round(row.sigma_max / row.sigma_min, 6) == round(row.condition_number, 6)
     ((64, 32), 'float32', True)
 

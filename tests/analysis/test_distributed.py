@@ -15,10 +15,12 @@ from peft import get_peft_model
 from torch import nn
 
 from condft import CondFTConfig, SpectralReport, analyze
-from condft.analysis.distributed import WorkPlan
+from condft.analysis import distributed
+from condft.analysis.distributed import WorkPlan, share_units
 from condft.analysis.measure import MeasureSpec, UnitInfo
-from condft.report import Role
+from condft.report import Role, SkippedWeight, SkipReason
 from condft.runtime.process_group import ProcessGroup
+from condft.weights.walk import iter_units
 from tests.helpers.processes import ROOT
 from tests.helpers.tiny_llama import build_tiny_llama
 from tests.workers.distributed import all_routes
@@ -82,13 +84,31 @@ def test_a_unit_goes_to_a_process_that_holds_it() -> None:
     assert sorted(owner.values()) == [0, 0, 0, 1, 1, 1]
 
 
-def test_the_cost_ranks_what_takes_long() -> None:
-    basic, everything = MeasureSpec(), MeasureSpec("all")
-    wide, square = info("wide", (1024, 4096)), info("square", (4096, 4096))
-    assert info("tall", (4096, 1024)).cost(basic) == wide.cost(basic)
-    assert wide.cost(basic) < info("nearly square", (3600, 4096)).cost(basic)
-    assert info("small", (256, 4096)).cost(basic) < wide.cost(everything) < square.cost(basic)
-    assert square.cost(everything) < square.cost(MeasureSpec("basic", spectrum=True))
+def test_own_shares_add_up_to_the_whole_cost() -> None:
+    infos = [info(f"{index}.weight", (10 * index + 1, 7)) for index in range(9)]
+    plan, names = plan_of(infos, 3), [i.name for i in infos]
+    shares = []
+    for rank in range(3):
+        plan.group.rank = rank
+        shares.append(plan.own_share(names, lambda info: info.num_parameters))
+    assert sum(shares) == pytest.approx(1.0)
+    assert plan.own_share([], lambda info: 1.0) == 0.0
+
+
+def test_a_weight_on_the_meta_device_counts_only_if_no_process_has_it() -> None:
+    def skip(name: str, reason: SkipReason) -> SkippedWeight:
+        return SkippedWeight(name, (2, 2), reason)
+
+    meta, tied = SkipReason.META_DEVICE, SkipReason.TIED
+    by_rank = [[skip("a", meta), skip("b", meta), skip("c", tied)], [skip("b", meta), skip("c", tied)]]
+    assert distributed._skipped_everywhere(by_rank) == [skip("b", meta), skip("c", tied)]
+
+
+def test_units_and_other_weights_of_a_walk_are_separated() -> None:
+    plan = share_units(iter_units(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))), ProcessGroup())
+    assert list(plan.infos) == list(plan.units) == ["0.weight"]
+    assert plan.holders == {"0.weight": [0]}
+    assert [skip.name for skip in plan.skipped] == ["0.bias", "1.weight", "1.bias"]
 
 
 def run_two(case: str, folder: Path) -> list[dict[str, Any]]:
