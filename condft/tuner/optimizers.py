@@ -49,7 +49,7 @@ def parameter_groups(
     >>> import torch
     >>> from peft import get_peft_model
     >>> from condft import CondFTConfig, parameter_groups
-    >>> model = get_peft_model(base, CondFTConfig(num_tensors=3, modules_to_save=["norm"]))
+    >>> model = get_peft_model(base, CondFTConfig(num_tensors=3, modules_to_save=["model.norm"]))
     >>> groups = parameter_groups(model, lr={"selected": 2e-5, "modules_to_save": 1e-3}, weight_decay=0.1)
     >>> [(group["name"], len(group["params"]), group["lr"], group["weight_decay"]) for group in groups]
     [('selected', 3, 2e-05, 0.1), ('modules_to_save, vectors', 1, 0.001, 0.0)]

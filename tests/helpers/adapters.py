@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,13 @@ from torch import nn
 
 from condft import CondFTConfig
 from tests.helpers.tiny_llama import build_tiny_llama
+
+EVERYTHING: dict[str, Any] = {
+    "num_tensors": 5,
+    "modules_to_save": ["lm_head"],
+    "trainable_token_indices": {"embed_tokens": [33, 80]},
+}
+"""Options of an adapter that has all kinds of parts; for a tiny Llama whose embeddings are not tied."""
 
 
 def train(model: nn.Module, ids: torch.Tensor, *, lr: float = 0.5, steps: int = 2) -> None:

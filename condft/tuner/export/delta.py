@@ -1,9 +1,9 @@
-"""The update of an adapter as a difference, `trained - base`: a plain state dict, a safetensors file, sums of them.
+"""An adapter's update as a difference, `trained - base`: a plain state dict, a safetensors file, weighted sums.
 
-Differences, not the trained values, because differences can be weighted and added. They are exact for almost every
-weight: `trained - base` has no rounding error in fp32 if trained/base lies in [1/2, 2] (Sterbenz), and then
-`base + difference` is the trained value bit for bit; elsewhere the error is at most one rounding of the larger of
-the two. The adapter itself, which holds the trained values, is the place for bits (`merge_and_unload`).
+Differences, and not the trained values, because differences can be weighted and added. They are exact for almost every
+weight: `trained - base` has no rounding error in fp32 if trained/base lies in [1/2, 2] (Sterbenz' lemma), and then
+`base + difference` is the trained value bit for bit. Elsewhere the error is at most one rounding of the larger of the
+two. For the exact bits everywhere use the adapter, which holds the trained values (`merge_and_unload`).
 """
 
 import json
@@ -33,10 +33,10 @@ _INDEX = "#index"
 
 @dataclass(frozen=True, eq=False)
 class DeltaTensor:
-    """The difference of one parameter; what did not change along one dimension is left out.
+    """The difference of one parameter. Entries of one dimension that do not train are left out.
 
     Attributes:
-        values: The difference; only the entries `index` of dimension `dim` if `index` is given.
+        values: The difference; if `index` is given, only these entries of dimension `dim`.
         shape: The parameter's shape.
         base_dtype: The base parameter's dtype, such as "bfloat16".
         base_digest: `condft.files.hashing.tensor_digest` of the base parameter.
@@ -53,7 +53,7 @@ class DeltaTensor:
     index: Tensor | None = None
 
     def dense(self) -> Tensor:
-        """The difference in the parameter's whole shape."""
+        """The difference in the parameter's whole shape, zero where nothing trains."""
         if self.index is None:
             return self.values
         return self.values.new_zeros(self.shape).index_copy_(self.dim, self.index, self.values)
@@ -61,22 +61,32 @@ class DeltaTensor:
 
 @dataclass(frozen=True, eq=False)
 class Delta:
-    """What an adapter changes in its base model.
+    """The change that an adapter makes to its base model. Made by `export_delta` and `combine_deltas`.
 
     Attributes:
         tensors: Parameter name in the base model -> its difference.
-        base_model: Name or path of the base model, for people; what is compared are the digests.
+        base_model: Name or path of the base model, for people. `apply_delta` compares hashes of the weights instead.
+
+    >>> from peft import get_peft_model
+    >>> from condft import CondFTConfig, Delta, export_delta
+    >>> units = ["model.layers.1.mlp.down_proj.weight"]
+    >>> delta = export_delta(get_peft_model(base, CondFTConfig(target_units=units)))
+    >>> {name: tuple(tensor.shape) for name, tensor in delta.state_dict().items()}
+    {'model.layers.1.mlp.down_proj.weight': (32, 64)}
+    >>> delta.save("delta.safetensors")
+    >>> Delta.load("delta.safetensors").tensors.keys() == delta.tensors.keys()
+    True
     """
 
     tensors: Mapping[str, DeltaTensor] = field(default_factory=dict)
     base_model: str | None = None
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The differences as a plain state dict of the base model's names and shapes."""
+        """The differences as a plain state dict with the base model's names and shapes."""
         return {name: tensor.dense() for name, tensor in self.tensors.items()}
 
     def save(self, file: str | Path) -> None:
-        """Writes a safetensors file, atomically; names, shapes, dtypes and base digests are in its metadata."""
+        """Writes a safetensors file, atomically. Its metadata holds names, shapes, dtypes and hashes of the base."""
         stored: dict[str, Tensor] = {}
         rows: dict[str, dict[str, Any]] = {}
         for name, tensor in self.tensors.items():
@@ -91,10 +101,10 @@ class Delta:
 
     @classmethod
     def load(cls, file: str | Path) -> "Delta":
-        """Reads what `save` wrote, onto the CPU.
+        """Reads a file that `save` wrote, onto the CPU.
 
         Raises:
-            ValueError: A file that is damaged, of another version, or no difference.
+            ValueError: The file is damaged, has another version, or is not a difference.
         """
         try:
             with safe_open(file, framework="pt") as opened:
@@ -123,21 +133,30 @@ def export_delta(
     adapter_name: str = "default",
     dtype: torch.dtype | None = None,
 ) -> Delta:
-    """The update `trained - base` of everything that an adapter trains, saved modules and token rows included.
+    """The update `trained - base` of everything that an adapter trains, including saved modules and token rows.
 
     Args:
         model: A model with the adapter, or the adapter's folder (or hub id).
         file: A safetensors file to write the difference to; None only returns it.
-        base: For a folder: the base model, or where it is; by default the one that the adapter names. A model that
-            is handed over is as it was when this returns.
+        base: For a folder: the base model, or its folder or hub id; by default the one that the adapter's config
+            names. A model that is passed has no adapter afterwards.
         adapter_name: Which adapter of a model; a folder holds one.
-        dtype: To store the difference in. By default fp32, or wider if one of the two is wider.
+        dtype: The dtype of the difference. By default fp32, or the wider dtype if one of the two is wider.
 
     Returns:
         The difference, on the CPU.
 
     Raises:
-        ValueError: No such adapter, a merged one, or sharded weights.
+        ValueError: The model has no such adapter, an adapter is merged, or weights are sharded.
+
+    >>> from peft import get_peft_model
+    >>> from condft import CondFTConfig, export_delta
+    >>> model = get_peft_model(base, CondFTConfig(target_units=["model.layers.1.mlp.down_proj.weight"]))
+    >>> model(input_ids=token_ids, labels=token_ids).loss.backward()
+    >>> torch.optim.SGD(model.parameters(), lr=0.1).step()
+    >>> delta = export_delta(model, "delta.safetensors")
+    >>> delta.tensors["model.layers.1.mlp.down_proj.weight"].values.abs().max() > 0
+    tensor(True)
     """
     with adapted(model, base, adapter_name) as live:
         tensors = {update.name: _difference(update, dtype) for update in iter_updates(live, adapter_name)}
@@ -149,17 +168,26 @@ def export_delta(
 
 
 def combine_deltas(deltas: Sequence[Delta | str | Path], weights: Sequence[float]) -> Delta:
-    """The weighted sum of differences to one base model: merges adapters, which need not train the same weights.
+    """The weighted sum of differences to one base model. So it merges adapters, also of different weights.
 
     Args:
         deltas: Differences, or their files.
         weights: One factor each.
 
     Returns:
-        `sum(weight * delta)` in the widest of their dtypes; what a difference lacks counts as unchanged.
+        `sum(weight * delta)` in the widest of their dtypes. A weight that a difference lacks counts as unchanged.
 
     Raises:
-        ValueError: Another number of weights than of differences, none at all, or two that have not the same base.
+        ValueError: The numbers of weights and of differences differ or are zero, or two differences have different
+            bases.
+
+    >>> from peft import get_peft_model
+    >>> from condft import CondFTConfig, combine_deltas, export_delta
+    >>> model = get_peft_model(base, CondFTConfig(target_units=["model.layers.0.mlp.up_proj.weight"]), "german")
+    >>> model.add_adapter("speech", CondFTConfig(target_units=["model.layers.1.mlp.up_proj.weight"]))
+    >>> deltas = [export_delta(model, adapter_name=name) for name in ("german", "speech")]
+    >>> sorted(combine_deltas(deltas, [0.5, 1.0]).tensors)
+    ['model.layers.0.mlp.up_proj.weight', 'model.layers.1.mlp.up_proj.weight']
     """
     if len(deltas) != len(weights) or not deltas:
         raise ValueError(f"{len(deltas)} differences need as many weights, at least one; got {len(weights)}")
@@ -173,23 +201,33 @@ def combine_deltas(deltas: Sequence[Delta | str | Path], weights: Sequence[float
 
 
 def apply_delta(model: nn.Module, delta: Delta | str | Path, weight: float = 1.0) -> nn.Module:
-    """Adds `weight * delta` to the base model's weights in place, with one rounding into the weights' dtype.
+    """Adds `weight * delta` to the base model's weights in place, rounded once to the weights' dtype.
 
     Args:
-        model: The base model, with the weights that the difference was made from; all of them are checked before
-            the first is changed. A second difference therefore no longer fits: add them up with `combine_deltas`.
-        delta: The difference or its file.
-        weight: 1.0 gives the trained model, 0.5 half of the way.
+        model: The base model, with the weights that the difference was made from. All of them are checked before the
+            first is changed, so a second difference no longer fits: add them with `combine_deltas` first.
+        delta: The difference, or its file.
+        weight: 1.0 gives the trained model, 0.5 the model halfway between base and trained.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: A model with an adapter, or another base: names the first tensor that differs, and how many do.
+        ValueError: The model has an adapter, or other weights than the difference's base. The message has the first
+            tensor that differs and their number.
+
+    >>> from peft import get_peft_model
+    >>> from condft import CondFTConfig, apply_delta, export_delta
+    >>> base.save_pretrained("base")
+    >>> model = get_peft_model(base, CondFTConfig(num_tensors=2, init_weights=False))
+    >>> delta = export_delta(model, "delta.safetensors")
+    >>> plain = apply_delta(base.from_pretrained("base"), "delta.safetensors")
+    >>> torch.allclose(plain(token_ids).logits, model(token_ids).logits, atol=1e-5)
+    True
     """
     delta = _loaded(delta)
     if any(isinstance(module, CondFTLayer) for module in model.modules()):
-        raise ValueError("the model has an adapter: apply the difference to the base model (model.unload())")
+        raise ValueError("the model has an adapter: apply the difference to the base model, model.unload()")
     parameters = {canonical_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
     _check_base(parameters, delta)
     with torch.no_grad():
@@ -233,12 +271,13 @@ def _check_base(parameters: Mapping[str, Tensor], delta: Delta) -> None:
 def _misfit(name: str, tensor: DeltaTensor, parameters: Mapping[str, Tensor]) -> str | None:
     parameter = parameters.get(name)
     if parameter is None:
-        return f"{name}: absent here"
+        return f"{name}: absent in the model"
     if tuple(parameter.shape) != tensor.shape:
-        return f"{name}: {'x'.join(map(str, parameter.shape))} here, {'x'.join(map(str, tensor.shape))} there"
+        shapes = ("x".join(map(str, shape)) for shape in (parameter.shape, tensor.shape))
+        return "{}: {} in the model, {} in the difference".format(name, *shapes)
     dtype = str(parameter.dtype).removeprefix("torch.")
     if dtype != tensor.base_dtype:
-        return f"{name}: {dtype} here, {tensor.base_dtype} there (load the base model in that dtype)"
+        return f"{name}: {dtype} in the model, {tensor.base_dtype} in the difference (load the base in that dtype)"
     return None if tensor_digest(parameter) == tensor.base_digest else f"{name}: other values"
 
 

@@ -1,4 +1,4 @@
-"""The update of an adapter as a LoRA adapter: what vLLM and others that know only LoRA can serve."""
+"""An adapter's update as a LoRA adapter, which servers that know only LoRA, such as vLLM, can load."""
 
 import json
 import math
@@ -30,8 +30,8 @@ class LoraFactors:
 
     Attributes:
         name: The weight's name in the base model.
-        rank: Of the two factors.
-        full_rank: At which the approximation is exact up to rounding.
+        rank: The rank of the two factors.
+        full_rank: The rank at which the approximation is exact up to rounding.
         relative_error: Frobenius norm of (update - approximation) over that of the update.
     """
 
@@ -43,12 +43,23 @@ class LoraFactors:
 
 @dataclass(frozen=True)
 class LoraExport:
-    """What `export_lora` wrote.
+    """How well the adapter that `export_lora` wrote approximates the original one.
 
     Attributes:
-        factors: One entry a weight.
-        left_out: Weight name -> why it is not in the adapter; for unchanged ones nothing is lost.
-        relative_error: Over all updates together, those left out counted as lost.
+        factors: One entry for each weight.
+        left_out: Weight name -> why it is not in the LoRA adapter. For an unchanged weight nothing is lost.
+        relative_error: Over all updates together. An update that is left out counts as lost.
+
+    >>> from peft import get_peft_model
+    >>> from condft import CondFTConfig, LoraExport, export_lora
+    >>> model = get_peft_model(base, CondFTConfig(num_tensors=2, init_weights=False))
+    >>> export = export_lora(model, "lora", max_error=0.5)
+    >>> isinstance(export, LoraExport), export.left_out
+    (True, {})
+    >>> export.relative_error <= 0.5
+    True
+    >>> [factors.rank < factors.full_rank for factors in export.factors]
+    [True, True]
     """
 
     factors: tuple[LoraFactors, ...]
@@ -66,26 +77,37 @@ def export_lora(
     adapter_name: str = "default",
     dtype: torch.dtype = torch.float32,
 ) -> LoraExport:
-    """Writes the best approximation of an adapter by LoRA (Eckart & Young 1936: a truncated SVD per weight).
+    """Writes the best approximation of an adapter by LoRA: a truncated SVD of each update (Eckart & Young 1936).
 
     The folder holds a LoRA adapter that `PeftModel.from_pretrained` loads without condft. `lora_alpha` equals the
-    rank everywhere, so the scaling is exactly one. Saved modules and token rows go along as they are. The updates of
-    full-rank training are not of low rank: look at the errors before serving the result.
+    rank everywhere, so the scaling is exactly one. Saved modules and token rows are copied unchanged. The updates of
+    full-rank training are not of low rank: look at the errors before you serve the result.
 
     Args:
         model: A model with the adapter, or the adapter's folder (or hub id).
-        folder: Where to write; replaced whole if it exists.
+        folder: Where to write. If it exists, all of it is replaced.
         rank: The rank of every weight's factors, at most its full rank.
-        max_error: Instead of `rank`: the smallest rank per weight whose relative error is at most this.
+        max_error: Instead of `rank`: each weight gets the smallest rank whose relative error is at most this.
         base: As for `export_delta`.
         adapter_name: Which adapter of a model.
-        dtype: To store the factors in.
+        dtype: The dtype of the factors.
 
     Returns:
-        Rank and error of every weight; the same is in the folder's README.md and in the file's metadata.
+        Rank and error of every weight. They are also in the folder's README.md and in the file's metadata.
 
     Raises:
-        ValueError: Not exactly one of `rank` and `max_error`, one out of range, or nothing that LoRA can hold.
+        ValueError: Not exactly one of `rank` and `max_error` is given, it is out of range, or none of the selected
+            weights has a LoRA form.
+
+    >>> from peft import PeftModel, get_peft_model
+    >>> from condft import CondFTConfig, export_lora
+    >>> base.save_pretrained("base")
+    >>> model = get_peft_model(base, CondFTConfig(num_tensors=2, init_weights=False))
+    >>> [factors.rank for factors in export_lora(model, "lora", rank=8).factors]
+    [8, 8]
+    >>> served = PeftModel.from_pretrained(base.from_pretrained("base"), "lora")
+    >>> served.peft_config["default"].peft_type.value
+    'LORA'
     """
     _check_choice(rank, max_error)
     with adapted(model, base, adapter_name) as live:
@@ -103,7 +125,7 @@ def export_lora(
                 continue
             matrix = _as_matrix(update.layer, difference)
             down, up = (factor.to(dtype) for factor in _factorize(matrix, norm, rank, max_error))
-            # Measured on what is written, rounding to `dtype` included.
+            # The error of the factors as they are written, including their rounding to `dtype`.
             lost = torch.linalg.vector_norm(matrix - up.to(matrix) @ down.to(matrix), dtype=torch.float64).item()
             factors.append(LoraFactors(update.name, len(down), min(matrix.shape), lost / norm))
             tensors.update(_keys(update, down, up))
@@ -111,7 +133,7 @@ def export_lora(
         if not factors:
             raise ValueError(f"none of the {len(left_out)} selected weights has a LoRA form: {left_out}")
         export = LoraExport(tuple(factors), left_out, math.sqrt(squares[0] / squares[1]))
-        tensors.update(_beside_selection(live, adapter_name))
+        tensors.update(_saved_modules(live, adapter_name))
         config = _lora_config(live, adapter_name, export)
     _write(Path(folder), tensors, config, export)
     return export
@@ -140,16 +162,17 @@ def _no_lora_form(update: Update) -> str | None:
 
 
 def _as_matrix(layer: nn.Module, difference: Tensor) -> Tensor:
-    """The difference as `(outputs, inputs)`, the product that LoRA's `B @ A` makes."""
+    """The difference as an `(outputs, inputs)` matrix, the shape of LoRA's `B @ A`."""
     return difference.T if isinstance(layer, Conv1D | nn.Embedding) else difference.flatten(1)
 
 
 def _factorize(matrix: Tensor, norm: float, rank: int | None, max_error: float | None) -> tuple[Tensor, Tensor]:
-    """A `(rank, inputs)` and B `(outputs, rank)`, each with the root of the singular values."""
+    """A `(rank, inputs)` and B `(outputs, rank)`, each scaled by the square roots of the singular values."""
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     if rank is None:
         assert max_error is not None
-        # What is lost with r singular values kept, summed from the smallest up so that none is swallowed.
+        # lost[r]: norm of the update that r kept singular values miss. Summed from the smallest value up, so that no
+        # small square is lost in a large sum.
         lost = values.double().square().flip(0).cumsum(0).flip(0).sqrt().tolist()
         rank = next((r for r in range(1, len(lost)) if lost[r] <= max_error * norm), len(lost))
     root = values[:rank].sqrt()
@@ -168,8 +191,8 @@ def _keys(update: Update, down: Tensor, up: Tensor) -> dict[str, Tensor]:
     return {f"{module}.lora_A.weight": down.contiguous(), f"{module}.lora_B.weight": up.contiguous()}
 
 
-def _beside_selection(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
-    """Saved modules and token rows, as PEFT saves them."""
+def _saved_modules(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
+    """Saved modules and token rows, under the names of PEFT's files."""
     saved = get_peft_model_state_dict(model, adapter_name=adapter_name)
     return {key: value.detach().clone() for key, value in saved.items() if ".condft_" not in key}
 
@@ -183,7 +206,8 @@ def _lora_config(model: Any, adapter_name: str, export: LoraExport) -> LoraConfi
     }
     chosen = set(names)
     modules = [path for path, _ in model.named_modules()]
-    # A list matches by suffix: it would take more modules than those named.
+    # PEFT matches a list of names by suffix, so it could select more modules than these. A regular expression has to
+    # match the whole path.
     ambiguous = any(
         path.removeprefix(_PREFIX) not in chosen and ".base_layer" not in path and f".{path}".endswith(f".{name}")
         for path in modules

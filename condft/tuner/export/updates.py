@@ -1,4 +1,4 @@
-"""What an adapter changed: every trained parameter beside the base parameter that it stands in for."""
+"""What an adapter changed: pairs of a trained parameter and the base parameter that it replaces."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class Update:
     Attributes:
         name: The parameter's name in the base model.
         base: All of its values in the base model (dequantized, if the base is quantized).
-        trained: The values that act when the adapter is active, in the dtype that was trained: of the whole
-            parameter, or of the slices that train.
+        trained: The adapter's values, in the dtype that was trained: of the whole parameter, or of the slices that
+            train.
         slices: Which slices train; None for the whole parameter.
         layer: The base model's module that is wrapped.
         selected: True for a weight that CondFT selected, False for `modules_to_save` and token rows.
@@ -38,13 +38,13 @@ class Update:
     selected: bool
 
     def difference(self) -> Tensor:
-        """`trained - base` of what trains, in fp32, or wider if one of them is."""
+        """`trained - base`, in the shape of `trained`, in fp32 or in the wider dtype if one of them is wider."""
         base = self.base if self.slices is None else self.slices.take(self.base)
         wide = torch.promote_types(torch.promote_types(base.dtype, self.trained.dtype), torch.float32)
         return self.trained.to(wide) - base.to(self.trained.device, wide)
 
     def dense_difference(self) -> Tensor:
-        """The same in the parameter's whole shape."""
+        """The difference in the parameter's whole shape, zero outside of the slices."""
         part = self.difference()
         if self.slices is None:
             return part
@@ -54,15 +54,15 @@ class Update:
 
 
 def iter_updates(model: nn.Module, adapter_name: str = "default") -> Iterator[Update]:
-    """Yields everything that an adapter trains, each parameter once; nothing is modified.
+    """Yields everything that an adapter trains, each parameter once. The model is not changed.
 
     Args:
         model: A model with the adapter, made by `get_peft_model`, `PeftModel.from_pretrained` or `add_adapter`.
         adapter_name: Which adapter.
 
     Raises:
-        ValueError: No such adapter, a merged one (the base weights are out of sight), sharded weights, or a saved
-            module that is tied to another in the base model.
+        ValueError: The model has no such adapter; an adapter is merged, so the base weights cannot be read; weights
+            are sharded; or a saved module is tied to another one in the base model.
     """
     _refuse_merged(model)
     names_of: dict[int, list[str]] = {}
@@ -75,7 +75,7 @@ def iter_updates(model: nn.Module, adapter_name: str = "default") -> Iterator[Up
             found = True
             if is_dtensor(update.trained) or is_dtensor(update.base):
                 raise ValueError(
-                    f"{update.name} is sharded over several ranks: save the adapter, and export from its folder"
+                    f"{update.name} is sharded over several processes: save the adapter, and export from its folder"
                 )
             yield update
     if not found:
@@ -96,7 +96,7 @@ def _updates_of(name: str, module: nn.Module, adapter: str, names_of: dict[int, 
             yield Update(f"{name}.{key}", base.detach(), saved[key].detach(), None, module.original_module, False)
     elif isinstance(module, TrainableTokensWrapper):
         rows: Any = module.token_adapter
-        # A tied wrapper shows the same rows once more, under the other module's name.
+        # The wrapper of a tied module has the same rows a second time, under that module's name.
         if rows.tied_adapter is None and adapter in rows.trainable_tokens_delta:
             indices = rows.token_indices[adapter]
             slices = Slices.joined(0, ((index, index + 1) for index in indices))
@@ -108,7 +108,7 @@ def _updates_of(name: str, module: nn.Module, adapter: str, names_of: dict[int, 
 
 def _refuse_merged(model: nn.Module) -> None:
     for path, module in model.named_modules():
-        # The class attribute of PEFT's wrappers is a list too: an empty one means that nothing is merged.
+        # PEFT's wrappers have an empty list if nothing is merged; other modules have no such attribute.
         if getattr(module, "merged_adapters", None):
             raise ValueError(f"an adapter is merged into {canonical_name(path)}: call unmerge_adapter() first")
 
