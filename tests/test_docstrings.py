@@ -18,9 +18,9 @@ import torch
 
 import condft
 from condft import analyze
-from tests.helpers.example_folder import fill_example_folder
 from tests.helpers.isolation import alone  # noqa: F401  (autouse)
 from tests.helpers.tiny_llama import build_tiny_llama
+from tests.helpers.tiny_speech import fill_example_folder
 
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 FOUND = sorted(pkgutil.walk_packages(condft.__path__, "condft."), key=lambda info: info.name)

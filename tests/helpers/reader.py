@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from condft.cli import app
-from tests.helpers.accelerate_state import forget_accelerate
+from tests.helpers.isolation import forget_accelerate
 from tests.helpers.pages import Block
 from tests.helpers.processes import ROOT
 from tests.helpers.tiny_speech import save_language_model, save_whisper, write_manifest

@@ -22,6 +22,19 @@ CHATML = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+EXAMPLE_RUN = """\
+output_dir: runs/example
+model:
+  language_model: llama
+  audio_tower: whisper
+data:
+  manifest: clips/manifest.jsonl
+training:
+  projector_steps: 1
+  steps: 2
+  per_device_batch_size: 2
+  mixed_precision: no
+"""
 WORDS = ["zero", "one", "two", "three", "four", "null", "eins", "zwei", "drei", "vier"]
 
 
@@ -112,3 +125,14 @@ def write_manifest(folder: Path, seconds: list[float], *, num_test: int = 1) -> 
     path = folder / "manifest.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
+
+
+def fill_example_folder(folder: Path) -> None:
+    """What examples of speech and training start from.
+
+    Writes `whisper` and `llama` (random weights), `clips/manifest.jsonl` (3 + 1 clips) and `run.yaml`.
+    """
+    save_whisper(folder / "whisper")
+    save_language_model(folder / "llama")
+    write_manifest(folder / "clips", [0.4, 1.5, 0.9, 0.66])
+    (folder / "run.yaml").write_text(EXAMPLE_RUN, encoding="utf-8")

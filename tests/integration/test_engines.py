@@ -58,8 +58,8 @@ def train_alone(content: dict[str, Any], model: PeftModel, data: Any, *, cpu: bo
     config = RunConfig.model_validate(content)
     prepare_output_dir(config.output_dir)
     settings = config.training.self_distillation
-    rehearsal = build_self_distillation(model, settings) if settings else None
-    results = train(make_engine(make_accelerator(config, cpu=cpu)), model, *data, config, distillation=rehearsal)
+    distillation = build_self_distillation(model, settings) if settings else None
+    results = train(make_engine(make_accelerator(config, cpu=cpu)), model, *data, config, distillation=distillation)
     checkpoint = find_checkpoint(config, num_processes=1)
     assert checkpoint is not None
     return [result.losses for result in results], load_trained(checkpoint)
@@ -104,10 +104,10 @@ def test_two_processes_are_one(
     """4 clips a step, one a micro-batch, on one process or two on each of two: the same losses, weights and adapter.
 
     To 1e-6 in fp32 (measured: 2.4e-7), which is the order in which four gradients are added up. In one batch of four
-    instead of four micro-batches, one process comes to other weights by 9.05e-7 at most (1.5e-6 on another CPU): a
-    matrix product over four clips adds in another order than four products, and AdamW's first step hardly tells a
-    gradient of 1.4e-6 from one of 3e-2. It is so for the same tensors unfrozen by hand in plain PyTorch as well, to
-    the last digit: see test_ranks.
+    instead of four micro-batches, the weights of one process differ by 9.05e-7 at most (1.5e-6 on another CPU): a
+    matrix product over four clips adds in another order than four products, and AdamW's first step treats a
+    gradient of 1.4e-6 nearly like one of 3e-2. The same tensors unfrozen by hand in plain PyTorch differ as much, to
+    the last digit.
     """
     content["training"] |= {"checkpoint_every": 2, "per_device_batch_size": 1, "gradient_accumulation_steps": 4}
     two = launch(engine, tmp_path, divided(content, tmp_path, 2), changes=changes)
@@ -142,7 +142,7 @@ def test_two_processes_are_one(
         pytest.param("deepspeed_zero3_cpu", 1, {}, marks=needs_deepspeed, id="zero3"),
     ],
 )
-def test_two_processes_rehearse_as_one(
+def test_two_processes_distill_as_one(
     content: dict[str, Any],
     tmp_path: Path,
     condft_trainee: Any,
@@ -151,7 +151,7 @@ def test_two_processes_rehearse_as_one(
     every: int,
     changes: dict[str, Any],
 ) -> None:
-    """No stage 1 here, so that with `every` 1 the run's first forwards are those of a step that rehearses."""
+    """No stage 1 here, so that with `every` 1 the run's first forwards are those of a step with self-distillation."""
     content["training"] |= {"per_device_batch_size": 1, "gradient_accumulation_steps": 4, "checkpoint_every": 2}
     content["training"] |= {"projector_steps": 0, "steps": 7}
     content["training"]["self_distillation"] = {"every": every, "per_device_batch_size": 1, "weight": 10.0}

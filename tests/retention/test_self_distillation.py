@@ -1,39 +1,18 @@
-"""Self-distillation: the divergence and its gradient, which texts a step reads, and what it does to a run."""
+"""Self-distillation: the KL and its gradient, and a teacher without dropout."""
 
-from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from peft import get_peft_model
-from transformers import Trainer, TrainingArguments
 
-from condft import CondFTConfig
 from condft.retention.measures import kl_to_base
-from condft.retention.sampling import sample_from_base
 from condft.retention.self_distillation import SelfDistillation, SelfDistillationConfig
-from condft.training import (
-    RunConfig,
-    make_accelerator,
-    make_engine,
-    prepare_output_dir,
-    read_metrics,
-    train,
-    train_stage,
-)
-from condft.training.loop import self_distillation_batches
-from condft.training.stage import stages_of
-from tests.helpers.tiny_llama import build_tiny_llama
 
 KL = "self_distillation_kl"
 TEXTS = torch.randint(1, 60, (5, 8), generator=torch.Generator().manual_seed(3))
 
 
-def rehearsal(model: Any, tokens: torch.Tensor = TEXTS, **settings: Any) -> SelfDistillation:
+def distill(model: Any, tokens: torch.Tensor = TEXTS, **settings: Any) -> SelfDistillation:
     return SelfDistillation(SelfDistillationConfig(**settings), tokens, model.disable_adapter, seed=0)
 
 
@@ -46,36 +25,25 @@ def disturb(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return trained
 
 
-def run(config: RunConfig, model: Any, data: Any, **options: Any) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = []
-    engine, stage = make_engine(make_accelerator(config, cpu=True)), stages_of(config)[-1]
-    train_stage(engine, model, *data, stage, config.training, on_step=records.append, **options)
-    return records
-
-
 @pytest.mark.parametrize("kind", ["trainee", "condft_trainee"])
-def test_the_divergence_is_that_of_the_evaluation_and_leaves_the_model_as_it_was(
-    request: pytest.FixtureRequest, kind: str
-) -> None:
+def test_the_kl_is_that_of_the_measures_and_the_model_is_unchanged(request: pytest.FixtureRequest, kind: str) -> None:
     model = request.getfixturevalue(kind)().train()
-    distillation = rehearsal(model)
+    distillation = distill(model)
     assert distillation.kl_to_base(model, model, TEXTS).item() == pytest.approx(0, abs=1e-6)
     trained = disturb(model)
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    divergence = distillation.kl_to_base(model, model, TEXTS)
-    assert divergence.item() == pytest.approx(
-        kl_to_base(model, TEXTS, model.disable_adapter, progress=False), rel=1e-5
-    )
+    kl = distillation.kl_to_base(model, model, TEXTS)
+    assert kl.item() == pytest.approx(kl_to_base(model, TEXTS, model.disable_adapter, progress=False), rel=1e-5)
     assert flags == {name: p.requires_grad for name, p in model.named_parameters()}
     assert all(module.training for module in model.modules())
-    divergence.backward()
+    kl.backward()
     slope = sum(p.grad.square().sum().item() for p in trained.values())
-    fall = 0.01 * divergence.item()
+    fall = 0.01 * kl.item()
     with torch.no_grad():
         for parameter in trained.values():
             parameter -= fall / slope * parameter.grad
     lower = distillation.kl_to_base(model, model, TEXTS).item()
-    assert divergence.item() - lower == pytest.approx(fall, rel=0.1)
+    assert kl.item() - lower == pytest.approx(fall, rel=0.1)
 
 
 def test_the_teacher_has_no_dropout(trainee: Any) -> None:
@@ -84,139 +52,10 @@ def test_the_teacher_has_no_dropout(trainee: Any) -> None:
     seen = []
     attention = model.get_submodule("base_model.model.model.language_model.layers.0.self_attn")
     attention.register_forward_hook(lambda module, i, o: seen.append(module.training))
-    rehearsal(model).kl_to_base(model, model, TEXTS)
+    distill(model).kl_to_base(model, model, TEXTS)
     assert seen == [True, False]
-
-
-divisions = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
-
-
-@given(divisions, st.integers(1, 7), st.integers(1, 4), st.integers(1, 9))
-def test_a_step_reads_the_same_texts_however_it_is_divided(
-    division: tuple[int, int, int], texts: int, every: int, step: int
-) -> None:
-    size, ranks, accumulation = division
-    tokens = torch.arange(2 * texts).view(texts, 2)
-
-    def read(size: int, ranks: int, accumulation: int) -> list[list[int]]:
-        settings = SelfDistillationConfig(every=every, per_device_batch_size=size)
-        distillation = SelfDistillation(settings, tokens, SimpleNamespace, seed=4)
-        found: list[list[int]] = []
-        for rank in range(ranks):
-            accelerator: Any = SimpleNamespace(
-                num_processes=ranks, process_index=rank, gradient_accumulation_steps=accumulation, device="cpu"
-            )
-            batches = self_distillation_batches(distillation, step, accelerator)
-            assert len(batches) == (0 if step % every else accumulation)
-            found += [row for batch in batches for row in batch.tolist()]
-        return sorted(found)
-
-    assert read(size, ranks, accumulation) == read(size * ranks * accumulation, 1, 1)
-
-
-def test_a_due_step_has_both_gradients(make_config: Callable[..., RunConfig], condft_trainee: Any, data: Any) -> None:
-    model, alone = condft_trainee(), condft_trainee()
-    for each in (model, alone):
-        disturb(each)
-    config = make_config(steps=1, per_device_batch_size=11)
-    examples, collate = data
-    (model(**collate(examples)).loss + 3.0 * rehearsal(model).kl_to_base(model, model, TEXTS)).backward()
-    expected = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm().item()
-    distillation = rehearsal(alone, weight=3.0, every=1, per_device_batch_size=5)
-    (record,) = run(config, alone, data, distillation=distillation)
-    assert record["grad_norm"] == pytest.approx(expected, rel=1e-5)
-    assert record["self_distillation_kl"] == pytest.approx(
-        kl_to_base(model, TEXTS, model.disable_adapter, progress=False), rel=1e-5
-    )
-
-
-@pytest.mark.parametrize("division", [(4, 2), (2, 4)])
-def test_accumulation_does_not_change_the_mathematics(
-    make_config: Callable[..., RunConfig], condft_trainee: Any, data: Any, division: tuple[int, int]
-) -> None:
-    size, steps = division
-    found = []
-    for batch, own, accumulation in ((8, 4, 1), (size, 4 // steps, steps)):
-        model = condft_trainee()
-        disturb(model)
-        config = make_config(per_device_batch_size=batch, gradient_accumulation_steps=accumulation)
-        records = run(config, model, data, distillation=rehearsal(model, per_device_batch_size=own))
-        found.append([record.get("self_distillation_kl", record["loss"]) for record in records])
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
-
-
-def test_it_holds_the_model_near_the_base(
-    make_config: Callable[..., RunConfig], condft_trainee: Any, data: Any
-) -> None:
-    config = make_config(steps=20)
-    apart = []
-    for weight in (None, 1.0, 30.0):
-        model = condft_trainee()
-        options = {"distillation": rehearsal(model, weight=weight, every=1)} if weight else {}
-        records = run(config, model, data, **options)
-        assert [("self_distillation_kl" in record) for record in records] == [weight is not None] * 20
-        apart.append(kl_to_base(model, TEXTS, model.disable_adapter, progress=False))
-    assert apart[2] < 0.6 * apart[1]
-    assert apart[1] < 0.9 * apart[0]
-
-
-def test_a_run_rehearses_where_the_language_model_learns_and_writes_it_down(
-    make_config: Callable[..., RunConfig], condft_trainee: Any, data: Any
-) -> None:
-    config, model = make_config(), condft_trainee()
-    prepare_output_dir(config.output_dir)
-    train(make_engine(make_accelerator(config, cpu=True)), model, *data, config, distillation=rehearsal(model))
-    lines = read_metrics(f"{config.output_dir}/metrics.jsonl")
-    assert [(line["stage"], line["step"]) for line in lines if KL in line] == [
-        ("adapt", 2),
-        ("adapt", 4),
-    ]
-
-
-def test_a_divergence_that_is_not_finite_stops_before_the_step(
-    make_config: Callable[..., RunConfig], condft_trainee: Any, data: Any
-) -> None:
-    model = condft_trainee()
-    distillation = rehearsal(model, every=1)
-    real = distillation.kl_to_base
-    distillation.kl_to_base = lambda *arguments: real(*arguments) * float("inf")
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    with pytest.raises(ValueError, match="the KL to the base is nan at step 1"):
-        run(make_config(), model, data, distillation=distillation)
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 def test_texts_of_one_token_are_refused(condft_trainee: Any) -> None:
     with pytest.raises(ValueError, match=r"shape \(5, 1\): needs at least one sequence of at least 2"):
-        rehearsal(condft_trainee(), TEXTS[:, :1])
-
-
-class Rehearsing(Trainer):
-    def __init__(self, own_text: torch.Tensor, weight: float, **options: Any) -> None:
-        super().__init__(**options)
-        base = options["model"].disable_adapter
-        self.own_text, self.weight = own_text, weight
-        self.distillation = SelfDistillation(SelfDistillationConfig(), own_text, base, seed=0)
-
-    def compute_loss(self, model: Any, inputs: Any, **options: Any) -> Any:
-        loss = super().compute_loss(model, inputs, **options)
-        rows = torch.randint(len(self.own_text), (4,))
-        return loss + self.weight * self.distillation.kl_to_base(model, self.model, self.own_text[rows])
-
-
-def test_in_a_trainer_of_transformers(tmp_path: Path) -> None:
-    """As the README shows it: the divergence is one more term of a loss of one's own."""
-    apart = []
-    for weight in (0.0, 30.0):
-        model = get_peft_model(build_tiny_llama(), CondFTConfig(num_tensors=6))
-        with model.disable_adapter():
-            own = sample_from_base(
-                model, model.generation_config, num_sequences=8, num_tokens=12, seed=0, progress=False
-            )
-        arguments = TrainingArguments(
-            output_dir=str(tmp_path), max_steps=12, learning_rate=1e-2, report_to=[], use_cpu=True, save_strategy="no"
-        )
-        rows = [{"input_ids": [3, 4, 5, 6], "labels": [3, 4, 5, 6]}] * 8
-        Rehearsing(own, weight, model=model, args=arguments, train_dataset=rows).train()
-        apart.append(kl_to_base(model, own, model.disable_adapter, progress=False))
-    assert apart[1] < 0.7 * apart[0]
+        distill(condft_trainee(), TEXTS[:, :1])

@@ -1,13 +1,17 @@
-"""One stage: the mathematics does not depend on how a batch is divided; what must not be trained is not touched."""
+"""One stage: the mathematics does not depend on how a batch is divided; what must not train is unchanged."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from hypothesis import given
+from hypothesis import strategies as st
 
+from condft.retention import SelfDistillation, SelfDistillationConfig
 from condft.training import RunConfig, TrainResult, make_accelerator, make_engine, train_stage
+from condft.training.loop import self_distillation_batches
 from condft.training.stage import stages_of
 
 MakeConfig = Callable[..., RunConfig]
@@ -42,13 +46,13 @@ def test_first_loss_is_the_mean_over_answer_tokens(make_config: MakeConfig, trai
 def test_accumulation_does_not_change_the_mathematics(
     make_config: MakeConfig, trainee: Any, data: Any, division: tuple[int, int]
 ) -> None:
-    """Answers have 1 to 4 tokens, so micro-batches differ in weight: a mean of means would be seen."""
+    """Answers have 1 to 4 tokens, so micro-batches differ in weight: a mean of means would differ."""
     whole, divided = trainee(), trainee()
     size, steps = division
     expected = run(make_config(per_device_batch_size=8), whole, data)
     result = run(make_config(per_device_batch_size=size, gradient_accumulation_steps=steps), divided, data)
     assert result.losses == pytest.approx(expected.losses, rel=1e-5)
-    # AdamW divides by the gradient's size, which blows rounding up where a gradient is all but zero
+    # AdamW divides by the gradient's size, which magnifies rounding where a gradient is nearly zero
     torch.testing.assert_close(trained(divided), trained(whole), rtol=1e-3, atol=1e-4)
 
 
@@ -61,7 +65,7 @@ def test_the_projector_stage_leaves_the_language_model_alone(make_config: MakeCo
     assert flags == {n: p.requires_grad for n, p in model.named_parameters()}
 
 
-def test_the_model_comes_back_as_it_was(make_config: MakeConfig, trainee: Any, data: Any) -> None:
+def test_modes_forward_and_gradients_are_restored(make_config: MakeConfig, trainee: Any, data: Any) -> None:
     model = trainee().eval()
     kept = set(model.__dict__)
     run(make_config(mixed_precision="bf16"), model, data)
@@ -71,7 +75,7 @@ def test_the_model_comes_back_as_it_was(make_config: MakeConfig, trainee: Any, d
 
 
 def test_autocast_is_on_in_every_stage(make_config: MakeConfig, trainee: Any, data: Any) -> None:
-    """accelerate's own unwrapping leaves a mark that would turn it off from the second stage on."""
+    """accelerate's own unwrapping leaves a mark that turns it off from the second stage on."""
     model, config = trainee(), make_config(mixed_precision="bf16")
     accelerator = make_accelerator(config, cpu=True)
     for stage in stages_of(config):
@@ -98,7 +102,7 @@ def test_null_clips_nothing(make_config: MakeConfig, trainee: Any, data: Any) ->
     assert not all(torch.equal(value, trained(tight)[name]) for name, value in trained(free).items())
 
 
-def test_same_seed_same_losses_whatever_was_drawn_before(make_config: MakeConfig, trainee: Any, data: Any) -> None:
+def test_the_same_seed_gives_the_same_losses(make_config: MakeConfig, trainee: Any, data: Any) -> None:
     first = run(make_config(), trainee(dropout=0.2), data).losses
     torch.rand(7)
     assert run(make_config(), trainee(dropout=0.2), data).losses == first
@@ -131,16 +135,27 @@ def test_examples_without_answers_are_named(make_config: MakeConfig, trainee: An
         run(make_config(per_device_batch_size=1, steps=11), trainee(), (examples, collate))
 
 
-def test_engines_that_it_does_not_know_are_refused(make_config: MakeConfig, trainee: Any, data: Any) -> None:
-    config = make_config()
-    accelerator = make_accelerator(config, cpu=True)
-    accelerator.state.distributed_type = DistributedType.FSDP
-    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=1)
-    with pytest.raises(ValueError, match="not on FSDP version 1: set fsdp_version: 2"):
-        train_stage(make_engine(accelerator), trainee(), *data, stages_of(config)[0], config.training)
+divisions = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
 
 
-def test_accumulation_of_the_launcher_does_not_win(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    config = make_config(gradient_accumulation_steps=4)
-    assert make_accelerator(config, cpu=True).gradient_accumulation_steps == 4
+@given(divisions, st.integers(1, 7), st.integers(1, 4), st.integers(1, 9))
+def test_a_step_reads_the_same_texts_for_any_division(
+    division: tuple[int, int, int], texts: int, every: int, step: int
+) -> None:
+    size, processes, accumulation = division
+    tokens = torch.arange(2 * texts).view(texts, 2)
+
+    def read(size: int, processes: int, accumulation: int) -> list[list[int]]:
+        settings = SelfDistillationConfig(every=every, per_device_batch_size=size)
+        distillation = SelfDistillation(settings, tokens, SimpleNamespace, seed=4)
+        found: list[list[int]] = []
+        for process in range(processes):
+            accelerator: Any = SimpleNamespace(
+                num_processes=processes, process_index=process, gradient_accumulation_steps=accumulation, device="cpu"
+            )
+            batches = self_distillation_batches(distillation, step, accelerator)
+            assert len(batches) == (0 if step % every else accumulation)
+            found += [row for batch in batches for row in batch.tolist()]
+        return sorted(found)
+
+    assert read(size, processes, accumulation) == read(size * processes * accumulation, 1, 1)

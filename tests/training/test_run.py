@@ -26,7 +26,7 @@ def trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 class Killed(BaseException):
-    """Like KeyboardInterrupt: nobody catches it."""
+    """Like KeyboardInterrupt: no code catches it."""
 
 
 def kill_after(data: Any, micro_batches: int) -> Any:
@@ -73,7 +73,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
         run(config, trainee(dropout=0.2), kill_after(data, 2 * (killed_in_step - 1) + 1))
     with (Path(config.output_dir) / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"torn')
-    torch.rand(5)  # whatever the new process drew before
+    torch.rand(5)  # the new process has drawn other numbers before
     resumed = trainee(dropout=0.2)
     results = run(config, resumed, data, resume=True)
     assert [result.losses for result in results] == [result.losses for result in expected]

@@ -1,4 +1,4 @@
-"""One rank of test_features' two-process test: `features.py RANK FOLDER WHISPER LLAMA MANIFEST`."""
+"""One process of tests/tasks/speech/test_features.py: `features.py RANK FOLDER WHISPER LLAMA MANIFEST`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One rank of test_engines: `accelerate launch … train.py CONFIG.yaml OUT.pt DEVICE`.
+"""One process of tests/integration/test_engines.py: `accelerate launch … train.py CONFIG.yaml OUT.pt DEVICE`.
 
 Trains a whole run, then one that is cut off in its last stage and resumed, and leaves what the test compares.
 """
@@ -34,7 +34,7 @@ from tests.helpers.trainees import build_condft_trainee, build_examples, build_s
 
 
 class CutOff(BaseException):
-    """Like KeyboardInterrupt: nobody catches it."""
+    """Like KeyboardInterrupt: no code catches it."""
 
 
 def kind_of(parameter: torch.nn.Parameter) -> str:
@@ -92,8 +92,8 @@ def main(config_path: str, target: str, device: str) -> None:
 
     def train_one(model: PeftModel, collate: Collate, config: RunConfig, **options: Any) -> list[TrainResult]:
         settings = config.training.self_distillation
-        rehearsal = build_self_distillation(model, settings) if settings else None
-        return train(engine, model, examples, collate, config, distillation=rehearsal, **options)
+        distillation = build_self_distillation(model, settings) if settings else None
+        return train(engine, model, examples, collate, config, distillation=distillation, **options)
 
     model, examples = build(), build_examples()
     on_meta = any(parameter.is_meta for parameter in model.parameters())

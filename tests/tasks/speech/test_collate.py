@@ -97,8 +97,8 @@ def test_neither_padding_nor_neighbours_change_a_clip_s_logits(
     short, long = example("one", 3, seed=1), example("one two three", 20, seed=2)
     with torch.no_grad(), precomputed_features(model):
         alone = model(**collator([short])).logits[0]
-        beside = model(**collator([short, long])).logits[0]
-    torch.testing.assert_close(beside[-len(alone) :], alone, rtol=1e-4, atol=1e-5)
+        padded = model(**collator([short, long])).logits[0]
+    torch.testing.assert_close(padded[-len(alone) :], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_logits_to_keep_covers_the_answers(collator: SpeechCollator, speech_llm: SpeechLLM) -> None:

@@ -198,14 +198,14 @@ def test_a_datasets_bad_rows_and_columns_are_named(clips: list[Clip]) -> None:
 
 @settings(deadline=None)
 @given(line=st.one_of(st.text(), st.from_type(type(None)), st.dictionaries(st.text(), st.integers() | st.text())))
-def test_whatever_a_line_holds_the_error_is_ours(tmp_path_factory: pytest.TempPathFactory, line: object) -> None:
+def test_any_content_of_a_line_gives_our_error(tmp_path_factory: pytest.TempPathFactory, line: object) -> None:
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_bytes((line if isinstance(line, str) else json.dumps(line)).encode("utf-8", "surrogatepass"))
     with pytest.raises(SpeechDataError):
         load_manifest(path)
 
 
-def test_a_digest_of_clips_tells_what_is_said_and_heard_in_which_order(clips: list[Clip], manifest: Path) -> None:
+def test_the_digest_of_clips_covers_recordings_texts_languages_and_order(clips: list[Clip], manifest: Path) -> None:
     digest = clips_digest(clips)
     assert digest == clips_digest(load_manifest(manifest).clips)
     as_bytes = [dataclasses.replace(clip, audio=Path(str(clip.audio)).read_bytes(), source="row") for clip in clips]

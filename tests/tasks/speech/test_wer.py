@@ -33,7 +33,7 @@ def test_normalize(raw: str, plain: str) -> None:
 
 
 @given(st.text())
-def test_normalise_is_idempotent(text: str) -> None:
+def test_normalize_is_idempotent(text: str) -> None:
     once = normalize(text)
     assert normalize(once) == once
     assert once == once.strip()
@@ -125,7 +125,7 @@ state.destroy_process_group()
 
 
 @pytest.mark.multiprocess
-def test_ranks_share_the_batches_and_all_get_the_texts(tiny_llama: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_processes_share_the_batches_and_each_gets_all_texts(tiny_llama: Any, tokenizer: Any, tmp_path: Path) -> None:
     model = tiny_llama()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

@@ -16,7 +16,7 @@ from scripts.research.study.plan import RunSpec
 from scripts.research.study.report import write_report
 from scripts.research.study.results import Results, best_rates
 from scripts.research.study.run import Study, run_study
-from tests.helpers.accelerate_state import forget_accelerate
+from tests.helpers.isolation import forget_accelerate
 from tests.helpers.tiny_speech import save_language_model, save_whisper, write_manifest
 
 RATES = [1e-3, 3e-3, 1e-2]
