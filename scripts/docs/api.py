@@ -5,6 +5,7 @@ import inspect
 import pkgutil
 
 import condft
+from scripts.docs.examples import fenced
 from scripts.docs.markdown import GENERATED, first_sentence, table
 
 __all__ = ["api_pages", "exports"]
@@ -54,7 +55,9 @@ def _overview(exported: dict[str, list[str]]) -> str:
 
 def _page(package: str, exported: dict[str, list[str]]) -> str:
     module = importlib.import_module(package)
-    intro = f"{inspect.getdoc(module)}\n\nThe examples start from the names in the [overview](../api.md)."
+    intro = (
+        f"{fenced(inspect.getdoc(module) or '')}\n\nThe examples start from the names in the [overview](../api.md)."
+    )
     here = [name for name in exported[package] if _page_of(package, name, exported) == package]
     blocks = [f"::: {_home(package, name)}.{name}" for name in here]
     elsewhere = [_link(package, name, exported, up="../") for name in exported[package] if name not in here]

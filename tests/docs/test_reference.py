@@ -85,6 +85,12 @@ def test_every_exported_name_is_described() -> None:
     assert [name for name in sorted(names) if f"`{name}`" not in EVERYTHING] == []
 
 
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / ".mkdocs.yml").read_text(encoding="utf-8")
+    pages = [str(path.relative_to(ROOT / "docs")) for path in sorted((ROOT / "docs").rglob("*.md"))]
+    assert [name for name in pages if f" {name}\n" not in navigation] == []
+
+
 def test_every_field_and_file_of_the_results_is_described() -> None:
     fields = [field.name for kind in (SpectralRow, SkippedWeight, ScreenedUnit) for field in dataclasses.fields(kind)]
     names = [*fields, *(reason.value for reason in SkipReason)]
