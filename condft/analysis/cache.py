@@ -1,4 +1,4 @@
-"""Rows of earlier analyses, stored by the content of the weights: a second start measures nothing again.
+"""Rows that were measured before, stored by the content of the weights: a second start measures nothing again.
 
 The folder is `$CONDFT_CACHE`, else `$XDG_CACHE_HOME/condft`, else `~/.cache/condft`. With `CONDFT_CACHE=off`, nothing
 is stored.

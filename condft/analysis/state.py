@@ -41,7 +41,7 @@ class AnalysisState:
     def add_cached(
         self, rows: Mapping[str, SpectralRow], bounds: Mapping[str, float], versions: dict[str, str] | None
     ) -> None:
-        """Takes over what earlier analyses found.
+        """Takes over what the cache holds.
 
         Args:
             rows: Name -> row.

@@ -72,7 +72,7 @@ def _pool(threads: int) -> Iterator[tuple[ThreadPoolExecutor, int]]:
     try:
         # torch.set_num_threads sets the number of the calling thread and of every thread that starts later, in any
         # pool: ATen/ParallelOpenMP.cpp keeps it in one global (torch 2.13). So all workers start here, behind a
-        # barrier, and the number is set back before anything else runs. The lock is for two analyses at once.
+        # barrier, and the number is set back before anything else runs. The lock is for two calls at once.
         with _STARTING:
             all_started = threading.Barrier(workers + 1)
             for _ in range(workers):

@@ -31,15 +31,15 @@ def test_folder_and_live_model_give_the_same_report(tiny_llama, tmp_path):
     assert stored.fingerprint == live.fingerprint
 
 
-def test_a_convolution_is_analysed_as_one_matrix():
+def test_a_convolution_is_analyzed_as_one_matrix():
     (row,) = analyze(nn.Conv1d(6, 4, 3, bias=False), progress=False).rows
     assert (row.shape, row.matrix_shape) == ((4, 6, 3), (4, 18))
 
 
-def test_only_the_names_asked_for(tiny_llama):
-    wanted = {"model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"}
-    report = analyze(tiny_llama(), names=wanted, progress=False)
-    assert {row.name for row in report.rows} == wanted
+def test_only_the_requested_names(tiny_llama):
+    names = {"model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"}
+    report = analyze(tiny_llama(), names=names, progress=False)
+    assert {row.name for row in report.rows} == names
     assert sum(skip.reason is SkipReason.NOT_REQUESTED for skip in report.skipped) == 4 * 7 + 1 - 2
 
 
@@ -94,7 +94,7 @@ def test_keep_lowest_keeps_the_units_that_a_whole_analysis_ranks_lowest(tiny_lla
         assert unit.condition_number_bound <= whole[unit.name].condition_number * (1 + 1e-3)
 
 
-def test_screening_spares_the_hopeless_their_factorization():
+def test_screening_spares_most_units_a_factorization():
     """Squares among rectangles: their κ is tens of times higher, and a few products show it."""
     torch.manual_seed(0)
     model = nn.ModuleDict({f"wide{i}": nn.Linear(400, 60) for i in range(3)})
@@ -104,7 +104,7 @@ def test_screening_spares_the_hopeless_their_factorization():
     assert len(kept.screened) == 3
 
 
-def test_a_screened_report_selects_what_it_vouches_for_and_nothing_else(tiny_llama):
+def test_a_screened_report_selects_only_among_what_it_holds(tiny_llama):
     model = tiny_llama()
     whole, kept = analyze(model, progress=False), analyze(model, keep_lowest=5, progress=False)
     assert kept.screened

@@ -14,7 +14,7 @@ from condft.weights.unit import Unit
 
 
 class Experts(nn.Module):
-    """Two stacks whose units come in turn, and a weight that goes alone."""
+    """Two stacks of experts, and a weight that is measured alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def test_the_report_is_the_same(model, measures, monkeypatch, request):
         assert ours.frobenius_norm == pytest.approx(theirs.frobenius_norm, rel=1e-6)
 
 
-def test_a_row_is_the_same_whatever_else_is_asked_for(model, batches_here, tmp_path):
+def test_a_row_does_not_depend_on_what_else_is_requested(model, batches_here, tmp_path):
     """Some units only, the same from a cache that is completed, the lowest ones: bit for bit the whole report's."""
     whole = {row.name: row for row in analyze(model, progress=False).rows}
     names = [f"experts.gate_up_proj[{index}]" for index in (3, 41, 69)]
@@ -91,7 +91,7 @@ def test_a_spectrum_takes_an_svd_each(model, batches_here):
     assert {row.method for row in rows} == {"svd"}
 
 
-def test_batches_are_done_when_they_are_full_and_the_others_are_handed_on(monkeypatch):
+def test_batches_run_when_they_are_full_and_other_units_are_yielded(monkeypatch):
     monkeypatch.setattr(batching, "_BATCHED_ON", ("cpu",))
     monkeypatch.setattr(batching, "batch_size", lambda shape, dtype: 2 if shape[0] > 1 else 1)
     log: list[str] = []
@@ -99,19 +99,19 @@ def test_batches_are_done_when_they_are_full_and_the_others_are_handed_on(monkey
     def units():
         for index, rows in enumerate((2, 3, 1, 2, 2, 1)):
             values = torch.zeros(rows, 4)
-            log.append(f"asked {index}")
+            log.append(f"taken {index}")
             yield Unit(str(index), values, values, "layer", "layer")
 
     def together(batch):
         log.append("batch " + " ".join(unit.name for unit in batch))
         return [unit.name * 2 for unit in batch]
 
-    left = process_batches(units(), together, lambda unit, result: log.append(f"{unit.name}: {result}"))
-    for unit in left:
-        log.append(f"left {unit.name}")
+    single = process_batches(units(), together, lambda unit, result: log.append(f"{unit.name}: {result}"))
+    for unit in single:
+        log.append(f"single {unit.name}")
     assert log == [
-        *("asked 0", "asked 1", "asked 2", "left 2", "asked 3", "batch 0 3", "0: 00", "3: 33"),
-        *("asked 4", "asked 5", "left 5", "batch 1", "1: 11", "batch 4", "4: 44"),
+        *("taken 0", "taken 1", "taken 2", "single 2", "taken 3", "batch 0 3", "0: 00", "3: 33"),
+        *("taken 4", "taken 5", "single 5", "batch 1", "1: 11", "batch 4", "4: 44"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Rows kept by content: what a second start measures, and what it never believes."""
+"""Rows stored by content: what a second start measures, and which entries it never uses."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def measuring(meter: Meter, count: int) -> Iterator[None]:
 
 
 def settled(folder: Path) -> Path:
-    """The folder with files that have not been written just now: those are not remembered."""
+    """The folder, with files that are old enough for an index (see `_TICK_NS`)."""
     for path in folder.iterdir():
         os.utime(path, (time.time() - 60, time.time() - 60))
     return folder
@@ -191,8 +191,8 @@ def test_untouched_files_are_not_read_again_and_touched_ones_are(
     assert changed == analyze(folder, cache=False, progress=False)
 
 
-def test_files_written_just_now_are_not_remembered(tmp_path: Path) -> None:
-    """A second write within the same tick of the clock would leave size and time as they are."""
+def test_a_folder_with_files_written_just_now_gets_no_index(tmp_path: Path) -> None:
+    """A second write within the same tick of the clock would not change size and time."""
     folder, cache = tmp_path / "model", tmp_path / "cache"
     build("LlamaForCausalLM").save_pretrained(folder)
     analyze(folder, cache=cache, progress=False)
@@ -227,39 +227,41 @@ def _nonsense(path: Path) -> None:
         (_nonsense, "not a spectral report"),
     ],
 )
-def test_a_bad_entry_is_told_ignored_and_rewritten(tiny_llama, tmp_path: Path, meter: Meter, damage, reason) -> None:
+def test_a_bad_entry_is_ignored_with_a_warning_and_rewritten(
+    tiny_llama, tmp_path: Path, meter: Meter, damage, reason
+) -> None:
     cold = analyze(tiny_llama(), cache=tmp_path, progress=False)
     (entry,) = entries(tmp_path)
     damage(entry)
-    with pytest.warns(UserWarning, match=reason) as told, measuring(meter, 29):
+    with pytest.warns(UserWarning, match=reason) as warned, measuring(meter, 29):
         assert analyze(tiny_llama(), cache=tmp_path, progress=False) == cold
-    assert len(told) == 1
-    assert str(entry) in str(told[0].message)
+    assert len(warned) == 1
+    assert str(entry) in str(warned[0].message)
     with warnings.catch_warnings(), measuring(meter, 0):
         warnings.simplefilter("error")
         assert analyze(tiny_llama(), cache=tmp_path, progress=False) == cold
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"files": {}}'])
-def test_a_bad_memory_of_a_folder_is_ignored_and_rewritten(tmp_path: Path, text: str) -> None:
+def test_a_bad_index_of_a_folder_is_ignored_and_rewritten(tmp_path: Path, text: str) -> None:
     folder, cache = tmp_path / "model", tmp_path / "cache"
     build("LlamaForCausalLM").save_pretrained(folder)
     cold = analyze(settled(folder), cache=cache, progress=False)
-    (memory,) = (cache / "checkpoints").iterdir()
-    good = memory.read_text()
-    memory.write_text(text)
+    (index,) = (cache / "checkpoints").iterdir()
+    good = index.read_text()
+    index.write_text(text)
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
         assert analyze(folder, cache=cache, progress=False) == cold
-    assert json.loads(memory.read_text()) == json.loads(good)
+    assert json.loads(index.read_text()) == json.loads(good)
 
 
-def test_an_unwritable_folder_is_told_once_and_does_not_matter(tiny_llama, tmp_path: Path, monkeypatch) -> None:
+def test_an_unwritable_folder_gives_one_warning_and_does_not_matter(tiny_llama, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "file").write_text("a file is where the folder should be")
     monkeypatch.setattr(analyze_module, "_SAVE_EVERY", 0.0)
-    with pytest.warns(UserWarning, match="CONDFT_CACHE") as told:
+    with pytest.warns(UserWarning, match="CONDFT_CACHE") as warned:
         report = analyze(tiny_llama(), cache=tmp_path / "file" / "cache", progress=False)
-    assert len(told) == 1
+    assert len(warned) == 1
     assert len(report.rows) == 29
 
 
@@ -302,7 +304,7 @@ def test_a_killed_analysis_has_stored_what_it_had(tmp_path: Path) -> None:
     assert len(SpectralReport.load(entry).rows) == 2
 
 
-def test_non_finite_weights_are_told_again_and_the_rest_is_kept(tiny_llama, tmp_path: Path, meter: Meter) -> None:
+def test_non_finite_weights_are_an_error_again_and_the_rest_is_kept(tiny_llama, tmp_path: Path, meter: Meter) -> None:
     model = tiny_llama()
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
     for count in (29, 1):
@@ -331,7 +333,7 @@ def test_several_at_once_leave_a_good_entry(tiny_llama, tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("stratify", [None, "module_type"])
 @pytest.mark.parametrize("before", [None, "whole", "all", 1, 7])
-def test_keep_lowest_says_the_same_whatever_the_cache_knows(
+def test_keep_lowest_gives_the_same_report_with_any_cache(
     tiny_llama, tmp_path: Path, meter: Meter, stratify, before
 ) -> None:
     expected = analyze(tiny_llama(), keep_lowest=3, stratify=stratify, progress=False)
@@ -348,7 +350,7 @@ def test_keep_lowest_says_the_same_whatever_the_cache_knows(
 
 
 def test_the_same_values_in_other_roles_and_storages(tmp_path: Path) -> None:
-    """What depends on where values stand is not taken from the cache."""
+    """What depends on the place of the values is not taken from the cache."""
     torch.manual_seed(0)
     linear = nn.Linear(6, 4)
     first = analyze(nn.ModuleDict({"a": linear}), cache=tmp_path, progress=False)

@@ -1,4 +1,4 @@
-"""Work side by side: the results of work in turn, in the order of the units, with torch's threads as they were."""
+"""Work in threads: results as of work one by one, in the order of the units, with torch's threads as before."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ def threads(request) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def test_results_come_in_order_and_to_the_caller_s_thread(threads):
+def test_results_come_in_order_in_the_caller_s_thread(threads):
     units = [unit("u" * (index + 1), 1100 if index == 4 else 20, 1100 if index == 4 else 10) for index in range(12)]
     found: list[tuple[str, float, int]] = []
     thread_map(
@@ -42,7 +42,7 @@ def test_results_come_in_order_and_to_the_caller_s_thread(threads):
     assert found == [(one.name, float(one.matrix.sum()), threading.get_ident()) for one in units]
 
 
-def test_nobody_else_s_threads_change(threads):
+def test_the_threads_of_others_do_not_change(threads):
     during: list[object] = []
     thread_map(
         [unit("a", 8, 8), unit("b", 8, 8)],
