@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,19 @@ def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / ".mkdocs.yml").read_text(encoding="utf-8")
     pages = [str(path.relative_to(ROOT / "docs")) for path in sorted((ROOT / "docs").rglob("*.md"))]
     assert [name for name in pages if f" {name}\n" not in navigation] == []
+
+
+def test_git_holds_the_pictures_that_a_page_shows_and_no_others() -> None:
+    """The others are redrawn by the `report` commands of the studies."""
+    shown = {
+        (path.parent / target).resolve()
+        for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+        for target in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
+    }
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "docs/*.png", "docs/*.svg"], capture_output=True, text=True
+    )
+    assert [name for name in listed.stdout.split() if (ROOT / name).resolve() not in shown] == []
 
 
 def test_every_field_and_file_of_the_results_is_described() -> None:
