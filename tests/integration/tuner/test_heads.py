@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from condft import CondFTConfig, analyze, select_units
-from condft.tuner.layers.slices import Slices
 from tests.helpers.tiny_llama import VOCABULARY, build_tiny_llama
 from tests.helpers.tiny_models import check_gradients_are_those_of, check_life_cycle, logits, train, trainable
 
@@ -186,24 +185,3 @@ def test_heads_that_cannot_be_trained_are_told(units: list[str], message: str) -
 def test_unknown_choices_are_told(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{name}='{value}' is unknown: choose one of"):
         CondFTConfig(**{name: value})
-
-
-@given(st.sets(st.integers(0, 11), min_size=1), st.integers(0, 1))
-def test_slices_take_splice_and_write(indices: set[int], dim: int) -> None:
-    whole = torch.arange(12 * 12.0).reshape(12, 12)
-    slices = Slices.joined(dim, [(i, i + 1) for i in indices])
-    chosen = torch.tensor(sorted(indices))
-    assert slices.indices == tuple(sorted(indices))
-    assert torch.equal(slices.take(whole), whole.index_select(dim, chosen))
-    values = -slices.take(whole)
-    spliced = slices.splice(whole, values)
-    assert torch.equal(spliced, whole.index_copy(dim, chosen, values))
-    written = whole.clone()
-    slices.write(written, values)
-    assert torch.equal(written, spliced)
-    assert torch.equal(slices.transposed().splice(whole.t(), values.t()), spliced.t())
-
-
-def test_slices_that_overlap_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"the ranges \(0, 3\) and \(2, 4\) of dimension 0 overlap"):
-        Slices.joined(0, [(2, 4), (0, 3)])

@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from condft import CondFTConfig, analyze, select_units
-from condft.tuner.layers.experts.stack import ExpertStack, expert_stack
-from condft.tuner.layers.slices import Slices
+from condft.tuner.layers.experts.stack import ExpertStack
 from tests.helpers.tiny_models import (
     check_gradients_are_those_of,
     check_life_cycle,
@@ -153,7 +152,7 @@ def test_biases_of_experts_are_no_units() -> None:
         (["model.layers.0.input_layernorm.weight"], "cannot train weight of a MixtralRMSNorm"),
     ],
 )
-def test_units_that_cannot_be_trained_are_told(units: list[str], message: str) -> None:
+def test_units_that_cannot_be_trained_are_refused(units: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         adapted(tiny_moe(), units)
 
@@ -284,50 +283,3 @@ def test_fused_and_expert_by_expert_train_to_the_same_bits(token_ids: Tensor) ->
     for layer, key, e in keys:
         stack = getattr(stacks[layer].mlp.experts, f"{key}_proj")
         assert torch.equal(stack[e], modules[layer].mlp.experts.experts[e][key].weight)
-
-
-def test_the_stack_reads_as_a_tensor_whatever_is_done_with_it() -> None:
-    torch.manual_seed(0)
-    slices = Slices.joined(0, [(3, 4), (1, 2)])
-    base, values = torch.randn(5, 8, 4), nn.Parameter(torch.randn(2, 8, 4))
-    stack, whole = expert_stack(base, values, slices), slices.splice(base, values)
-    assert (stack.shape, stack.dtype, len(stack), stack.transpose(1, 2).shape) == (
-        base.shape,
-        base.dtype,
-        5,
-        (5, 4, 8),
-    )
-    experts = torch.tensor([0, 3, 3, 1])
-    for read in (
-        lambda w: w[-2],
-        lambda w: w[1:4],
-        lambda w: w[torch.tensor(3)],
-        lambda w: w[experts],
-        lambda w: w[..., 2],
-        lambda w: w.transpose(0, 1),
-        lambda w: w.mT[experts] * 2,
-        lambda w: torch.einsum("eoi,ni->no", w, torch.ones(3, 4)),
-        lambda w: w.view(5, -1)[3],
-    ):
-        grads = []
-        for weight in (stack, whole):
-            result = read(weight)
-            (grad,) = torch.autograd.grad(result.square().sum(), values, retain_graph=True)
-            grads.append((result, grad))
-        torch.testing.assert_close(grads[0], grads[1])
-
-
-def test_kernels_that_would_miss_the_trained_experts_are_refused() -> None:
-    class Foreign(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor, stack: Tensor) -> Tensor:
-            return x * 2
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-            return grads[0] * 2, torch.ones(5, 8, 4)
-
-    stack = expert_stack(torch.randn(5, 8, 4), nn.Parameter(torch.randn(2, 8, 4)), Slices(0, ((0, 2),)))
-    x = torch.ones(1, requires_grad=True)
-    with pytest.raises(RuntimeError, match=r"would miss the trained ones: .* Set experts_implementation"):
-        Foreign.apply(x, stack).sum().backward()
