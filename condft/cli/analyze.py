@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from condft.cli.errors import UserErrors, checked_picture
-from condft.cli.options import NoCache, Remote
 
 if TYPE_CHECKING:
     from condft.report import SpectralReport
 
-__all__ = ["analyze"]
+__all__ = ["NoCache", "Remote", "analyze"]
+
+Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Allow a checkpoint's own code.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Analyze again; neither read nor write the user's cache.")]
 
 
 def analyze(

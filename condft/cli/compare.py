@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from condft.cli.analyze import NoCache, Remote
 from condft.cli.errors import UserErrors, checked_picture
-from condft.cli.options import NoCache, Remote
 
 if TYPE_CHECKING:
     from condft.report import SpectralReport

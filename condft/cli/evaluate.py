@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from condft.cli.errors import UserErrors
-from condft.cli.options import SkipBad
+from condft.cli.train import SkipBad
 
 __all__ = ["evaluate"]
 

@@ -4,8 +4,6 @@ import csv
 import dataclasses
 from pathlib import Path
 
-import yaml
-
 from condft.files.atomic import atomic_path, write_json, write_text
 from condft.report import SpectralReport, SpectralRow
 from condft.selection.select import Selection
@@ -57,5 +55,6 @@ def write_unfrozen_parameters(selection: Selection, path: Path) -> None:
             "or select from a report of whole tensors (--granularity tensor)"
         )
     patterns = ["^" + name.replace(".", "[.]") + "$" for name in selection.names]
-    # width: PyYAML folds long strings by default, and Spectrum's example readers take the list line by line.
-    write_text(path, yaml.safe_dump({"unfrozen_parameters": patterns}, width=10_000))
+    # Written by hand: Spectrum's example readers take the list line by line, so that quotes or a folded line, which a
+    # YAML library may write, would break them. `^name$` needs no quotes in YAML.
+    write_text(path, "unfrozen_parameters:\n" + "".join(f"- {pattern}\n" for pattern in patterns))

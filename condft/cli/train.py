@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from condft.cli.errors import UserErrors
-from condft.cli.options import SkipBad
 
-__all__ = ["train"]
+__all__ = ["SkipBad", "train"]
+
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unusable clips out; count and report them.")]
 
 
 def train(

@@ -4,8 +4,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from condft.files.atomic import write_json, write_text
 from condft.plots import plot_condition_numbers, plot_training
 from condft.report import SpectralReport
@@ -26,7 +24,7 @@ def write_analysis(output_dir: Path, config: RunConfig, report: SpectralReport, 
         report: Of the base.
         selected: Names of the selected units.
     """
-    write_text(output_dir / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+    write_text(output_dir / CONFIG, config.to_yaml())
     report.save(output_dir / "spectral_report.json")
     plot_condition_numbers(report, output_dir / "condition_numbers.png", selected=selected)
 
