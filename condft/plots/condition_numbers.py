@@ -1,4 +1,4 @@
-"""κ of every unit by depth and module type, beside what a random matrix of the same shape has."""
+"""κ of every unit by depth and module type, compared with a random matrix of the same shape."""
 
 import math
 import re
@@ -24,16 +24,25 @@ _LAYER_INDEX = re.compile(r"(?:^|\.)(\d+)(?=\.|\[|$)")
 def plot_condition_numbers(report: SpectralReport, path: str | Path, *, selected: Collection[str] = ()) -> None:
     """κ of every unit by depth: one panel a part of the model, one color a module type, the selection ringed.
 
-    A dashed line in a type's color is the median condition number of a random matrix of its shape; types of one
-    shape share a line whose dashes take turns. Units of infinite κ stand as crosses on the panel's upper edge.
+    A dashed line in a type's color is the median condition number of a random matrix of its shape. Types of the same
+    shape share one line, with alternating dashes. Units of infinite κ are crosses at the upper edge of the panel.
 
     Args:
-        report: What `analyze` returned.
+        report: From `analyze`.
         path: Image file; its suffix (.png, .svg, .pdf) is the format. Written atomically.
         selected: Names of units to mark.
 
     Raises:
-        ValueError: A selected name that the report does not have.
+        ValueError: A selected name that the report does not have, or a suffix that is no picture format.
+
+    Example:
+        >>> plot_condition_numbers(report, "condition_numbers.png")
+
+        With the units that a budget selects:
+
+        >>> from condft import select_units
+        >>> selected = select_units(report, trainable_fraction=0.2).names
+        >>> plot_condition_numbers(report, "selected.svg", selected=selected)
     """
     missing = sorted(set(selected).difference(row.name for row in report.rows))
     if missing:
@@ -57,7 +66,10 @@ def plot_condition_numbers(report: SpectralReport, path: str | Path, *, selected
 
 
 def _parts(report: SpectralReport) -> dict[str, list[SpectralRow]]:
-    """Rows of units that lie in numbered layers, by what stands before the first number (tower, language model)."""
+    """Rows of units in numbered layers, by the name before the first number (tower, language model).
+
+    A report without numbered layers is one part.
+    """
     parts: dict[str, list[SpectralRow]] = defaultdict(list)
     for row in report.rows:
         match = _LAYER_INDEX.search(row.name)
@@ -82,7 +94,8 @@ def _draw_part(axes: Axes, rows: Sequence[SpectralRow], selected: set[str]) -> N
         color = colors[module_type]
         x = [_depth(row.name) for row in members]
         y = [min(row.condition_number, ceiling) for row in members]
-        alone = len(set(x)) == len(x)  # several units a layer (heads, experts) make no line
+        # Several units a layer (heads, experts): a line through them would join units, not layers.
+        alone = len(set(x)) == len(x)
         style = ".-" if alone else "."
         axes.plot(x, y, style, color=color, linewidth=0.6, markersize=4, label=labels[module_type])
         deficient = [i for i, row in enumerate(members) if row.condition_number == math.inf]
@@ -101,7 +114,7 @@ def _draw_part(axes: Axes, rows: Sequence[SpectralRow], selected: set[str]) -> N
 
 
 def _draw_random(axes: Axes, by_type: Mapping[str, Sequence[SpectralRow]], colors: Mapping[str, str]) -> None:
-    """One dashed line a module type and shape; lines of the same height take turns with their dashes."""
+    """One dashed line a module type and shape; lines of the same height alternate their dashes."""
     heights: dict[float, list[str]] = defaultdict(list)
     for module_type, members in sorted(by_type.items()):
         for shape in {(min(row.matrix_shape), max(row.matrix_shape)) for row in members}:

@@ -1,4 +1,4 @@
-"""What the pictures share: one color a module type, short labels, dashes that tell lines apart, atomic saving."""
+"""What the pictures share: a color a module type, short labels, dashes, checked paths, atomic saving."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,14 +17,18 @@ def colors_of(module_types: Iterable[str]) -> dict[str, str]:
 
 
 def short_labels(names: Iterable[str]) -> dict[str, str]:
-    """Each name without the leading parts that all of them share, and without what stands before a layer's `*`."""
+    """Each name without the part up to a layer's `*.`; the full names where two would become equal.
+
+    >>> short_labels(["model.layers.*.mlp.up_proj", "lm_head"])
+    {'lm_head': 'lm_head', 'model.layers.*.mlp.up_proj': 'mlp.up_proj'}
+    """
     full = sorted(set(names))
     tails = {name: name.rpartition("*.")[2] or name for name in full}
     return tails if len(set(tails.values())) == len(full) else {name: name for name in full}
 
 
 def dashes(index: int, count: int, length: float = 4.0) -> tuple[float, Sequence[float]]:
-    """Line style of the index-th of `count` lines that lie on each other: their dashes take turns.
+    """Line style of the index-th of `count` lines at the same place: their dashes alternate, so that all are seen.
 
     Returns:
         Offset and on/off lengths, in points, as matplotlib takes them.
@@ -33,12 +37,21 @@ def dashes(index: int, count: int, length: float = 4.0) -> tuple[float, Sequence
 
 
 def check_picture_path(path: str | Path) -> None:
-    """Refuses a path that `save_figure` would refuse: so that a long analysis need not end with that.
+    """Refuses a path that the pictures' functions would refuse. Call it before a long analysis, not after it.
+
+    Args:
+        path: Of a picture to be written.
 
     Raises:
-        ValueError: A suffix that is no format of matplotlib's, or none.
+        ValueError: No suffix, or one that is no format of matplotlib.
+
+    Example:
+        >>> check_picture_path("kappa.png")
+        >>> check_picture_path("kappa")
+        Traceback (most recent call last):
+        ValueError: kappa has no suffix, and the suffix is a picture's format: use one such as .png, .svg or .pdf
     """
-    # To a path without suffix matplotlib adds one, and would write beside what was asked for.
+    # matplotlib adds a suffix to a path without one, and would write another file than the one that was named.
     suffix = Path(path).suffix
     if suffix.lower().removeprefix(".") not in FigureCanvasBase.get_supported_filetypes():
         had = f"the suffix {suffix!r}" if suffix else "no suffix"

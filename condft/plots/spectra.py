@@ -1,4 +1,4 @@
-"""Singular values of chosen units, beside those of random matrices of the same shapes."""
+"""Singular values of chosen units, compared with those of random matrices of the same shapes."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,14 +13,14 @@ from condft.selection.random_matrix import marchenko_pastur_quantile
 
 __all__ = ["MAX_SPECTRA", "plot_spectra"]
 
-MAX_SPECTRA = 40  # more lines than that cannot be told apart
+MAX_SPECTRA = 40  # more lines cannot be distinguished
 
 
 def plot_spectra(report: SpectralReport, names: Sequence[str], path: str | Path) -> None:
-    r"""Singular values of units over their rank, $\sigma_i/\sigma_1$ over $i/n$, all axes logarithmic.
+    r"""Singular values of units by rank, $\sigma_i/\sigma_1$ over $i/n$, all axes logarithmic.
 
-    The left panel counts ranks from the largest value, the right one from the smallest, so that both ends, of which κ
-    is made, are seen. Dashed: the Marchenko-Pastur law of the same shape, its i-th value at the quantile
+    The left panel counts ranks from the largest value, the right panel from the smallest, so that both ends are
+    visible: κ is their ratio. Dashed: the Marchenko-Pastur law for the same shape, its i-th value at the quantile
     1 - (i - 1/2)/n. A flat line is a weight that passes every direction on; a steep one has specialized.
 
     Args:
@@ -31,6 +31,12 @@ def plot_spectra(report: SpectralReport, names: Sequence[str], path: str | Path)
     Raises:
         KeyError: A name that the report does not have.
         ValueError: No name or too many, a unit whose spectrum the report does not hold, or a zero matrix.
+
+    Example:
+        >>> from condft import analyze
+        >>> names = ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.v_proj.weight"]
+        >>> with_spectra = analyze(base, names=names, spectrum=True, progress=False)
+        >>> plot_spectra(with_spectra, names, "spectra.png")
     """
     rows = _checked(report, names)
     figure = Figure(figsize=(12.0, 5.2), layout="constrained")
@@ -57,7 +63,7 @@ def plot_spectra(report: SpectralReport, names: Sequence[str], path: str | Path)
 
 def _checked(report: SpectralReport, names: Sequence[str]) -> list[SpectralRow]:
     if not 1 <= len(names) <= MAX_SPECTRA:
-        raise ValueError(f"{len(names)} spectra were asked for: one picture takes 1 to {MAX_SPECTRA}")
+        raise ValueError(f"{len(names)} spectra for one picture: it takes 1 to {MAX_SPECTRA}")
     rows = [report[name] for name in names]
     lacking = [row.name for row in rows if row.spectrum is None]
     if lacking:
@@ -72,7 +78,7 @@ def _checked(report: SpectralReport, names: Sequence[str]) -> list[SpectralRow]:
 
 
 def _draw(panels: Iterable[Axes], values: Sequence[float], **style: Any) -> None:
-    """One spectrum, descending, into both panels; zeros have no place on a logarithmic axis."""
+    """One descending spectrum into both panels. Zeros are left out: a logarithmic axis has no place for them."""
     n = len(values)
     kept = [value / values[0] for value in values if value > 0.0]
     from_largest = [(i + 1) / n for i in range(len(kept))]

@@ -29,6 +29,12 @@ def load_run(run_dir: str | Path) -> tuple[PeftModel, Any, RunConfig]:
     Raises:
         FileNotFoundError: The folder holds no finished run.
         ValueError: The adapter does not fit the composed model.
+
+    Example:
+        >>> model, processor, config = load_run("runs/quickstart")  # doctest: +SKIP
+        >>> load_run("runs/nothing")
+        Traceback (most recent call last):
+        FileNotFoundError: runs/nothing holds no finished run: config.yaml is missing. Train one, or --resume it.
     """
     run_dir = Path(run_dir)
     for name in (CONFIG, ADAPTER):
@@ -56,6 +62,14 @@ def evaluate_run(
     Raises:
         FileNotFoundError: No finished run, or no such manifest.
         ValueError: Clips that cannot be used, or longer than the run's window.
+
+    Example:
+        >>> figures = evaluate_run("runs/quickstart", manifest="my_clips.jsonl")  # doctest: +SKIP
+        >>> figures["wer"], figures["num_clips"]  # doctest: +SKIP
+        (0.25, 40)
+        >>> evaluate_run("runs/nothing")
+        Traceback (most recent call last):
+        FileNotFoundError: runs/nothing holds no finished run: config.yaml is missing. Train one, or --resume it.
     """
     model, processor, config = load_run(run_dir)
     window = processor.feature_extractor.chunk_length

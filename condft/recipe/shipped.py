@@ -1,6 +1,5 @@
 """The configurations that come with condft: in an installed wheel inside the package, in a checkout at its top."""
 
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,8 +41,9 @@ def find_config(name: str | Path) -> Path:
 
 
 def _folder() -> Path:
-    # The wheel has the folder configs/ as condft/configs (pyproject.toml). Without an __init__.py it is a namespace
-    # package, whose files importlib.resources finds. In a checkout the folder is next to the package.
-    if find_spec("condft.configs") is not None:
-        return Path(str(resources.files("condft.configs").joinpath("quickstart.yaml"))).parent
+    # The wheel has the folder configs/ as condft/configs (pyproject.toml), a package with or without __init__.py.
+    # A checkout has no such package; there the folder is next to condft/.
+    spec = find_spec("condft.configs")
+    if spec is not None and spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations)))
     return Path(condft.__file__).parents[1] / "configs"
