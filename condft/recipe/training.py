@@ -75,7 +75,7 @@ def train_model(
 def save_adapter(engine: Engine, model: PeftModel, processor: Any, checkpoint: Checkpoint, folder: Path) -> None:
     """Writes adapter and processor, from a checkpoint. All processes wait until the files are there.
 
-    A checkpoint holds whole tensors, whatever engine sharded the model; the model itself may hold shards by now.
+    A checkpoint holds whole tensors, whichever engine sharded the model. The model itself may hold shards by now.
     """
     if engine.accelerator.is_main_process:
         with atomic_directory(folder) as temporary:

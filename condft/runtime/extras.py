@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 __all__ = ["MissingExtraError", "needs_extra"]
 
-# Modules, not distributions: PyYAML is imported as `yaml`. pyproject.toml lists the distributions.
+# Top-level modules, not distributions: ruamel.yaml is in `ruamel`. pyproject.toml lists the distributions.
 _MODULES = {
     "cli": ("rich", "typer"),
     "plots": ("matplotlib",),
-    "recipe": ("datasets", "matplotlib", "rich", "tensorboard", "yaml"),
+    "recipe": ("datasets", "matplotlib", "rich", "ruamel", "tensorboard"),
     "speech": ("jiwer", "soundfile", "soxr"),
 }
 

@@ -63,7 +63,7 @@ def test_a_dataset_of_several_configurations_and_what_each_split_skips(tmp_path:
 
 BAD = {
     "a control token": ({}, "one <|im_end|> two", "holds the control token '<|im_end|>'"),
-    "too long a text": ({}, "one " * 100, "the language model takes 256"),
+    "too long a text": ({}, "one " * 100, "the language model takes at most 256"),
     "a text without a word": ({}, "...!", "has no word to compare with"),
     "truncated": ({"seconds": 0.8, "cut": True}, "one", "cannot be decoded"),
     "NaN": ({"nan": True}, "one", "holds NaN or infinity"),

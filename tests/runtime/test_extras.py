@@ -21,6 +21,8 @@ def python(blocked: str, code: str) -> subprocess.CompletedProcess[str]:
         ("condft.recipe", "datasets", "recipe"),
         ("condft.recipe", "tensorboard", "recipe"),
         ("condft.recipe", "jiwer", "speech"),
+        ("condft.training", "ruamel", "recipe"),
+        ("condft.tasks.speech", "soxr", "speech"),
     ],
 )
 def test_a_package_names_its_extra(package: str, module: str, extra: str) -> None:

@@ -3,19 +3,22 @@
 Needs the extra `speech`: pip install 'condft[speech]'.
 """
 
-from condft.tasks.speech.collate import SpeechCollator, SpeechExample, make_examples
-from condft.tasks.speech.compose import components, compose_audio_llm
-from condft.tasks.speech.data import (
-    Clip,
-    SkippedClip,
-    SpeechData,
-    SpeechDataError,
-    load_manifest,
-    load_speech_dataset,
-    read_audio,
-)
-from condft.tasks.speech.features import compute_features, precomputed_features
-from condft.tasks.speech.wer import WerReport, normalize, transcribe, word_error_rate
+from condft.runtime.extras import needs_extra
+
+with needs_extra("speech"):
+    from condft.tasks.speech.collate import SpeechCollator, SpeechExample, make_examples
+    from condft.tasks.speech.compose import components, compose_audio_llm
+    from condft.tasks.speech.data import (
+        Clip,
+        SkippedClip,
+        SpeechData,
+        SpeechDataError,
+        load_manifest,
+        load_speech_dataset,
+        read_audio,
+    )
+    from condft.tasks.speech.features import compute_features, precomputed_features
+    from condft.tasks.speech.wer import WerReport, normalize, transcribe, word_error_rate
 
 __all__ = [
     "Clip",
