@@ -9,7 +9,8 @@ import pytest
 
 from condft.recipe import run
 from condft.recipe.tuning import tuning_config
-from condft.training import Engine, find_checkpoint, make_accelerator, make_engine
+from condft.training import find_checkpoint, make_accelerator, make_engine
+from condft.training.engines.base import Engine
 from tests.helpers.calls import count_calls
 
 MODULE = importlib.import_module("condft.recipe.run")  # the package's own `run` is the function
