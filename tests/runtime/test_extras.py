@@ -50,7 +50,18 @@ def test_a_command_that_needs_another_extra_is_one_line() -> None:
 def test_all_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("datasets", "jiwer", "soxr"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingExtraError, match=r"needs datasets, jiwer, soxr: pip install 'condft\[recipe,speech\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"needs datasets, jiwer, soxr: pip install 'condft\[recipe,speech\]'"
+    ) as raised:
         needs_extra("recipe", "speech")
+    assert raised.value.name == "datasets"
     with needs_extra("plots", "cli"):
         pass
+
+
+def test_with_the_modules_nothing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "soxr", raising=False)
+    with needs_extra("speech"):
+        assert "soxr" not in sys.modules
+    with pytest.raises(KeyError):
+        needs_extra("everything")
