@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from typer.testing import CliRunner
 
-from condft.cli import app
+from condft.cli import main
 from tests.helpers.isolation import forget_accelerate
 from tests.helpers.pages import Block
 from tests.helpers.processes import ROOT
@@ -94,9 +93,11 @@ def _commands(block: Block) -> list[str]:
 
 def _run_condft(command: str, block: Block) -> str:
     forget_accelerate()
-    done = CliRunner().invoke(app, shlex.split(command, comments=True)[1:])
-    assert done.exit_code == 0, f"{block.place}: {command!r} ends with {done.exit_code}:\n{done.output[-3000:]}"
-    return done.stdout
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        code = main(shlex.split(command, comments=True)[1:])
+    assert code == 0, f"{block.place}: {command!r} ends with {code}:\n{printed.getvalue()[-3000:]}"
+    return printed.getvalue()
 
 
 def _run_shell(block: Block, folder: Path) -> str:
