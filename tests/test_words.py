@@ -31,7 +31,7 @@ PHRASES = (
 DIALECT = re.compile(rf"\b(?:{'|'.join(PHRASES)})\b", re.IGNORECASE)
 # Names of other libraries, and keys of records that were committed under these names.
 FOREIGN = re.compile(
-    r"\"(?:self_generated_\w+|own_tokens)\"|\.tell\(\)|SetVoiceByName|espeak_VOICE|--voices?\b|voice_id"
+    r"\"(?:self_generated_\w+|own_tokens|quantised)\"|\.tell\(\)|SetVoiceByName|espeak_VOICE|--voices?\b|voice_id"
 )
 RECORD = ("docs", "results", "config.yaml")
 SUFFIXES = (".py", ".md", ".sh", ".yaml", ".toml")

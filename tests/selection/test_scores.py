@@ -51,10 +51,10 @@ def test_rank_deficient_units_have_infinite_scores():
     assert math.isfinite(score_of(row, "stable_rank"))
 
 
-def test_shape_tells_nothing_of_fisher_information():
+def test_fisher_information_does_not_follow_from_shape():
     row = make_row("w", fisher_information=0.5)
     assert score_of(row, "fisher_information") == 0.5
-    with pytest.raises(ValueError, match="shape does not tell"):
+    with pytest.raises(ValueError, match="does not follow from its shape"):
         expected_score(row.matrix_shape, "fisher_information")
     with pytest.raises(ValueError, match=r"fisher_information of w was not measured: condft.add_fisher_information"):
         score_of(make_row("w", fisher_information=None), "fisher_information")

@@ -98,7 +98,7 @@ def test_only_layers_are_candidates_unless_named():
     st.sampled_from(["module_type", None]),
     st.randoms(use_true_random=False),
 )
-def test_count_budget_is_met_exactly_whatever_the_order_of_rows(kappas, count, order, stratify, random):
+def test_count_budget_is_met_exactly_in_any_order_of_rows(kappas, count, order, stratify, random):
     rows = [make_row(f"u{i:02d}", kappa, module_type=TYPES[i % 3]) for i, kappa in enumerate(kappas)]
     first = select_units(SpectralReport(tuple(rows)), num_tensors=count, order=order, stratify=stratify)
     random.shuffle(rows)
@@ -200,7 +200,7 @@ def test_a_threshold_knows_no_strata():
     assert selection.shape_share == select_units(smollm2(), num_tensors=30, stratify=None).shape_share > 0.5
 
 
-def test_several_shapes_in_one_type_are_told_with_the_alternative_that_helps():
+def test_the_warning_of_several_shapes_in_one_type_names_the_alternative_that_helps():
     shapes = [(8, 8), (8, 32)]
     rows = [
         make_row(

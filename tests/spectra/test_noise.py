@@ -19,7 +19,7 @@ def test_it_is_the_spectral_norm_of_the_rounding(dtype, shape):
 
 
 @pytest.mark.parametrize(("bits", "group"), [(8, 64), (4, 32), (4, 4096)])
-def test_quantised_codes_err_by_a_uniform_part_of_their_step(bits, group):
+def test_quantized_codes_err_by_a_uniform_part_of_their_step(bits, group):
     """Evenly spaced codes err by step / sqrt(12), and the largest of a group sets the step."""
     codes = torch.linspace(-1, 1, 2**bits - 1)
     largest = torch.randn(400, group, generator=torch.Generator().manual_seed(1)).abs().amax(1).square().mean().sqrt()
@@ -28,7 +28,7 @@ def test_quantised_codes_err_by_a_uniform_part_of_their_step(bits, group):
 
 
 def test_a_row_says_when_sigma_min_lies_under_it():
-    """A 96 x 96 matrix of condition number 1e4 is fp32's to tell, not bf16's."""
+    """A 96 x 96 matrix of condition number 1e4 is resolved in fp32, not in bf16."""
     torch.manual_seed(0)
     left, right = (torch.linalg.qr(torch.randn(96, 96, dtype=torch.float64)).Q for _ in range(2))
     matrix = (left * torch.logspace(4, 0, 96, dtype=torch.float64)) @ right

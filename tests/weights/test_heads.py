@@ -191,6 +191,6 @@ def test_streamed_heads_are_the_live_ones(tiny_llama: Any, tmp_path: Path) -> No
     assert len(live.rows) == 4 * (4 + 2 + 2 + 4 + 3) + 1
 
 
-def test_another_granularity_is_told(tiny_llama: Any) -> None:
+def test_another_granularity_is_an_error(tiny_llama: Any) -> None:
     with pytest.raises(ValueError, match="granularity is one of tensor, head, not 'row'"):
         analyze(tiny_llama(), granularity="row")  # type: ignore[arg-type]

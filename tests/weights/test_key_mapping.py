@@ -1,4 +1,4 @@
-"""Every parameter is found in the files as from_pretrained finds it, bit for bit, and what is amiss is told."""
+"""Every parameter is found in the files as from_pretrained finds it, bit for bit, and errors name what is wrong."""
 
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ def test_experts_that_do_not_fit_together_name_their_file(tmp_path: Path) -> Non
         analyze(tmp_path)
 
 
-def test_parameters_stored_quantised_are_skipped_by_name(tmp_path: Path) -> None:
+def test_parameters_stored_quantized_are_skipped_by_name(tmp_path: Path) -> None:
     build("LlamaForCausalLM").save_pretrained(tmp_path)
     name = "model.layers.0.mlp.up_proj.weight"
     edit_config(tmp_path, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})

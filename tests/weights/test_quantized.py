@@ -198,7 +198,7 @@ class QuantLinear(nn.Module):
 
 
 class EightBitLinear(nn.Module):
-    """Integers in a parameter and scales beside it, as EETQ has them; or float8 with scales of an unknown layout."""
+    """Integers in a parameter and scales next to it, as EETQ has them; or float8 with scales of an unknown layout."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Reading tensors and slices from safetensors files, and telling damaged files by name."""
+"""Reading tensors and slices from safetensors files, and errors that name the damaged file."""
 
 import json
 import struct

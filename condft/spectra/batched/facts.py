@@ -216,9 +216,9 @@ def _two_ends(gram: Tensor, rtol: float, method: str, measures: Measures, consta
     seen = [measures == "basic" and (e.exhausted or e.smallest_error <= tolerance) for e in upper]
     factor, info = torch.linalg.cholesky_ex(gram)
     definite = [flag == 0 for flag in info.tolist()]
-    wanted = [a is not None and not s and d for a, s, d in zip(answers, seen, definite, strict=True)]
+    unsettled = [a is not None and not s and d for a, s, d in zip(answers, seen, definite, strict=True)]
     volumes: list[float] = factor.diagonal(dim1=1, dim2=2).double().log().sum(1).tolist()
-    inverse = run_batch(TriangularInverse(factor), gram, until, wanted) if any(wanted) else [None] * count
+    inverse = run_batch(TriangularInverse(factor), gram, until, unsettled) if any(unsettled) else [None] * count
     for index, ends in enumerate(inverse):
         if seen[index]:
             continue

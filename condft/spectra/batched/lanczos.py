@@ -15,7 +15,7 @@ __all__ = ["run_batch"]
 
 
 def run_batch(
-    operator: Callable[[Tensor], Tensor], like: Tensor, until: Callable[[Ends], bool], wanted: Sequence[bool]
+    operator: Callable[[Tensor], Tensor], like: Tensor, until: Callable[[Ends], bool], needed: Sequence[bool]
 ) -> list[Ends | None]:
     """The ends of each operator's spectrum, by the process with start vector 0, when they first satisfy the caller.
 
@@ -23,7 +23,7 @@ def run_batch(
         operator: `(B, 1, n)` -> `(B, 1, n)`: one symmetric positive semidefinite map for each vector.
         like: `(B, n, n)` of the map's dtype and device.
         until: As of `BlockLanczos.run`, called for each matrix.
-        wanted: Whether the ends of each matrix are needed; those of the others are None.
+        needed: Whether the ends of each matrix are needed; those of the others are None.
     """
     count, n = like.shape[:2]
     limit = min(MAX_VECTORS, n)
@@ -31,7 +31,7 @@ def run_batch(
     basis[:, 0] = start_vectors(n, 1, 0)[0].to(like)
     projection = torch.zeros(count, limit, limit, dtype=torch.float64, device=like.device)
     ends: list[Ends | None] = [None] * count
-    left = {index for index, of_interest in enumerate(wanted) if of_interest}
+    left = {index for index, of_interest in enumerate(needed) if of_interest}
     look = min(next_look(0, n), limit)
     for vectors in range(1, limit + 1):
         norms = _step(operator, basis, projection, vectors)

@@ -1,4 +1,4 @@
-"""Batched calls: the figures of one matrix at a time, whoever else is in the batch. On the CPU; CUDA: test_cuda.py."""
+"""Batched calls: each matrix has the figures that it has alone. On the CPU; for CUDA see test_cuda.py."""
 
 import math
 
@@ -55,7 +55,7 @@ def test_agrees_with_numpy_and_with_one_at_a_time(shape, dtype, measures):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_matrix_s_figures_do_not_depend_on_its_company(shape, dtype):
-    """Bit for bit: alone, in another place, beside hopeless cases; where members begin at multiples of 64 bytes."""
+    """Bit for bit: alone, in another place, and next to hopeless cases, if members begin at multiples of 64 bytes."""
     members = matrices(shape, dtype)
     together = batched_facts(members, measures="all")
     assert [batched_facts([matrix], measures="all")[0] for matrix in members] == together
