@@ -18,7 +18,7 @@ def run_two(script: str, folder: Path, *, timeout: float = 120) -> None:
 
     Args:
         script: Its name in tests/workers.
-        folder: Where the processes leave what they found.
+        folder: Where the processes write their results.
         timeout: Seconds that each of them may take.
     """
     with socket.socket() as free:
@@ -35,11 +35,11 @@ def run_two(script: str, folder: Path, *, timeout: float = 120) -> None:
 
 
 def leave() -> NoReturn:
-    """Ends this rank's process with status 0, without finalizing the interpreter; what it wrote must be closed.
+    """Ends this process with status 0, without finalizing the interpreter; its files must be closed.
 
     FSDP2 and DDP keep their process group alive past `destroy_process_group` (torch 2.13), and with it gloo's threads.
-    One of them that only now lets go of its last tensor needs the GIL, is cut off by the interpreter's end, and aborts
-    the process ("terminate called without an active exception").
+    If one of them frees its last tensor only then, it needs the GIL, is cut off by the interpreter's end, and the
+    process aborts ("terminate called without an active exception").
     """
     torch.distributed.destroy_process_group()
     sys.stdout.flush()

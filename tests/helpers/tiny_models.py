@@ -1,4 +1,4 @@
-"""Tiny real models with fused experts, and what the tests of units ask of any model."""
+"""Tiny real models with fused experts, and checks that hold for every model."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ def logits(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable parameters by name, without what PEFT puts before and after."""
+    """The trainable parameters by name, without PEFT's prefix and the adapter's name."""
     return {
         name.removeprefix("base_model.model.").removesuffix(".default"): parameter
         for name, parameter in model.named_parameters()
@@ -85,14 +85,14 @@ def check_gradients_are_those_of(model: PeftModel, unfrozen: nn.Module) -> int:
                 expected = whole[f"{path}.{parameter}"].grad
                 assert expected is not None
                 assert copy.grad is not None
-                wanted = expected if slices is None else slices.take(expected)
-                torch.testing.assert_close(copy.grad, wanted, rtol=1e-5, atol=1e-7)
+                part = expected if slices is None else slices.take(expected)
+                torch.testing.assert_close(copy.grad, part, rtol=1e-5, atol=1e-7)
                 entries += copy.numel()
     return entries
 
 
 def check_life_cycle(model: PeftModel, base: nn.Module, ids: Tensor) -> None:
-    """Disabled, merged, unmerged and unloaded: logits and base weights, bit for bit."""
+    """Checks logits and base weights bit for bit: disabled, merged, unmerged and unloaded."""
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     reference, adapted = logits(base, ids), logits(model, ids)
     assert not torch.equal(adapted, reference)

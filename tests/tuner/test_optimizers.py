@@ -1,4 +1,4 @@
-"""Parameter groups hold everything once; decay towards the base follows its formula, in plain loops and Trainer."""
+"""Parameter groups hold every trainable parameter once; decay towards the base follows its formula, in any loop."""
 
 from pathlib import Path
 from typing import Any

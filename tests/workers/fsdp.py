@@ -1,4 +1,4 @@
-"""One rank of test_ranks: `fsdp.py RANK PORT FOLDER`. The tuner under plain FSDP2 and FSDP1."""
+"""One process of tuner/layers/test_sharded: `fsdp.py RANK PORT FOLDER`. The tuner under plain FSDP2, FSDP1 and DDP."""
 
 import sys
 from functools import partial
@@ -43,14 +43,14 @@ def build_tuned(dtype: torch.dtype = torch.float32) -> PeftModel:
 
 
 def build_parts() -> PeftModel:
-    """Slices of weights train, and start elsewhere than the base."""
+    """Slices of weights train, and do not start at the base's values."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
         return get_peft_model(tiny_moe(), CondFTConfig(target_units=PARTS, init_weights=False))
 
 
 def train(model: Any, tokens: torch.Tensor, steps: int = 2) -> list[float]:
-    """Each rank's mean over its own half of the batch; FSDP averages the ranks."""
+    """Each process takes the mean over its half of the batch; FSDP averages the processes."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(steps):
@@ -70,7 +70,7 @@ def shard(model: PeftModel, device: str = "cpu") -> PeftModel:
 
 
 def merged_and_back(model: Any) -> dict[str, torch.Tensor]:
-    """Logits of a sharded model in every state that merging can bring it to, and its merged weights."""
+    """Logits of a sharded model in every state of merging, and its merged weights."""
     found = {"acting": logits(model, TOKENS)}
     model.merge_adapter(safe_merge=True)
     found["merged"] = logits(model, TOKENS)

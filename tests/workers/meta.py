@@ -1,4 +1,4 @@
-"""One process of test_meta_processes: `meta.py RANK PORT FOLDER`. The first rank has the weights, the other has none.
+"""One process of test_meta_processes: `meta.py RANK PORT FOLDER`. The first has the weights.
 
 As after `cpu_ram_efficient_loading`: get_peft_model chooses on both, then accelerate shards by FSDP2 and broadcasts.
 """
@@ -36,7 +36,7 @@ ENVIRONMENT = {
 
 
 def on_rank(rank: int, build: Callable[[], Any]) -> Any:
-    """The model, without its weights on all ranks but the first."""
+    """The model; only the first process has its weights."""
     if rank == 0:
         return build()
     with init_empty_weights():
@@ -47,7 +47,7 @@ def on_rank(rank: int, build: Callable[[], Any]) -> Any:
 
 
 def choices(rank: int) -> dict[str, list[str]]:
-    """What each rank chooses, also where their configs differ: the first rank's counts."""
+    """The units that this process chooses. Where the configs differ, the first process's decides."""
 
     def chosen(build: Callable[[], Any] = build_tiny_llama, **options: Any) -> list[str]:
         model = get_peft_model(on_rank(rank, build), CondFTConfig(**options))
@@ -65,7 +65,7 @@ def choices(rank: int) -> dict[str, list[str]]:
 
 
 def refusals(rank: int) -> dict[str, str]:
-    """Errors are the same on both ranks, and nobody waits for the other."""
+    """Errors are the same in both processes, and neither waits for the other."""
 
     def message(build: Callable[[], Any], **options: Any) -> str:
         try:
@@ -84,7 +84,7 @@ def refusals(rank: int) -> dict[str, str]:
 
 
 def make_accelerator() -> Accelerator:
-    accelerator = Accelerator(cpu=True)  # which runs FSDP on GPUs only, unless told
+    accelerator = Accelerator(cpu=True)  # it runs FSDP on GPUs only, unless its state says otherwise
     PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     assert accelerator.is_fsdp2
@@ -99,7 +99,7 @@ def build_tuned(rank: int) -> PeftModel:
 
 
 def trained(accelerator: Accelerator, rank: int) -> dict[str, torch.Tensor]:
-    """All weights after the preparation, which trained ones the optimizer has, and what two steps made of them."""
+    """All weights after the preparation, which trained ones the optimizer has, and their values after two steps."""
     model: Any = build_tuned(rank)
     placeholders = [p for p in model.parameters() if p.requires_grad]
     assert rank == 0 or all(torch.isnan(p).all() for p in placeholders)

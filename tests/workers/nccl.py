@@ -1,4 +1,4 @@
-"""One rank of test_ranks on two GPUs: `nccl.py RANK PORT FOLDER`. The tuner under DDP and FSDP2 over NCCL."""
+"""One process of tuner/layers/test_sharded on two GPUs: `nccl.py RANK PORT FOLDER`. DDP and FSDP2 over NCCL."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ DEVICE = "cuda"
 
 
 def found_by(engine: str, rank: int, folder: Path) -> dict[str, torch.Tensor]:
-    """Trains, saves the whole adapter, and returns it beside the logits of every state that merging brings about."""
+    """Trains, saves the whole adapter, and returns it with the logits of every state of merging."""
     own, everything = TOKENS[2 * rank : 2 * rank + 2].to(DEVICE), TOKENS.to(DEVICE)
     model: Any = build_tuned().to(DEVICE)
     train(DistributedDataParallel(model) if engine == "ddp" else shard(model, DEVICE), own)

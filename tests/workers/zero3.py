@@ -1,4 +1,4 @@
-"""One rank of test_zero3: `zero3.py RANK PORT FOLDER`. The tuner under DeepSpeed ZeRO-3."""
+"""One process of test_zero3: `zero3.py RANK PORT FOLDER`. The tuner under DeepSpeed ZeRO-3."""
 
 import os
 import sys
@@ -40,7 +40,7 @@ def build(kind: str) -> PeftModel:
 
 
 def states(engine: Any, model: Any) -> dict[str, torch.Tensor]:
-    """Logits in every state that merging can bring the model to."""
+    """Logits in every state of merging."""
     found = {"acting": logits(engine, TOKENS)}
     model.merge_adapter(safe_merge=True)
     found["merged"] = logits(engine, TOKENS)
@@ -53,7 +53,7 @@ def states(engine: Any, model: Any) -> dict[str, torch.Tensor]:
 
 
 def trained(kind: str, own: torch.Tensor, folder: Path) -> dict[str, torch.Tensor]:
-    """Trains, saves the whole adapter, and returns the trained weights beside the logits of every state."""
+    """Trains, saves the whole adapter, and returns the trained weights and the logits of every state."""
     model = build(kind)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=CONFIG)
@@ -63,7 +63,7 @@ def trained(kind: str, own: torch.Tensor, folder: Path) -> dict[str, torch.Tenso
     parameters = trainable(model)
     with deepspeed.zero.GatheredParameters(list(parameters.values())):
         weights = {f"weights/{name}": p.detach().clone() for name, p in parameters.items()}
-        # on all ranks: walking the model is what every one of them does, and the first alone writes
+        # in all processes: each must take part in reading the model, and the first alone writes
         model.save_pretrained(folder / f"adapter-{kind}", is_main_process=torch.distributed.get_rank() == 0)
     engine.eval()
     return weights | states(engine, model)

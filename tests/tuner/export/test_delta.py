@@ -85,7 +85,7 @@ def test_from_the_folder_of_an_adapter(adapter: Any, tiny_llama: Any, tmp_path: 
     assert all(torch.equal(value, live[name]) for name, value in stored.state_dict().items())
     assert stored.tensors.keys() == live.keys()
     assert stored.base_model == str(tmp_path / "base")
-    assert same_state(base, tiny_llama())  # handed back as it was, without the adapter
+    assert same_state(base, tiny_llama())  # unchanged, and without the adapter
     assert all(p.requires_grad for p in base.parameters())
 
 

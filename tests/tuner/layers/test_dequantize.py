@@ -1,4 +1,4 @@
-"""Training over quantized bases: copies start from the dequantized values, the quantized bytes are never touched.
+"""Training over quantized bases: copies start from the dequantized values, the quantized bytes never change.
 
 bitsandbytes repacks 4-bit weights in a forward without gradients on CPUs with AVX-512 BF16, and no gradient passes
 them after that: so what is trained here has had no such forward, and references come from models of their own.
@@ -93,7 +93,7 @@ def dequantized(model: Any) -> LlamaForCausalLM:
     return plain
 
 
-def test_the_selection_is_that_of_the_dequantised_values(kind: str, load: Load) -> None:
+def test_the_selection_is_that_of_the_dequantized_values(kind: str, load: Load) -> None:
     model = load(kind)
     expected = select_units(analyze(dequantized(model), progress=False), num_tensors=5)
     config = CondFTConfig(num_tensors=5)
@@ -114,8 +114,8 @@ def test_life_cycle(kind: str, dtype: torch.dtype, load: Load, token_ids: Tensor
     check_life_cycle(kind, dtype, load, token_ids, "cpu")
 
 
-def test_copies_that_were_cast_to_half_precision_are_told_of(kind: str, load: Load, token_ids: Tensor) -> None:
-    """As TRL's trainers do for LoRA: of a copy's own size, updates vanish in the rounding."""
+def test_copies_that_were_cast_to_half_precision_warn(kind: str, load: Load, token_ids: Tensor) -> None:
+    """TRL's trainers cast them so for LoRA. A full-rank copy is large next to its updates: rounding loses them."""
     model = get_peft_model(load(kind), CondFTConfig(target_units=UNITS))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -162,7 +162,7 @@ def check_life_cycle(kind: str, dtype: torch.dtype, load: Load, token_ids: Tenso
 
 
 @pytest.mark.parametrize("kind", ["nf4", "torchao int8"])
-def test_it_trains_as_the_dequantised_model_would(kind: str, load: Load, token_ids: Tensor) -> None:
+def test_it_trains_as_the_dequantized_model_would(kind: str, load: Load, token_ids: Tensor) -> None:
     """bitsandbytes' and torchao's own products of frozen layers are those of the dequantized values, in fp32."""
     model = load(kind)
     plain = get_peft_model(dequantized(model), CondFTConfig(target_units=[*UNITS, *HEADS]))
@@ -190,7 +190,7 @@ def test_of_a_weight_that_trains_in_heads_no_dense_values_are_kept(
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-def test_an_adapter_fits_the_quantised_base_and_the_plain_one(
+def test_an_adapter_fits_the_quantized_base_and_the_plain_one(
     kind: str, low_cpu_mem_usage: bool, load: Load, checkpoint: Path, token_ids: Tensor, tmp_path: Path
 ) -> None:
     model = get_peft_model(load(kind), CondFTConfig(target_units=UNITS))
@@ -229,7 +229,7 @@ def test_kbit_preparation_checkpointing_and_autocast(kind: str, load: Load, toke
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainable(model).values())
 
 
-def test_what_reads_the_base_reads_its_dequantised_values(kind: str, load: Load, token_ids: Tensor) -> None:
+def test_what_reads_the_base_reads_its_dequantized_values(kind: str, load: Load, token_ids: Tensor) -> None:
     model = get_peft_model(load(kind), CondFTConfig(target_units=UNITS))
     train(model, token_ids)
     base = {path: dense_values(layer.get_base_layer(), "weight").float() for path, layer in layers_of(model).items()}
@@ -268,13 +268,13 @@ def test_adapters_switch(kind: str, load: Load, token_ids: Tensor) -> None:
     assert torch.equal(logits(model, token_ids), first)
 
 
-def test_offload_leaves_what_is_quantised_in_place(load: Load) -> None:
+def test_offload_leaves_what_is_quantized_in_place(load: Load) -> None:
     model = get_peft_model(load("nf4"), CondFTConfig(target_units=UNITS, offload_base=True))
     assert all(layer.offloaded_parameters() == [] for layer in layers_of(model).values())
 
 
 class PackedLinear(nn.Module):
-    """The outside of GPTQ's and AWQ's layers: packed integers and scales in buffers, read by their own kernels."""
+    """Attributes as in GPTQ's and AWQ's layers: packed integers and scales in buffers, for kernels of their own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -282,7 +282,7 @@ class PackedLinear(nn.Module):
         self.register_buffer("scales", torch.ones(1, 4))
 
 
-def test_what_cannot_be_dequantised_is_refused_by_name() -> None:
+def test_what_cannot_be_dequantized_is_refused_by_name() -> None:
     model = nn.ModuleDict({"up": PackedLinear(), "down": nn.Linear(4, 4)})
     with pytest.raises(ValueError, match=r"'up.qweight' cannot be trained: it is quantized \(PackedLinear, int32\)"):
         get_peft_model(model, CondFTConfig(target_units=["up.qweight"]))
@@ -310,8 +310,8 @@ def test_scaled_float8_trains_as_its_values() -> None:
     assert layers_of(model)["0"].get_base_layer() is layer
 
 
-def test_a_weight_that_a_parametrisation_computes_is_refused() -> None:
-    """To merge into it would be to write into a tensor that is thrown away."""
+def test_a_weight_that_a_parametrization_computes_is_refused() -> None:
+    """A merge would write into a tensor that the next forward computes anew."""
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
     with pytest.raises(ValueError, match=r"computed by a parametrization: .*remove_parametrizations"):
         get_peft_model(copy.deepcopy(model), CondFTConfig(target_units=["0.weight"]))

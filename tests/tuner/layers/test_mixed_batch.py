@@ -1,4 +1,4 @@
-"""Several adapters in one batch: every sample gets exactly what its adapter alone would have given it."""
+"""Several adapters in one batch: the result of every sample is that of its adapter alone."""
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def test_generate_repeats_the_names_for_every_beam(token_ids, num_beams):
         assert torch.equal(model.generate(input_ids=token_ids[index : index + 1], **options)[0], mixed[index])
 
 
-def test_beam_search_keeps_the_encoder_at_one_name_a_sample(token_ids):
+def test_beam_search_gives_the_encoder_one_name_for_each_sample(token_ids):
     torch.manual_seed(0)
     sizes = {f"{side}_{part}": n for side in ("encoder", "decoder") for part, n in (("layers", 1), ("ffn_dim", 32))}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
@@ -140,8 +140,8 @@ def test_embeddings_and_convolutions_are_mixed_too():
         torch.testing.assert_close(mixed[1], model(ids)[1])
 
 
-def test_a_layer_whose_batch_cannot_be_parted_is_refused_by_name():
-    """Attention takes three tensors, batch second by default; served by the active adapter it would be wrong."""
+def test_a_layer_whose_batch_cannot_be_divided_is_refused_by_name():
+    """Attention takes three tensors, by default with the batch second, so the batch cannot be divided."""
 
     class Attention(nn.Module):
         def __init__(self) -> None:

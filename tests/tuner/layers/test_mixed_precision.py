@@ -1,4 +1,4 @@
-"""A weight in a wider dtype than its product: the bits of casting it first, without keeping the cast."""
+"""A weight in a wider dtype than its product gives the same bits as a cast weight, and the cast is not kept."""
 
 import pytest
 import torch

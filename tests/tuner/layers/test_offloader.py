@@ -1,8 +1,8 @@
-"""`offload_base`: what a copy acts in the place of is on the CPU, and comes back where it has to act itself.
+"""`offload_base`: originals that a copy replaces are on the CPU, and return to their device when they are used.
 
-Without an accelerator the meta device is the other one: it is a real device of torch's that refuses to compute with
-tensors of another, so it shows what is where, and that nothing reads what is parked; only values it has none. The
-originals never go there for good, so theirs are checked all the same. The last test wants a GPU.
+Without an accelerator the meta device plays its part: torch refuses to compute with tensors of two devices, so the
+tests show where each tensor is, and that nothing reads an offloaded one. Meta tensors have no values, but the
+originals' values stay on the CPU, so they are checked too. The last test needs a GPU.
 """
 
 import copy
@@ -58,20 +58,20 @@ def test_on_the_cpu_nothing_changes(token_ids: Tensor) -> None:
     assert torch.equal(logits(model.unload(), token_ids), logits(build_tiny_llama(), token_ids))
 
 
-def test_on_another_device_only_the_originals_stay_behind(token_ids: Tensor) -> None:
+def test_on_another_device_only_the_originals_stay_on_the_cpu(token_ids: Tensor) -> None:
     model = offloading().to("meta")
     elsewhere = {name for name, parameter in model.named_parameters() if not parameter.is_meta}
     assert elsewhere == {f"base_model.model.{name.removesuffix('weight')}base_layer.weight" for name in SELECTED}
     assert digests(originals(model)) == BASE
-    assert model(token_ids.to("meta")).logits.is_meta  # and no operation met a tensor on the CPU
+    assert model(token_ids.to("meta")).logits.is_meta  # no operation had a tensor on the CPU among its inputs
     model(token_ids.to("meta")).logits.sum().backward()
     assert all(p.grad.is_meta for p in model.parameters() if p.requires_grad)
     state = {canonical_name(name): tensor for name, tensor in model.state_dict().items()}
     assert digests(state) == BASE
 
 
-@pytest.mark.parametrize("way", ["disable", "other adapter", "merge", "move while away"])
-def test_they_come_back_to_act_and_are_parked_again(way: str, token_ids: Tensor) -> None:
+@pytest.mark.parametrize("way", ["disable", "other adapter", "merge", "move while disabled"])
+def test_they_return_when_used_and_are_offloaded_again(way: str, token_ids: Tensor) -> None:
     model, ids = offloading().to("meta"), token_ids.to("meta")
     if way == "disable":
         with model.disable_adapter():
@@ -101,7 +101,7 @@ def test_they_come_back_to_act_and_are_parked_again(way: str, token_ids: Tensor)
 
 
 @pytest.mark.parametrize("way", ["unload", "merge_and_unload", "delete_adapter"])
-def test_what_leaves_the_wrapper_is_on_its_own_device(way: str, token_ids: Tensor) -> None:
+def test_an_unwrapped_module_is_on_its_own_device(way: str, token_ids: Tensor) -> None:
     model = offloading().to("meta")
     left = model.delete_adapter("default") if way == "delete_adapter" else getattr(model, way)()
     whole = left if left is not None else model
@@ -109,19 +109,19 @@ def test_what_leaves_the_wrapper_is_on_its_own_device(way: str, token_ids: Tenso
     assert left is None or whole(token_ids.to("meta")).logits.is_meta
 
 
-def test_weights_that_train_in_part_stay() -> None:
+def test_weights_that_train_in_part_are_not_offloaded() -> None:
     units = ["model.layers.0.self_attn.q_proj.weight[h1]", SELECTED[1]]
     model = get_peft_model(build_tiny_llama(), CondFTConfig(target_units=units, offload_base=True)).to("meta")
     assert [name for name, parameter in originals(model).items() if not parameter.is_meta] == [SELECTED[1]]
 
 
-def test_mixed_batches_bring_them_back_for_the_samples_of_the_base(token_ids: Tensor) -> None:
+def test_mixed_batches_restore_them_for_the_samples_of_the_base(token_ids: Tensor) -> None:
     model = offloading().eval().to("meta")
     assert model(token_ids.to("meta"), adapter_names=["default", "__base__"]).logits.is_meta
     assert digests(originals(model)) == BASE
 
 
-def test_parked_originals_are_cast_copied_loaded_and_saved(token_ids: Tensor, tmp_path: Any) -> None:
+def test_offloaded_originals_are_cast_copied_loaded_and_saved(token_ids: Tensor, tmp_path: Any) -> None:
     model = offloading().to("meta")
     twin = copy.deepcopy(model)
     twin.bfloat16()
@@ -140,7 +140,7 @@ def test_parked_originals_are_cast_copied_loaded_and_saved(token_ids: Tensor, tm
     assert digests(originals(loaded)) == BASE
 
 
-def test_biases_and_attention_modules_are_parked_too() -> None:
+def test_biases_and_attention_modules_are_offloaded_too() -> None:
     attention = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
     units = ["0.in_proj_weight", "0.out_proj.weight", "1.weight"]
     config = CondFTConfig(target_units=units, bias="selected", offload_base=True)
@@ -153,7 +153,7 @@ def test_biases_and_attention_modules_are_parked_too() -> None:
     assert wrapped[1](wrapped[0](x, x, x)[0]).is_meta
 
 
-def test_data_parallel_training_is_told_what_to_leave_out() -> None:
+def test_data_parallel_training_ignores_offloaded_parameters() -> None:
     model = offloading()
     assert model._ddp_params_and_buffers_to_ignore == []  # all on one device
     model.to("meta")
@@ -171,8 +171,8 @@ def test_on_a_gpu(token_ids: Tensor) -> None:
     plain = get_peft_model(build_tiny_llama().cuda(), CondFTConfig(target_units=SELECTED))
     without = torch.cuda.memory_allocated() - before
     model = get_peft_model(build_tiny_llama().cuda(), CondFTConfig(target_units=SELECTED, offload_base=True))
-    parked = sum(originals(model)[name].nbytes for name in SELECTED)
-    assert torch.cuda.memory_allocated() - before - without == without - parked
+    offloaded = sum(originals(model)[name].nbytes for name in SELECTED)
+    assert torch.cuda.memory_allocated() - before - without == without - offloaded
     assert train(model, ids) == train(plain, ids)
     assert {p.device.type for n, p in originals(model).items() if n in SELECTED} == {"cpu"}
     adapted = logits(plain, ids)
@@ -183,7 +183,7 @@ def test_on_a_gpu(token_ids: Tensor) -> None:
     model.merge_adapter()
     assert torch.equal(logits(model, ids), adapted)
     model.unmerge_adapter()
-    with model.disable_adapter(), torch.no_grad():  # a base that is changed while it is at home is copied anew
+    with model.disable_adapter(), torch.no_grad():  # a base that is changed on its device is copied to the CPU again
         originals(model)[SELECTED[0]].zero_()
     assert originals(model)[SELECTED[0]].eq(0).all()
     groups = parameter_groups(model, lr=1e-3, weight_decay=0.1, decay_towards="base")

@@ -1,4 +1,4 @@
-"""The tuner on several ranks without our trainer: plain FSDP2 and FSDP1 train, disable, save, load as one process."""
+"""The tuner in several processes without our trainer: under FSDP2, FSDP1 and DDP it does what one process does."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ranks(folder: Path) -> list[dict[str, torch.Tensor]]:
-    """What each of two gloo ranks found; one launch for all tests."""
+    """The results of two gloo processes; one launch for all tests."""
     run_two("fsdp.py", folder)
     return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
@@ -37,7 +37,7 @@ def part(results: dict[str, torch.Tensor], engine: str) -> dict[str, torch.Tenso
 def test_sharded_training_is_training(
     ranks: list[dict[str, torch.Tensor]], folder: Path, engine: str, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """Also of fp32 copies over a bf16 base, where a step of AdamW turns rounding of small gradients into 1e-2."""
+    """Also of fp32 copies over a bf16 base, where AdamW's step turns the rounding of small gradients into 1e-2."""
     model = build_tuned(dtype)
     base = logits(model, TOKENS)
     train(model, TOKENS)
@@ -61,7 +61,7 @@ def test_sharded_training_is_training(
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("engine", ["fsdp2", "bf16", "parts"])
 def test_sharded_models_merge_and_come_back_bit_for_bit(ranks: list[dict[str, torch.Tensor]], engine: str) -> None:
-    """Disabling takes a merged adapter out for good, as PEFT's do; what is unloaded has the weights of one process."""
+    """Disabling unmerges for good, as in PEFT's layers; the unloaded model has the weights of one process."""
     for results in ranks:
         found = part(results, engine)
         assert not torch.equal(found["acting"], found["disabled"])
@@ -84,7 +84,7 @@ def test_sharded_models_merge_and_come_back_bit_for_bit(ranks: list[dict[str, to
 
 @pytest.mark.multiprocess
 def test_copies_under_ddp_train_as_the_tensors_unfrozen_by_hand(ranks: list[dict[str, torch.Tensor]]) -> None:
-    """Bit for bit, so that what two ranks differ by from one process is PyTorch's and not CondFT's."""
+    """Bit for bit: so any difference between two processes and one comes from PyTorch, not from CondFT."""
     model = build_tuned()
     train(model, TOKENS)
     for results in ranks:
@@ -115,7 +115,7 @@ def test_fsdp1_with_original_parameters_has_the_same_forward_and_backward_and_re
 @pytest.mark.multiprocess
 @needs_two_gpus
 def test_two_gpus_train_save_disable_and_merge_as_one(tmp_path: Path) -> None:
-    """Never run so far; over gloo, on the CPU, what a rank does here has passed."""
+    """Not run so far for want of two GPUs. The same steps pass over gloo on the CPU."""
     run_two("nccl.py", tmp_path)
     model = build_tuned().cuda()
     base = logits(model, TOKENS.cuda()).cpu()

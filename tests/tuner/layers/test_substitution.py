@@ -1,4 +1,4 @@
-"""Layers that are a Linear, a convolution or an embedding by class and compute something else in their forward."""
+"""Linear layers, convolutions and embeddings whose class has a forward of its own; attributes replaced for a call."""
 
 import copy
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class Scaled(nn.Linear):
 
 
 class Around(nn.Module):
-    """A module around the layer, since the top one is never wrapped."""
+    """A module around the layer: the model itself is never wrapped."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def test_the_layers_own_forward_runs_with_the_copy(kind: str) -> None:
     assert torch.equal(model.merge_and_unload()(*args), trained)
 
 
-def test_samples_of_several_adapters_run_through_it_where_the_input_tells_them_apart() -> None:
+def test_samples_of_several_adapters_run_through_it_if_its_only_input_has_a_row_for_each() -> None:
     x = torch.randn(3, 6)
     model = _two_adapters(Scaled(6, 4))
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_samples_of_several_adapters_run_through_it_where_the_input_tells_them_a
 
 
 def test_samples_in_more_than_one_input_are_refused() -> None:
-    """Only the first is parted: the other would be that of all samples, for each adapter again."""
+    """Only the first is divided among the adapters: the other would still have the rows of all samples."""
     model = _two_adapters(OPTLearnedPositionalEmbedding(9, 4))
     mask = torch.ones(2, 5, dtype=torch.long)
     with pytest.raises(TypeError, match=r"OPTLearnedPositionalEmbedding .* other arguments"):
@@ -116,28 +116,28 @@ def test_an_embedding_that_scales() -> None:
     assert torch.equal(logits(model.merge_and_unload(), ids), adapted)
 
 
-def test_whisper_asks_its_convolutions_for_their_strides() -> None:
+def test_whisper_reads_the_strides_of_its_convolutions() -> None:
     sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
     widths = {"d_model": 16, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "vocab_size": 40, "num_mel_bins": 8}
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
     options: dict[str, Any] = sizes | widths | tokens | {"max_source_positions": 10, "tie_word_embeddings": False}
     base = WhisperForConditionalGeneration(WhisperConfig(**options)).eval()
-    heard, ids = torch.randn(2, 8, 20), torch.arange(3, 9).reshape(2, 3)
+    features, ids = torch.randn(2, 8, 20), torch.arange(3, 9).reshape(2, 3)
     roles = ["embedding", "output_head"]
     model = get_peft_model(base, CondFTConfig(trainable_fraction=1.0, include_roles=roles, init_weights=False)).eval()
     targets = model.peft_config["default"].target_units or []
     assert {"model.encoder.conv1.weight", "model.decoder.embed_tokens.weight"} <= set(targets)
-    adapted = model(input_features=heard, decoder_input_ids=ids).logits
+    adapted = model(input_features=features, decoder_input_ids=ids).logits
     adapted.square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
-    generated = model.generate(input_features=heard, max_new_tokens=4, do_sample=False)
+    generated = model.generate(input_features=features, max_new_tokens=4, do_sample=False)
     merged = model.merge_and_unload()
-    torch.testing.assert_close(merged(input_features=heard, decoder_input_ids=ids).logits, adapted)
-    assert torch.equal(merged.generate(input_features=heard, max_new_tokens=4, do_sample=False), generated)
+    torch.testing.assert_close(merged(input_features=features, decoder_input_ids=ids).logits, adapted)
+    assert torch.equal(merged.generate(input_features=features, max_new_tokens=4, do_sample=False), generated)
 
 
-def test_a_wrapper_does_not_lend_the_hooks_of_accelerate() -> None:
-    """The layer's would be taken for the wrapper's, whose forward would then be passed by."""
+def test_accelerates_hook_is_not_an_attribute_of_the_wrapper() -> None:
+    """accelerate would use the layer's hook as the wrapper's, and skip the wrapper's forward."""
     layer: Any = get_peft_model(
         Around(nn.Conv1d(2, 2, 3)), CondFTConfig(target_modules=["layer"])
     ).base_model.model.layer
@@ -153,7 +153,7 @@ def test_a_wrapper_does_not_lend_the_hooks_of_accelerate() -> None:
     "layer", [nn.Linear(6, 4), nn.Conv1d(3, 4, 2), nn.Embedding(6, 4)], ids=lambda x: type(x).__name__
 )
 def test_hooks_of_the_layer_run(layer: nn.Module) -> None:
-    """They were hung on before the adapter came, or on what `get_base_layer` gives: both act with the copy too."""
+    """Hooks registered before the adapter was made, or on `get_base_layer()`, see the result of the copy."""
     model = get_peft_model(Around(layer), CondFTConfig(target_modules=["layer"], init_weights=False))
     x = torch.randint(6, (2, 3)) if isinstance(layer, nn.Embedding) else torch.randn(2, 3, 6)
     bare, seen = model(x), []

@@ -26,7 +26,7 @@ NAME = "adapter_model.safetensors"
 
 @pytest.fixture
 def saved(saved_adapter: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
+    """A copy of the adapter that a test may damage."""
     return shutil.copytree(saved_adapter, tmp_path, dirs_exist_ok=True)
 
 
@@ -69,7 +69,7 @@ def test_embeddings_that_peft_adds_are_not_foreign(tmp_path: Path, token_ids: Te
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-def test_what_stands_beside_the_selection_is_not_foreign(
+def test_saved_modules_token_rows_and_biases_are_not_foreign(
     tmp_path: Path, token_ids: Tensor, low_cpu_mem_usage: bool
 ) -> None:
     config = CondFTConfig(

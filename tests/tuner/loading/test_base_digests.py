@@ -1,4 +1,4 @@
-"""An adapter knows the base that it was made on, and does not act on another one unless that is asked for."""
+"""An adapter knows the base that it was made on, and is refused on another one unless the caller asks for it."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def units(folder: Path) -> list[str]:
     return names
 
 
-def test_another_base_is_refused_by_every_way_in(saved_adapter: Path) -> None:
+def test_another_base_is_refused_by_every_way_to_load(saved_adapter: Path) -> None:
     first = units(saved_adapter)[0]
     message = OTHER.format(5, 5) + f" is '{first}'"
     with pytest.raises(ValueError, match=message):
@@ -57,7 +57,7 @@ def test_the_way_out_and_then_it_belongs_to_the_new_base(saved_adapter: Path, tm
 
 @pytest.mark.parametrize("options", [{"num_tensors": 3}, {"target_units": ["model.layers.3.mlp.up_proj.weight"]}])
 @pytest.mark.parametrize("other", [{"seed": 3}, {"layers": 1}])
-def test_a_config_that_was_used_on_another_model_is_told_from_an_adapter_of_another_base(
+def test_a_config_that_was_used_on_another_model_has_its_own_message(
     options: dict[str, Any], other: dict[str, int]
 ) -> None:
     config = CondFTConfig(**options)
@@ -79,7 +79,7 @@ def test_a_config_that_was_used_on_another_model_is_told_from_an_adapter_of_anot
         (torch.float16, torch.bfloat16, False),
     ],
 )
-def test_another_dtype_is_the_same_base_and_as_far_as_its_bits_tell_another_base_is_not(
+def test_another_dtype_is_the_same_base_and_another_base_is_found_if_the_bits_show_it(
     made_on: torch.dtype, loaded_on: torch.dtype, is_compared: bool, tmp_path: Path
 ) -> None:
     get_peft_model(build_tiny_llama().to(made_on), CondFTConfig(num_tensors=3)).save_pretrained(tmp_path)
@@ -110,7 +110,7 @@ def test_digests_are_those_of_the_report_however_the_units_were_chosen(granulari
     assert by_hand.base_digests == chosen.base_digests
 
 
-def test_a_change_of_another_expert_is_not_the_adapters_business(tmp_path: Path) -> None:
+def test_a_change_of_another_expert_is_allowed(tmp_path: Path) -> None:
     stack = "model.layers.0.mlp.experts.down_proj"
     get_peft_model(tiny_moe(), CondFTConfig(target_units=[f"{stack}[1]"])).save_pretrained(tmp_path)
     base = tiny_moe()
@@ -134,7 +134,7 @@ def test_a_merged_adapter_does_not_make_it_another_base(saved_adapter: Path, tok
     assert torch.equal(logits(model, token_ids), adapted)
 
 
-def test_values_that_are_not_here_are_not_compared(saved_adapter: Path) -> None:
+def test_values_on_the_meta_device_are_not_compared(saved_adapter: Path) -> None:
     base: nn.Module = build_tiny_llama(seed=3).to("meta")
     config = CondFTConfig.from_pretrained(saved_adapter)
     get_peft_model(base, config)

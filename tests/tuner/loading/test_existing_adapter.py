@@ -39,7 +39,7 @@ def test_other_slices_of_the_same_shape_are_refused(
     ):
         model.load_adapter(tmp_path / "there", "default")
     assert torch.equal(logits(model, token_ids), before)
-    model.load_adapter(tmp_path / "there", "other")  # the way out that it names
+    model.load_adapter(tmp_path / "there", "other")  # as the message says
     model.set_adapter("other")
     assert torch.equal(logits(model, token_ids), others)
 
@@ -62,12 +62,12 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path, token_ids: Tensor
     assert torch.equal(logits(model, token_ids), logits(tiny_moe(), token_ids))
 
 
-def test_a_config_that_was_handed_over_must_be_the_files(tmp_path: Path, token_ids: Tensor) -> None:
+def test_a_config_that_is_passed_must_be_the_files(tmp_path: Path, token_ids: Tensor) -> None:
     expected = save(tmp_path / "saved", [f"{STACK}[1]"], token_ids, base=tiny_moe())
     other = CondFTConfig(target_units=[f"{STACK}[2]"])
     with pytest.raises(ValueError, match="cannot load into 'default'"):
         PeftModel.from_pretrained(tiny_moe(), tmp_path / "saved", config=other)
-    # of a folder without a config the caller vouches for what is in it
+    # without a config in the folder nothing can be compared
     config = CondFTConfig.from_pretrained(tmp_path / "saved")
     (tmp_path / "bare").mkdir()
     shutil.copy(tmp_path / "saved" / "adapter_model.safetensors", tmp_path / "bare")

@@ -1,4 +1,4 @@
-"""`load` brings base and adapter."""
+"""`load` loads base and adapter in one call."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tests.helpers.tiny_models import logits
 
 @pytest.fixture
 def saved(adapter: Any, tiny_llama: Any, tmp_path: Path) -> tuple[Any, Path]:
-    """A trained model whose base and adapter lie in two folders."""
+    """A trained model whose base and adapter are saved in two folders."""
     tiny_llama().save_pretrained(tmp_path / "base")
     model = adapter(base=tiny_llama().from_pretrained(tmp_path / "base"), num_tensors=5)
     model.save_pretrained(tmp_path / "adapter")

@@ -62,7 +62,7 @@ def test_other_units_are_refused_with_the_way_out(folders: tuple[str, str], toke
     with pytest.raises(ValueError, match=r"trains \d units that the present one does not.*Load it under another name"):
         hotswap_adapter(model, str(tmp_path / "other"), "default", torch_device="cpu")
     assert torch.equal(logits(model, token_ids), before)
-    model.load_adapter(str(tmp_path / "other"), "new")  # the way out that it names
+    model.load_adapter(str(tmp_path / "other"), "new")  # as the message says
     model.set_adapter("new")
     model.delete_adapter("default")
     assert torch.equal(logits(model, token_ids), logits(other, token_ids))

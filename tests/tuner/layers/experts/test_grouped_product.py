@@ -1,4 +1,4 @@
-"""Grouped products with some experts trained: both ways give what the stack put together gives."""
+"""Grouped products with some experts trained: both ways give the result of the assembled stack."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Single experts of fused stacks: only they train, exactly as if the stack were unfrozen, and cost only themselves."""
+"""Single experts of fused stacks: only they train, as if the stack were unfrozen, at the cost of their own memory."""
 
 import copy
 from typing import Any
@@ -234,7 +234,7 @@ def test_checkpointed_autocast_and_compiled_steps(implementation: str, token_ids
 
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
 def test_an_expert_without_tokens_gets_a_gradient_of_zero(implementation: str) -> None:
-    """On every rank there must be one: distributed training waits for it."""
+    """Distributed training waits for a gradient in every process."""
     base = tiny_moe("olmoe", implementation)
     ids = torch.full((1, 3), 5)
     hit: set[int] = set()
