@@ -1,9 +1,9 @@
 """A checkpoint that is never instantiated: its model on the meta device, its weights read one at a time.
 
-The model is built from the config without memory, which gives names, shapes, roles and ties; `key_mapping` finds
-each parameter in the files. A weight has the values and the dtype that `from_pretrained(dtype="auto")` would
-load: the dtype that the config names (nearly always the stored one), or the files' own if it names none. A report of
-the files then equals one of the loaded model, row for row.
+The model is built from the config on the meta device, which gives names, shapes, roles and ties without memory;
+`key_mapping` finds each parameter in the files. A weight has the values and the dtype that
+`from_pretrained(dtype="auto")` would load: the dtype that the config names (nearly always the stored one), or that of
+the files if it names none. So a report of the files equals one of the loaded model, row for row.
 """
 
 import copy
@@ -24,7 +24,7 @@ __all__ = ["Checkpoint", "checkpoint_folder", "open_checkpoint", "stored_weights
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A transformers checkpoint whose files are open to reading.
+    """A transformers checkpoint with its config, and the places of its tensors in the files.
 
     Attributes:
         folder: Where its files are (for a hub id, in the hub's cache).
@@ -66,9 +66,9 @@ class Checkpoint:
         return _on_meta(known._from_config, self.config, dtype=self._dtype())
 
     def weights_for(self, model: nn.Module) -> StoredWeights:
-        """Finds the parameters of a model (as `build_model` makes it) in the files.
+        """Finds the parameters of a model that `build_model` made in the files.
 
-        Tied parameters that the files hold with different values are untied in `model`, as `from_pretrained` does.
+        Tied parameters with different values in the files are untied in `model`, as `from_pretrained` does.
 
         Raises:
             ValueError: Stored tensors that cannot be converted.
@@ -94,8 +94,8 @@ def open_checkpoint(path: str | Path, *, trust_remote_code: bool = False, downlo
 
     Args:
         path: A folder with `config.json` and safetensors weights, or a hub id, of which only these are fetched.
-        trust_remote_code: Passed on to transformers; off unless asked for.
-        download: Whether a hub id may be fetched; otherwise it must be in the hub's cache.
+        trust_remote_code: Passed on to transformers, which then runs code of the repository.
+        download: Whether a hub id may be downloaded; if not, it must be in the hub's cache.
 
     Raises:
         FileNotFoundError: No such folder or hub repository, no config, no safetensors, or a shard is missing.
@@ -106,7 +106,7 @@ def open_checkpoint(path: str | Path, *, trust_remote_code: bool = False, downlo
     folder = checkpoint_folder(path, trust_remote_code=trust_remote_code, download=download)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except OSError as error:  # transformers' word for a file that is not JSON, or lacks the code it names
+    except OSError as error:  # transformers (5.23) raises OSError for a config that is not JSON or lacks its code
         raise ValueError(f"{folder}/config.json cannot be read: {error}") from error
     return Checkpoint(folder, config, open_shards(folder))
 
@@ -120,13 +120,13 @@ def checkpoint_folder(path: str | Path, *, trust_remote_code: bool = False, down
 
 
 def stored_weights(model: nn.Module) -> StoredWeights | str:
-    """The checkpoint that a live model says it comes from, mapped to the model's names (without wrappers).
+    """The checkpoint that a live model names as its source, mapped to the model's names (without wrappers).
 
     Args:
         model: A transformers model, also in PEFT's or torch.compile's wrappers.
 
     Returns:
-        Its stored weights, or why there are none.
+        The stored weights, or a string that says why there are none.
     """
     inner = _innermost(model)
     if inner is None:
@@ -138,12 +138,12 @@ def stored_weights(model: nn.Module) -> StoredWeights | str:
         checkpoint = open_checkpoint(source, download=False)
     except (FileNotFoundError, ValueError) as error:
         return str(error)
-    # A wrapped model's own parameters have other names: a bare one of the same class and config has the file's.
+    # The parameters of a wrapped model have other names. A plain model of the same class has those of the files.
     return checkpoint.weights_for(_on_meta(type(inner)._from_config, inner.config, dtype=inner.config.dtype))
 
 
 def _innermost(model: nn.Module) -> Any:
-    """The transformers model inside the wrappers, whose parameters have the canonical names; None if there is none."""
+    """The transformers model inside the wrappers, with the canonical names; None if there is none."""
     from transformers import PreTrainedModel
 
     for path, module in model.named_modules():
@@ -192,6 +192,6 @@ def _resolve(path: str | Path, trust_remote_code: bool, download: bool) -> Path:
         code = ["*.py"] if trust_remote_code else []
         folder = fetch(["config.json", SINGLE_FILE, INDEX_FILE, *code])
         if not (folder / SINGLE_FILE).exists() and (folder / INDEX_FILE).exists():
-            # Only the shards that the index names: a repository may hold the weights twice, in another layout.
+            # Only the shards that the index names: a repository may hold the weights a second time in another layout.
             fetch(shard_names(folder), revision=folder.name)
     return folder

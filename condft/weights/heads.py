@@ -44,9 +44,9 @@ class HeadSlice:
     Attributes:
         label: `h3`, or `q3`, `k3`, `v3` in a fused projection.
         part: `q`, `k` or `v` in a fused projection, else empty.
-        dim: The weight's dimension that is cut.
+        dim: The dimension of the weight that is split.
         start: First index along it.
-        stop: One past the last.
+        stop: One past the last index.
     """
 
     label: str
@@ -63,7 +63,7 @@ class HeadSlice:
 @dataclass(frozen=True)
 class _Geometry:
     head_dim: int
-    value_head_dim: int  # latent attention has values of another size than queries
+    value_head_dim: int  # in latent attention (DeepSeek) values have another size than queries
     num_heads: int
     num_key_value_heads: int
 
@@ -78,7 +78,7 @@ class _Geometry:
 
 
 def heads_of(model: nn.Module, path: str, module: nn.Module, shape: tuple[int, ...]) -> list[HeadSlice] | str | None:
-    """How the weight of a module divides into attention heads.
+    """How the weight of a module is split into attention heads.
 
     Args:
         model: The whole model.
@@ -87,8 +87,8 @@ def heads_of(model: nn.Module, path: str, module: nn.Module, shape: tuple[int, .
         shape: The weight's shape, two dimensions.
 
     Returns:
-        One slice a head, in order; a string that says why an attention's weight stays whole; None for a weight that
-        is not attention's.
+        One slice for each head, in order; a string that says why a weight of attention stays one unit; None for a
+        weight that is not attention's.
     """
     parts = [part for part in path.split(".") if part not in WRAPPER_PARTS]
     parent_path = path.rpartition(".")[0]

@@ -25,13 +25,13 @@ _Sources = dict[str, list[StoredTensor]]
 
 @dataclass
 class StoredWeights:
-    """What the files of a checkpoint hold of a model's parameters.
+    """Which parameters of a model the files of a checkpoint hold, and where.
 
     Attributes:
         deferred: Parameter name -> where its values are; a tied parameter under each of its names.
-        quantized: Parameters stored in a quantized form -> which.
-        absent: Parameters that no file holds, or holds in another shape -> what was found.
-        unused: Keys in the files that the model has no place for.
+        quantized: Parameters stored in a quantized form -> the form.
+        absent: Parameters that no file holds in the model's shape -> what was found instead.
+        unused: Keys in the files that the model has no parameter for.
     """
 
     deferred: dict[str, DeferredWeight] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class StoredWeights:
 
 @dataclass(frozen=True)
 class _Group:
-    """Stored tensors that make one parameter together, or several out of one.
+    """Stored tensors that are converted together, into one parameter or several.
 
     Attributes:
         name: The parameter, or the first of several.
@@ -59,10 +59,10 @@ class _Group:
         return [tensor for tensors in self.sources.values() for tensor in tensors]
 
     def convert(self, values: dict[str, list[Tensor]], model: Any) -> dict[str, Tensor]:
-        """The parameters that come of the sources' values. `values` is emptied, so that they can go early."""
+        """Converts the values of the sources. `values` is emptied on the way, so that memory is freed early."""
         if self.converter is None:
             return {self.name: values.popitem()[1][0]}
-        converter = copy.deepcopy(self.converter)  # it collects what it is given
+        converter = copy.deepcopy(self.converter)  # a converter keeps the tensors that it was given
         while values:
             pattern = next(iter(values))
             for tensor in values.pop(pattern):
@@ -172,7 +172,7 @@ def _reader(group: _Group, model: nn.Module, name: str, dtype: torch.dtype) -> C
 def _slice_reader(
     group: _Group, model: nn.Module, name: str, dtype: torch.dtype, shape: tuple[int, ...]
 ) -> Callable[[int], Tensor] | None:
-    """Reads one expert of a stack, if that needs no more than this expert's own stored tensors or slices."""
+    """Reads one expert of a stack, if only this expert's own stored tensors or slices are needed for it."""
     pick = _picker(group, shape)
     if pick is None:
         return None
@@ -201,7 +201,7 @@ def _picker(group: _Group, shape: tuple[int, ...]) -> Callable[[list[StoredTenso
 
 
 def _acts_within_experts(operation: Any) -> bool:
-    """Whether an operation on a stack treats every entry of the leading dimension by itself."""
+    """Whether an operation on a stack treats each entry of the leading dimension alone."""
     from transformers.core_model_loading import Chunk, Concatenate, Interleave, Split, Transpose
 
     if isinstance(operation, Transpose):
@@ -210,7 +210,7 @@ def _acts_within_experts(operation: Any) -> bool:
 
 
 class _OneExpert:
-    """A model as a converter sees it that is given a stack of one: operations compare shapes with the model's."""
+    """A model for a converter that gets a stack of one expert: it shows stacks of one, since shapes are compared."""
 
     def __init__(self, model: Any) -> None:
         self.config = model.config
@@ -222,7 +222,7 @@ class _OneExpert:
 
 
 def _dtype_for(model: Any, name: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype that `from_pretrained(dtype="auto")` loads a parameter in: the model's, but fp32 where it says so."""
+    """The dtype of a parameter after `from_pretrained(dtype="auto")`: the model's, or fp32 where the model says so."""
     for pattern, exception in model._get_dtype_plan(model.config.dtype).items():
         if re.search(pattern.replace("*", ".*"), name):
             return exception
@@ -230,7 +230,7 @@ def _dtype_for(model: Any, name: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def _quantized_form(group: _Group, tensors: Mapping[str, StoredTensor], quantization: str | None) -> str | None:
-    """What a group is stored as, if its bits are not the weight itself."""
+    """The quantized form of a group; None if the stored numbers are the weight itself."""
     for tensor in group.tensors:
         is_plain = tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1
         has_scale = any(f"{tensor.key}{suffix}" in tensors for suffix in ("_scale_inv", "_scale"))

@@ -38,12 +38,13 @@ _SCALE_MARKS = ("scale", "scales", "scale_inv", "scb", "absmax", "zeros", "preci
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A weight whose stored bits are not its values.
+    """A weight that is stored as codes, not as its values.
 
     Attributes:
-        kind: For people: the quantization's name.
-        deferred: Dequantizes it, or None if that is not possible here.
-        rounding_error: Of its codes, relative to its entries (`spectra.code_rounding_error`); None if not known.
+        kind: Name of the quantization, for people.
+        deferred: Reads the dequantized values; None if that is not possible here.
+        rounding_error: Rounding error of the codes relative to the entries (`spectra.code_rounding_error`); None if it
+            is not known.
     """
 
     kind: str
@@ -52,10 +53,10 @@ class QuantizedWeight:
 
 
 def quantized_weight(module: nn.Module, key: str, tensor: Tensor) -> QuantizedWeight | None:
-    """What a module's parameter is quantized as, and its values; None for a plain one.
+    """The quantization of a module's parameter, with its values; None for a plain parameter.
 
     Args:
-        module: The module that holds it; some kinds keep their scales there.
+        module: The module of the parameter; some kinds keep the scales there.
         key: The parameter's name in the module.
         tensor: The parameter. Not modified, and not moved.
     """
@@ -112,9 +113,9 @@ def _bitsandbytes_4bit(weight: Any) -> QuantizedWeight:
 
 
 def _unpacked(codes: Tensor, state: Any) -> Tensor:
-    """Undoes what a forward without gradients does on CPUs with AVX-512 BF16; the state is brought in line.
+    """Undoes the packing by a forward without gradients on CPUs with AVX-512 BF16 (bitsandbytes 0.50).
 
-    The scales stay as that forward has rounded them, to bf16: they are what acts from then on.
+    The scales keep that forward's rounding to bf16: later forwards use the rounded ones. `state` is changed to match.
     """
     from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
 
@@ -128,7 +129,7 @@ def _unpacked(codes: Tensor, state: Any) -> Tensor:
 
 def _bitsandbytes_8bit(module: Any, weight: Any) -> QuantizedWeight | None:
     if weight.dtype != torch.int8:
-        return None  # quantized only when it is moved to its device: still the plain values
+        return None  # bitsandbytes quantizes when the model moves to its device: these are still the plain values
     # The first forward moves the scales from the weight to the module.
     scale = getattr(weight, "SCB", None)
     if scale is None:
@@ -183,7 +184,7 @@ def _scaled_float8(module: nn.Module, weight: Tensor, name: str, scale: Any) -> 
 
     def read() -> Tensor:
         values, factors = weight.detach().float(), scale.detach().float().reshape(ceil(rows / block[0]), -1)
-        for index, factor in enumerate(factors):  # a block of rows at a time: no second matrix of the weight's size
+        for index, factor in enumerate(factors):  # by blocks of rows: no second matrix of this size
             values[index * block[0] : (index + 1) * block[0]] *= factor.repeat_interleave(block[1])[:columns]
         return values
 

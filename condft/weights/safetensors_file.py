@@ -64,7 +64,7 @@ class StoredTensor:
     offset: int
 
     def read(self) -> Tensor:
-        """The tensor, in memory of its own.
+        """Reads the tensor into new memory.
 
         Raises:
             ValueError: The file ends too early: it was changed after it had been opened.
@@ -72,7 +72,7 @@ class StoredTensor:
         return self._read(self.shape, self.offset)
 
     def read_slice(self, index: int) -> Tensor:
-        """Entry `index` of the leading dimension; only its bytes are read.
+        """Reads entry `index` of the leading dimension, and no other bytes.
 
         Raises:
             IndexError: There is no such entry.
