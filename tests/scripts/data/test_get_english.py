@@ -4,26 +4,8 @@ import gzip
 from pathlib import Path
 
 from scripts.data.get_english import documents, joined, split_documents
-from scripts.data.prose import ENGLISH, html_text, pod_text, prose_of
 
 SENTENCE = "This is the number {} of the sentences that are long enough to be taken for prose in the test."
-
-
-def test_pod_loses_commands_code_and_codes() -> None:
-    source = (
-        "=head1 NAME\n\nThe C<open> function is in L<the manual|perlfunc>, see B<I<both> of\nthem> and "
-        "C<< a -> b >>.\n\n"
-        "    my $code = 1;\n\nE<lt>STDINE<gt> is a file.\n"
-    )
-    assert pod_text(source) == (
-        "The open function is in perlfunc, see both of\nthem and a -> b.\n\n<STDIN> is a file.\n"
-    )
-
-
-def test_html_keeps_paragraphs_apart_and_loses_what_is_preformatted() -> None:
-    source = "<style>p {}</style><h1>Title</h1><p>One &amp;\n two <code>x</code>.</p><pre>code</pre><li>Item."
-    assert html_text(source).split("\n\n") == ["", "", "Title", "", "One &\n two x.", "", "", "Item."]
-    assert prose_of(html_text(f"<p>{SENTENCE.format(1)}</p>"), ENGLISH) == SENTENCE.format(1)
 
 
 def test_documents_are_found_in_a_package(tmp_path: Path) -> None:

@@ -7,19 +7,11 @@ from pathlib import Path
 import pytest
 
 from scripts.data.get_german import TEXT, read_package
-from scripts.data.prose import GERMAN, prose_of
 
 PROSE = (
     "Ein Verzeichnisname wird in der Schrift einer\n    Schreibmaschine zwischen doppelten Zeichen dargestellt und "
     "ist damit\n    leicht von dem übrigen Text zu unterscheiden."
 )
-
-
-def test_prose_stays_and_code_tables_and_english_go() -> None:
-    english = "This paragraph is long enough to be kept, but there is not one word of German in all of it."
-    book = "\n\n".join(["$ mc /etc/apt/", f"    {PROSE}", "| der | die | das |", english, "Kurz ist der Satz.", PROSE])
-    assert prose_of(book, GERMAN) == " ".join(PROSE.split())
-    assert prose_of("", GERMAN) == ""
 
 
 def test_a_package_is_read(tmp_path: Path) -> None:
