@@ -11,9 +11,9 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from condft.files.yaml import parse_yaml
 from condft.training import TrainingConfig
 from condft.training.config import EvaluationConfig
 from condft.training.config_file import override
@@ -172,7 +172,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     if not path.is_file():
         raise FileNotFoundError(f"no study {path}; the ones that ship with condft lie in configs/study/")
     try:
-        content = reduce(override, overrides, yaml.safe_load(path.read_text(encoding="utf-8")))
+        content = reduce(override, overrides, parse_yaml(path.read_text(encoding="utf-8"), str(path)))
         return StudyConfig.model_validate(content)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]

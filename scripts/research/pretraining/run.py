@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCau
 
 from condft import analyze
 from condft.files.atomic import atomic_directory, atomic_path
+from condft.files.yaml import parse_yaml
 from condft.recipe.provenance import code_commit, machine, versions
 from condft.retention.measures import held_out_text, text_cross_entropy
 from condft.selection.scores import score_of
@@ -81,7 +81,7 @@ class PretrainingConfig(BaseModel):
 
 def load_config(path: Path, *, seed: int | None = None) -> PretrainingConfig:
     """Reads and checks a YAML of configs/pretraining/; `seed` replaces the file's."""
-    config = PretrainingConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    config = PretrainingConfig.model_validate(parse_yaml(path.read_text(encoding="utf-8"), str(path)))
     chosen = config.seed if seed is None else seed
     return config.model_copy(update={"seed": chosen, "output": config.output.replace("{seed}", str(chosen))})
 

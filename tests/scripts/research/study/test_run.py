@@ -155,7 +155,7 @@ def test_an_interrupted_run_is_done_again_and_its_points_do_not_count(
     lines = [json.loads(line) for line in Path(config.results).read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["point"] * 3
     assert results_of(config).runs == {}
-    # an attempt is told by the second that it began in
+    # the second that an attempt began in is its name
     content = Path(config.results).read_text().replace(lines[0]["attempt"], "2000-01-01T00:00:00+00:00")
     Path(config.results).write_text(content)
     forget_accelerate()
@@ -240,7 +240,7 @@ def test_every_arm_trains_its_budget(study: Any, task: str) -> None:
         assert runs["lowest_within_type"]["selected"] != runs["highest_within_type"]["selected"]
 
 
-def test_only_distilled_arms_rehearse_and_they_stay_nearer_the_base(study: Any, tmp_path: Path) -> None:
+def test_only_distilled_arms_self_distill_and_they_stay_nearer_the_base(study: Any, tmp_path: Path) -> None:
     names = ("lora_all_linear", "lora_all_linear_distilled")
     config = study({name: {"rates": [1e-1]} for name in names}, task="text")
     settings = config.training.self_distillation.model_copy(update={"weight": 100.0, "every": 1})
@@ -253,7 +253,7 @@ def test_only_distilled_arms_rehearse_and_they_stay_nearer_the_base(study: Any, 
     assert "## Self-distillation at test loss" in tables.read_text()
     assert "| lora_all_linear |" in tables.read_text().split("## Self-distillation")[1].split("\n\n")[1]
     assert 0 < apart[names[1]] < apart[names[0]]  # Adam takes four steps of much the same size in both
-    assert len(list((tmp_path / "shared").glob("own-text-*.safetensors"))) == 1
+    assert len(list((tmp_path / "shared").glob("sampled-text-*.safetensors"))) == 1
 
 
 def test_seeds_have_bases_of_their_own_where_the_model_says_so(study: Any, parts: Any, tmp_path: Path) -> None:
