@@ -21,7 +21,7 @@ from condft.tasks.speech import (
     load_speech_dataset,
     make_examples,
 )
-from condft.tasks.speech.data import describe_skipped, longest_seconds
+from condft.tasks.speech.clips import describe_skipped, longest_seconds
 from condft.tasks.speech.wer import normalize
 from condft.training import RunConfig
 from condft.training.config import DataConfig

@@ -17,7 +17,7 @@ from condft.recipe.results import ADAPTER, write_analysis, write_results
 from condft.recipe.summary import Outcome, describe_run, print_summary, summarize
 from condft.recipe.training import save_adapter, train_model
 from condft.recipe.tuning import analyze_base, select_and_wrap, tuning_config
-from condft.tasks.speech.data import clips_digest
+from condft.tasks.speech.clips import clips_digest
 from condft.training import (
     FreezeReport,
     RunConfig,

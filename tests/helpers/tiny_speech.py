@@ -127,6 +127,13 @@ def write_manifest(folder: Path, seconds: list[float], *, num_test: int = 1) -> 
     return path
 
 
+def write_lines(folder: Path, *lines: object) -> Path:
+    """A manifest of these lines: objects become JSON, strings are written as they are."""
+    path = folder / "manifest.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
 def fill_example_folder(folder: Path) -> None:
     """What examples of speech and training start from.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from condft.tasks.chat import IGNORED, conversation, pad_left
-from condft.tasks.speech.data import Clip
+from condft.tasks.speech.clips import Clip
 
 __all__ = ["SpeechCollator", "SpeechExample", "make_examples"]
 

@@ -28,7 +28,7 @@ from condft.files.atomic import atomic_path
 from condft.files.cache_folder import cache_folder
 from condft.files.hashing import update_hash
 from condft.runtime.process_group import ProcessGroup
-from condft.tasks.speech.data import Clip, SkippedClip, SpeechDataError, read_audio
+from condft.tasks.speech.clips import Clip, SkippedClip, SpeechDataError, read_audio
 
 __all__ = [
     "PassThroughTower",
