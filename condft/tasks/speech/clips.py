@@ -9,12 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-
-try:
-    import soundfile
-    import soxr
-except ImportError as error:
-    raise ImportError("Speech needs soundfile and soxr: pip install 'condft[speech]'") from error
+import soundfile
+import soxr
 
 __all__ = [
     "UNDETERMINED",

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jiwer
 import torch
 from accelerate.utils import send_to_device
 from torch import nn
@@ -12,11 +13,6 @@ from tqdm.auto import tqdm
 
 from condft.runtime.model_mode import measuring
 from condft.runtime.process_group import ProcessGroup
-
-try:
-    import jiwer
-except ImportError as error:
-    raise ImportError("Word error rates need jiwer: pip install 'condft[speech]'") from error
 
 __all__ = ["WerReport", "normalize", "transcribe", "word_error_rate"]
 
