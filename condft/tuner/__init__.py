@@ -1,4 +1,4 @@
-"""CondFT as a PEFT method: config, layer, model, and its entry into PEFT's tables (on import)."""
+"""CondFT as a PEFT method: config, layer, model, loading and export. Importing this package registers it with PEFT."""
 
 from condft.tuner.choosing.fisher import add_fisher_information
 from condft.tuner.config import CondFTConfig
@@ -29,6 +29,7 @@ __all__ = [
     "parameter_groups",
 ]
 
+# On import, so that `import condft` is all it takes for PEFT and transformers to know the method. See tuner/patches.
 register(CondFTConfig, CondFTModel)
 enable_hotswap(peft_type(), CondFTConfig, swap_adapter)
 check_before_loading(CondFTConfig, check_load_into)
