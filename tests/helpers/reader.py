@@ -17,6 +17,7 @@ from condft.cli import main
 from tests.helpers.isolation import forget_accelerate
 from tests.helpers.pages import Block
 from tests.helpers.processes import ROOT
+from tests.helpers.tiny_checkpoints import edit_config
 from tests.helpers.tiny_speech import save_language_model, save_whisper, write_manifest
 
 LANGUAGE_MODEL = "models/smollm2-135m-instruct"
@@ -29,6 +30,7 @@ def furnish(folder: Path) -> None:
     for name in ("configs", "scripts"):
         (folder / name).symlink_to(ROOT / name)
     save_language_model(folder / LANGUAGE_MODEL)
+    edit_config(folder / LANGUAGE_MODEL, max_position_embeddings=1024)  # the recipe measures windows of 512 tokens
     save_whisper(folder / "models" / "whisper-tiny.en")
     (folder / "data" / "digits").mkdir(parents=True)
     write_manifest(folder / "data" / "digits", [0.4, 0.5, 0.6, 0.7, 0.5, 0.6, 0.4, 0.5, 0.6, 0.5], num_test=2)
