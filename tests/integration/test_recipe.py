@@ -127,7 +127,7 @@ def test_unusable_clips_are_left_out_before_training(
         ("model.language_model=nowhere/llm", "nowhere/llm"),
     ],
 )
-def test_bad_input_is_told_and_leaves_no_summary(
+def test_bad_input_is_an_error_and_leaves_no_summary(
     configure: Callable[..., Any], tmp_path: Path, override: str, message: str
 ) -> None:
     _, config = configure(override)
