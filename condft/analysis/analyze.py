@@ -11,9 +11,7 @@ The steps, each of which takes what the one before returned:
 `get_peft_model` has walked the model already, and starts with `analyze_units`, at step 3.
 """
 
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from condft.analysis.cache import Cache, CachedRows, open_cache
 from condft.analysis.distributed import WorkPlan, share_units
 from condft.analysis.index import FolderFingerprint, WeightIndex
 from condft.analysis.measure import MeasureSpec, UnitInfo
-from condft.analysis.missing import measure_missing
+from condft.analysis.missing import RowWriter, measure_missing
 from condft.analysis.request import Request, not_requested, nothing_to_analyze
 from condft.analysis.state import AnalysisState, current_versions
 from condft.report import SkippedWeight, SpectralReport
@@ -35,8 +33,6 @@ from condft.weights.unit import Unit
 from condft.weights.walk import Granularity, iter_checkpoint_units, iter_units
 
 __all__ = ["NonFiniteWeightError", "analyze", "analyze_units"]
-
-_SAVE_EVERY = 20.0  # seconds: the work that is lost if the process is killed
 
 
 class NonFiniteWeightError(ValueError):
@@ -207,13 +203,8 @@ def analyze_units(
         state = _look_up(request, plan.infos, known_digests, cache, plan.group)
     if not state.complete():
         state.versions = current_versions()
-        writer = _RowWriter(cache if plan.group.first else None, plan, known_digests, state, request.label, skipped)
-        try:
-            measure_missing(
-                plan, state, known_digests, progress=progress and plan.group.first, on_row=writer.write_if_due
-            )
-        finally:  # also after an error or Ctrl-C: the next analysis goes on from here
-            writer.write()
+        writer = RowWriter(cache if plan.group.first else None, plan, known_digests, state, request.label, skipped)
+        measure_missing(plan, state, known_digests, writer, progress=progress and plan.group.first)
     report = state.report(request.label, skipped)
     if state.non_finite:
         raise NonFiniteWeightError(sorted(state.non_finite), report)
@@ -263,26 +254,3 @@ def _look_up(
         return cached
 
     return request.new_state(requested, group.from_first(rows))
-
-
-@dataclass
-class _RowWriter:
-    """Writes what is known so far into the cache: from time to time while rows come in, and at the end."""
-
-    cache: Cache | None
-    plan: WorkPlan
-    digests: Mapping[str, str]
-    state: AnalysisState
-    label: str
-    skipped: Sequence[SkippedWeight]
-    last: float = field(default_factory=time.monotonic)
-
-    def write_if_due(self) -> None:
-        if time.monotonic() > self.last + _SAVE_EVERY:
-            self.write()
-
-    def write(self) -> None:
-        if self.cache is not None:
-            report = self.state.partial_report(self.label, self.skipped)
-            self.cache.write_rows(self.plan.infos, self.digests, report)
-            self.last = time.monotonic()

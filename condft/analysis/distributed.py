@@ -41,8 +41,7 @@ class WorkPlan:
 
     def map(
         self,
-        names: Sequence[str],
-        cost: Callable[[UnitInfo], float],
+        costs: Mapping[str, float],
         work: Callable[[Unit], T],
         *,
         bulk_work: Callable[[Sequence[Unit]], dict[str, T]] | None = None,
@@ -52,8 +51,8 @@ class WorkPlan:
         """Does the work of every named unit once, on one of the processes, and returns all results on every process.
 
         Args:
-            names: The same on every process.
-            cost: How long the work of a unit takes, in any measure. It balances the processes.
+            costs: Name of each unit -> how long its work takes, in any measure: it balances the processes. The same
+                on every process.
             work: The work of one unit, whose values are in memory. Small units run in threads, see `thread_map`.
             bulk_work: The work of many units at once; it loads their values itself.
             batch_work: The work of units of one shape in memory, see `condft.analysis.batching`.
@@ -66,7 +65,7 @@ class WorkPlan:
         Raises:
             Exception: As `ProcessGroup.run`.
         """
-        rounds, owner = self.assign(names, cost)
+        rounds, owner = self.assign(costs)
         own = [self.units[name] for name in self.infos if owner.get(name) == self.group.rank]
         local = [unit for unit in own if not self.infos[unit.name].collective]
 
@@ -97,16 +96,10 @@ class WorkPlan:
 
     def digests(self, names: Sequence[str]) -> dict[str, str]:
         """Name -> digest of every named unit, on every process. Arguments and errors as of `map`."""
-        return self.map(
-            names,
-            lambda info: info.num_parameters,
-            lambda unit: tensor_digest(unit.tensor),
-            bulk_work=digest_units,
-        )
+        sizes = {name: self.infos[name].num_parameters for name in names}
+        return self.map(sizes, lambda unit: tensor_digest(unit.tensor), bulk_work=digest_units)
 
-    def assign(
-        self, names: Sequence[str], cost: Callable[[UnitInfo], float]
-    ) -> tuple[list[list[list[str]]], dict[str, int]]:
+    def assign(self, costs: Mapping[str, float]) -> tuple[list[list[list[str]]], dict[str, int]]:
         """Which process does the work of which unit.
 
         Longest processing time first (Graham, SIAM J. Appl. Math. 17, 1969): units in falling order of cost, each to
@@ -116,7 +109,6 @@ class WorkPlan:
             Rounds of weights that all processes gather together, each weight as the names of its units; and unit ->
             rank.
         """
-        costs = {name: cost(self.infos[name]) for name in names}
         loads = [0.0] * self.group.size
         owner: dict[str, int] = {}
 
@@ -127,7 +119,7 @@ class WorkPlan:
             return rank
 
         weights: dict[str, list[str]] = {}
-        for name in names:
+        for name in costs:
             if self.infos[name].collective:
                 weights.setdefault(name.partition("[")[0], []).append(name)
         # A round gathers as many weights as there are processes, of similar cost. Then each process has work, and none
@@ -139,18 +131,17 @@ class WorkPlan:
             units = (name for units in weights_of_round for name in units)
             for name in sorted(units, key=lambda name: (-costs[name], name)):
                 taken[give(name, taken)] += 1
-        local = (name for name in names if not self.infos[name].collective)
+        local = (name for name in costs if not self.infos[name].collective)
         # Units that few processes hold are given first. The others can go anywhere, so they even out the loads.
         for name in sorted(local, key=lambda name: (len(self.holders[name]), -costs[name], name)):
             give(name, [0] * len(loads))
         return rounds, owner
 
-    def own_share(self, names: Sequence[str], cost: Callable[[UnitInfo], float]) -> float:
+    def own_share(self, costs: Mapping[str, float]) -> float:
         """This process's part of the cost of the named units, between 0 and 1."""
-        _, owner = self.assign(names, cost)
-        total = sum(cost(self.infos[name]) for name in names)
-        own = sum(cost(self.infos[name]) for name in names if owner[name] == self.group.rank)
-        return own / total if total else 0.0
+        _, owner = self.assign(costs)
+        total = sum(costs.values())
+        return sum(cost for name, cost in costs.items() if owner[name] == self.group.rank) / total if total else 0.0
 
     def _gathered(self, rounds: list[list[list[str]]], owner: Mapping[str, int]) -> Iterator[Unit]:
         """Takes part in all gathers, in the order of the rounds; yields this process's own units after each round."""

@@ -1,27 +1,61 @@
 """Measures what an analysis lacks: bounds and rows, step by step, on all processes, until its state is complete."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from tqdm.auto import tqdm
 
+from condft.analysis.cache import Cache
 from condft.analysis.distributed import WorkPlan
-from condft.analysis.measure import MeasureSpec, UnitInfo, lower_bound, measure, measure_batch
+from condft.analysis.measure import MeasureSpec, lower_bound, measure, measure_batch
 from condft.analysis.screening import LAST_STEPS, Step
 from condft.analysis.state import AnalysisState
-from condft.report import SpectralRow
+from condft.report import SkippedWeight, SpectralRow
 from condft.weights.unit import Unit
 
-__all__ = ["measure_missing"]
+__all__ = ["RowWriter", "measure_missing"]
+
+_WRITE_EVERY = 20.0  # seconds: the work that is lost if the process is killed
+
+
+@dataclass
+class RowWriter:
+    """Writes what is known so far into the cache: from time to time while rows come in, and at the end.
+
+    Attributes:
+        cache: None where nothing is to be written: without a cache, and on all processes but the first.
+        plan: All units of the model.
+        digests: Name -> digest, of the requested units.
+        state: What is known.
+        label: Where the weights come from.
+        skipped: Weights that are not among the requested units.
+        last: When it wrote last, by the monotonic clock.
+    """
+
+    cache: Cache | None
+    plan: WorkPlan
+    digests: Mapping[str, str]
+    state: AnalysisState
+    label: str
+    skipped: Sequence[SkippedWeight]
+    last: float = field(default_factory=time.monotonic)
+
+    def write_if_due(self) -> None:
+        """Writes if the last time is long ago."""
+        if time.monotonic() > self.last + _WRITE_EVERY:
+            self.write()
+
+    def write(self) -> None:
+        """Writes, if there is a cache."""
+        if self.cache is not None:
+            report = self.state.partial_report(self.label, self.skipped)
+            self.cache.write_rows(self.plan.infos, self.digests, report)
+            self.last = time.monotonic()
 
 
 def measure_missing(
-    plan: WorkPlan,
-    state: AnalysisState,
-    digests: Mapping[str, str],
-    *,
-    progress: bool,
-    on_row: Callable[[], None] = lambda: None,
+    plan: WorkPlan, state: AnalysisState, digests: Mapping[str, str], writer: RowWriter, *, progress: bool
 ) -> None:
     """Adds bounds and rows to the state until it is complete. All processes call this together.
 
@@ -29,41 +63,43 @@ def measure_missing(
         plan: Who holds and does what.
         state: What is known; the same on every process, before and after.
         digests: Name -> digest, of the units that were looked up in the cache by it.
+        writer: Writes rows into the cache; also after an error or Ctrl-C, so that the next call goes on from there.
         progress: Whether this process shows a progress bar.
-        on_row: Called after each row that this process adds.
 
     Raises:
         ValueError: A weight changed between its look-up in the cache and its measurement.
     """
-
-    def cost(info: UnitInfo) -> float:
-        return info.cost(state.spec)
-
-    rows = _Rows(plan, state.spec, digests)
     # The bar counts cost, not tensors: sizes differ by orders of magnitude, and the time left is right all the same.
     with tqdm(total=1, desc="analyze", unit="flop", unit_scale=True, delay=1, disable=not progress) as bar:
-        while (step := state.next_step(plan.group.size)).left:
-            bar.total = bar.n + sum(cost(state.infos[name]) for name in step.left)
-            _add_bounds(plan, state, step)
-            # Only this process's rows pass by here; each moves the bar by what all processes do in the meantime.
-            scale = 1 / (plan.own_share(step.exact, cost) or 1)
+        try:
+            while (step := state.next_step(plan.group.size)).left:
+                bar.total = bar.n + sum(state.infos[name].cost(state.spec) for name in step.left)
+                _add_bounds(plan, state, step)
+                _add_rows(plan, state, step, digests, writer, bar)
+        finally:
+            writer.write()
 
-            def note(unit: Unit, row: SpectralRow | None, scale: float = scale) -> None:
-                state.add_row(unit.name, row)  # at once, so that an interruption loses nothing
-                bar.update(cost(state.infos[unit.name]) * scale)
-                on_row()
 
-            found = plan.map(step.exact, cost, rows.of_unit, batch_work=rows.of_batch, on_result=note)
-            for name, row in found.items():
-                state.add_row(name, row)
+def _add_rows(
+    plan: WorkPlan, state: AnalysisState, step: Step, digests: Mapping[str, str], writer: RowWriter, bar: tqdm
+) -> None:
+    rows = _Rows(plan, state.spec, digests)
+    costs = {name: state.infos[name].cost(state.spec) for name in step.exact}
+    # Only this process's rows pass by here; each moves the bar by what all processes do in the meantime.
+    scale = 1 / (plan.own_share(costs) or 1)
+
+    def note(unit: Unit, row: SpectralRow | None) -> None:
+        state.add_row(unit.name, row)  # at once, so that an interruption loses nothing
+        bar.update(costs[unit.name] * scale)
+        writer.write_if_due()
+
+    for name, row in plan.map(costs, rows.of_unit, batch_work=rows.of_batch, on_result=note).items():
+        state.add_row(name, row)
 
 
 def _add_bounds(plan: WorkPlan, state: AnalysisState, step: Step) -> None:
-    bounds = plan.map(
-        list(step.bounds),
-        lambda info: info.num_parameters,
-        lambda unit: lower_bound(unit, step.bounds[unit.name]),
-    )
+    sizes = {name: state.infos[name].num_parameters for name in step.bounds}
+    bounds = plan.map(sizes, lambda unit: lower_bound(unit, step.bounds[unit.name]))
     for name, value in bounds.items():
         state.add_bound(name, value, final=step.bounds[name] == LAST_STEPS)
 

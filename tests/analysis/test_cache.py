@@ -258,7 +258,7 @@ def test_a_bad_index_of_a_folder_is_ignored_and_rewritten(tmp_path: Path, text: 
 
 def test_an_unwritable_folder_gives_one_warning_and_does_not_matter(tiny_llama, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "file").write_text("a file is where the folder should be")
-    monkeypatch.setattr(analyze_module, "_SAVE_EVERY", 0.0)
+    monkeypatch.setattr(missing_module, "_WRITE_EVERY", 0.0)
     with pytest.warns(UserWarning, match="CONDFT_CACHE") as warned:
         report = analyze(tiny_llama(), cache=tmp_path / "file" / "cache", progress=False)
     assert len(warned) == 1
@@ -292,7 +292,7 @@ def test_a_killed_analysis_has_stored_what_it_had(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys, torch; from torch import nn; import condft.analysis.analyze as analysis\n"
         "import condft.analysis.missing as missing\n"
-        "analysis._SAVE_EVERY, measure, done = 0.0, missing.measure, []\n"
+        "missing._WRITE_EVERY, measure, done = 0.0, missing.measure, []\n"
         "def killed(*args):\n"
         "    done.append(0)\n"
         "    return os.kill(os.getpid(), signal.SIGKILL) if len(done) == 3 else measure(*args)\n"
@@ -315,7 +315,7 @@ def test_non_finite_weights_are_an_error_again_and_the_rest_is_kept(tiny_llama, 
 
 
 def test_several_at_once_leave_a_good_entry(tiny_llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(analyze_module, "_SAVE_EVERY", 0.0)
+    monkeypatch.setattr(missing_module, "_WRITE_EVERY", 0.0)
     model = tiny_llama(layers=1)
     expected = analyze(model, cache=False, progress=False)
     reports: list[SpectralReport] = []

@@ -40,7 +40,7 @@ def plan_of(infos: list[UnitInfo], size: int, holders: Mapping[str, list[int]] |
 
 
 def loads(plan: WorkPlan, spec: MeasureSpec) -> list[float]:
-    _, owner = plan.assign(list(plan.infos), lambda info: info.cost(spec))
+    _, owner = plan.assign({info.name: info.cost(spec) for info in plan.infos.values()})
     assert owner.keys() == plan.infos.keys()
     return [sum(i.cost(spec) for i in plan.infos.values() if owner[i.name] == rank) for rank in range(plan.group.size)]
 
@@ -65,7 +65,7 @@ def test_no_process_has_more_than_its_part_and_one_unit(sizes: list[int], collec
         info(f"{i}.weight", (n, n), collective=c) for i, (n, c) in enumerate(zip(sizes, collective, strict=False))
     ]
     plan = plan_of(infos, size)
-    rounds, owner = plan.assign(list(plan.infos), lambda info: info.num_parameters)
+    rounds, owner = plan.assign({info.name: info.num_parameters for info in infos})
     assert owner.keys() == plan.infos.keys()
     assert sorted(n for r in rounds for units in r for n in units) == sorted(i.name for i in infos if i.collective)
     for weights in rounds:  # in a round, no process does two weights while another has none
@@ -79,20 +79,20 @@ def test_no_process_has_more_than_its_part_and_one_unit(sizes: list[int], collec
 def test_a_unit_goes_to_a_process_that_holds_it() -> None:
     infos = [info(f"{index}.weight", (100, 100)) for index in range(6)]
     holders = {i.name: [0] if index < 2 else [0, 1] for index, i in enumerate(infos)}
-    _, owner = plan_of(infos, 2, holders).assign([i.name for i in infos], lambda i: 1.0)
+    _, owner = plan_of(infos, 2, holders).assign({i.name: 1.0 for i in infos})
     assert {owner["0.weight"], owner["1.weight"]} == {0}
     assert sorted(owner.values()) == [0, 0, 0, 1, 1, 1]
 
 
 def test_own_shares_add_up_to_the_whole_cost() -> None:
     infos = [info(f"{index}.weight", (10 * index + 1, 7)) for index in range(9)]
-    plan, names = plan_of(infos, 3), [i.name for i in infos]
+    plan, costs = plan_of(infos, 3), {i.name: float(i.num_parameters) for i in infos}
     shares = []
     for rank in range(3):
         plan.group.rank = rank
-        shares.append(plan.own_share(names, lambda info: info.num_parameters))
+        shares.append(plan.own_share(costs))
     assert sum(shares) == pytest.approx(1.0)
-    assert plan.own_share([], lambda info: 1.0) == 0.0
+    assert plan.own_share({}) == 0.0
 
 
 def test_a_weight_on_the_meta_device_counts_only_if_no_process_has_it() -> None:

@@ -5,13 +5,14 @@ import torch
 from torch import nn
 
 from condft.analysis import missing
+from condft.analysis.cache import Cache, open_cache
 from condft.analysis.distributed import WorkPlan, share_units
 from condft.analysis.measure import MeasureSpec, measure
-from condft.analysis.missing import measure_missing
+from condft.analysis.missing import RowWriter, measure_missing
 from condft.analysis.request import Request
 from condft.analysis.state import AnalysisState
 from condft.files.hashing import tensor_digest
-from condft.report import Role
+from condft.report import Role, SpectralReport
 from condft.runtime.process_group import ProcessGroup
 from condft.weights.unit import DeferredWeight, Unit
 from condft.weights.walk import iter_units
@@ -28,10 +29,33 @@ def plan_and_state(**options: object) -> tuple[WorkPlan, AnalysisState]:
     return plan, request.new_state(request.select(plan.infos, plan.skipped))
 
 
-def test_every_unit_is_measured_once_and_noted_at_once():
+def writer_of(plan: WorkPlan, state: AnalysisState, cache: Cache | None = None) -> RowWriter:
+    digests = {name: tensor_digest(unit.tensor) for name, unit in plan.units.items() if unit.deferred is None}
+    return RowWriter(cache, plan, digests, state, "model", [])
+
+
+def test_rows_are_written_when_due_and_at_the_end_also_of_an_error(tmp_path, monkeypatch):
+    plan, state = plan_and_state()
+    writer = writer_of(plan, state, open_cache(tmp_path))
+    writer.write_if_due()
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(missing, "measure", lambda unit, *rest: measure(unit, *rest) if unit.name < "3" else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        measure_missing(plan, state, writer.digests, writer, progress=False)
+    (file,) = tmp_path.iterdir()
+    assert [row.name for row in SpectralReport.load(file).rows] == ["0.weight", "1.weight", "2.weight"]
+    file.unlink()
+    monkeypatch.setattr(missing, "_WRITE_EVERY", 0.0)
+    writer.write_if_due()
+    assert file.is_file()
+
+
+def test_every_unit_is_measured_once_and_noted_at_once(monkeypatch):
     plan, state = plan_and_state()
     counts: list[int] = []
-    measure_missing(plan, state, {}, progress=False, on_row=lambda: counts.append(len(state.rows)))
+    writer = writer_of(plan, state)
+    monkeypatch.setattr(writer, "write_if_due", lambda: counts.append(len(state.rows)))
+    measure_missing(plan, state, {}, writer, progress=False)
     assert state.complete()
     assert counts == [1, 2, 3, 4, 5]
     assert state.rows == {name: measure(unit, MeasureSpec()) for name, unit in plan.units.items()}
@@ -42,13 +66,13 @@ def test_only_what_is_missing_is_measured(monkeypatch):
     state.add_row("0.weight", measure(plan.units["0.weight"], MeasureSpec()))
     measured: list[str] = []
     monkeypatch.setattr(missing, "measure", lambda unit, *rest: measured.append(unit.name) or measure(unit, *rest))
-    measure_missing(plan, state, {}, progress=False)
+    measure_missing(plan, state, {}, writer_of(plan, state), progress=False)
     assert sorted(measured) == [f"{index}.weight" for index in range(1, 5)]
 
 
 def test_the_lowest_are_found_by_bounds_first():
     plan, state = plan_and_state(keep_lowest=1)
-    measure_missing(plan, state, {}, progress=False)
+    measure_missing(plan, state, {}, writer_of(plan, state), progress=False)
     assert state.complete()
     assert state.bounds.keys() == plan.units.keys()
     exact = {name: measure(unit, MeasureSpec()) for name, unit in plan.units.items()}
@@ -63,7 +87,7 @@ def test_values_that_changed_since_the_look_up_are_refused():
     plan = share_units([unit], ProcessGroup())
     state = Request("model").new_state(plan.infos)
     with pytest.raises(ValueError, match="w has changed since this analysis began"):
-        measure_missing(plan, state, {"w": tensor_digest(before)}, progress=False)
+        measure_missing(plan, state, {"w": tensor_digest(before)}, writer_of(plan, state), progress=False)
     assert not state.rows
-    measure_missing(plan, state, {"w": tensor_digest(after)}, progress=False)
+    measure_missing(plan, state, {"w": tensor_digest(after)}, writer_of(plan, state), progress=False)
     assert state.complete()
