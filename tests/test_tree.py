@@ -18,18 +18,18 @@ def modules_of(package: str) -> list[Path]:
     return sorted(path for path in paths if not path.name.startswith("__"))
 
 
-def test_file_of(module: Path) -> Path:
+def mirror_of(module: Path) -> Path:
     inside = module.relative_to("condft") if module.parts[0] == "condft" else module
     return Path("tests") / inside.with_name(f"test_{module.name}")
 
 
 @pytest.mark.parametrize("module", [*modules_of("condft"), *modules_of("scripts")], ids=str)
-def test_every_module_has_a_test_file_of_its_name(module: Path) -> None:
-    assert (ROOT / test_file_of(module)).is_file(), f"{module} has no {test_file_of(module)}"
+def test_every_module_has_a_mirror_of_its_name(module: Path) -> None:
+    assert (ROOT / mirror_of(module)).is_file(), f"{module} has no {mirror_of(module)}"
 
 
 def test_every_test_file_has_a_module() -> None:
-    mirrored = {test_file_of(module) for module in [*modules_of("condft"), *modules_of("scripts")]}
+    mirrored = {mirror_of(module) for module in [*modules_of("condft"), *modules_of("scripts")]}
     found = {path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")}
     strays = {path for path in found - mirrored if path.parts[1] not in SHARED and str(path) not in OF_THE_SOURCE}
     assert not strays
