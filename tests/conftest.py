@@ -16,9 +16,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.helpers.tiny_llama import VOCABULARY, build_tiny_llama
+from tests.helpers.models.tiny_llama import VOCABULARY, build_tiny_llama
 
-pytest_plugins = ["tests.helpers.adapters", "tests.helpers.trainees"]
+pytest_plugins = ["tests.helpers.models.adapters", "tests.helpers.models.trainees"]
 
 torch.set_num_threads(2)
 # A busy machine is no failure: how long an example takes is not what the properties are about.

@@ -19,8 +19,8 @@ import torch
 import condft
 from condft import analyze
 from tests.helpers.isolation import alone  # noqa: F401  (autouse)
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_speech import fill_example_folder
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_speech import fill_example_folder
 
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 FOUND = sorted(pkgutil.walk_packages(condft.__path__, "condft."), key=lambda info: info.name)

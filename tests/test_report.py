@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from condft.report import Role, SkippedWeight, SkipReason, SpectralReport, SpectralRow
-from tests.helpers.reports import make_row
+from tests.helpers.records.reports import make_row
 
 ROW = dataclasses.asdict(make_row("a"))
 OLD_FILE = Path(__file__).parent / "helpers" / "report_version_4.json"

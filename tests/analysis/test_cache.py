@@ -21,7 +21,7 @@ from condft.analysis import analyze as analyze_module
 from condft.analysis import missing as missing_module
 from condft.analysis.cache import open_cache
 from condft.analysis.measure import ALGORITHM_VERSION
-from tests.helpers.tiny_checkpoints import build
+from tests.helpers.models.tiny_checkpoints import build
 
 
 class Meter:

@@ -21,8 +21,8 @@ from condft.analysis.measure import MeasureSpec, UnitInfo
 from condft.report import Role, SkippedWeight, SkipReason
 from condft.runtime.process_group import ProcessGroup
 from condft.weights.walk import iter_units
+from tests.helpers.models.tiny_llama import build_tiny_llama
 from tests.helpers.processes import ROOT
-from tests.helpers.tiny_llama import build_tiny_llama
 from tests.workers.distributed import all_routes
 
 LLAMA_LAYER = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)]

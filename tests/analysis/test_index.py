@@ -14,7 +14,7 @@ from condft.analysis.cache import open_cache
 from condft.analysis.index import FolderFingerprint, WeightIndex, index_from_json, index_to_json
 from condft.analysis.measure import UnitInfo
 from condft.report import Role, SkippedWeight, SkipReason
-from tests.helpers.tiny_checkpoints import build
+from tests.helpers.models.tiny_checkpoints import build
 
 INDEX = WeightIndex(
     units=(

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from condft.cli import main
 from condft.cli.app import app
 from tests.helpers.cli import invoke, refused
-from tests.helpers.tiny_checkpoints import build
+from tests.helpers.models.tiny_checkpoints import build
 
 
 def test_folders_in_place_of_files_are_one_line(report_file, tiny_llama, tmp_path):

@@ -6,7 +6,7 @@ from peft import get_peft_model
 
 from condft import CondFTConfig, SpectralReport, analyze, select_units
 from tests.helpers.cli import invoke, refused
-from tests.helpers.tiny_checkpoints import build
+from tests.helpers.models.tiny_checkpoints import build
 
 
 def test_select_takes_no_more_than_keep_lowest_kept(tiny_llama, tmp_path):

@@ -5,7 +5,7 @@ import dataclasses
 from condft import SpectralReport, select_units
 from condft.cli.tables import print_comparison, print_report, print_selection
 from condft.selection.compare import compare_reports
-from tests.helpers.reports import make_row
+from tests.helpers.records.reports import make_row
 
 
 def test_bounds_and_unresolved_figures_are_marked(capsys):

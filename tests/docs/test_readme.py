@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.helpers.pages import pages
+from tests.helpers.docs.pages import pages
 from tests.helpers.processes import ROOT
 
 README = ROOT / "README.md"

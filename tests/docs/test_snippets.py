@@ -1,8 +1,8 @@
 """Every snippet and shell command of README and docs runs as printed, and prints what the page shows.
 
 The blocks of a page run in order, the Python ones in one namespace, in a folder with tiny real models and data of the
-names that pages use. `tests/helpers/pages.py` lists the comments by which a page marks a block as slow or as needing
-something; `pytest -m slow tests/docs` runs the slow ones.
+names that pages use. `tests/helpers/docs/pages.py` lists the comments by which a page marks a block as slow or as
+needing something; `pytest -m slow tests/docs` runs the slow ones.
 """
 
 import importlib.util
@@ -17,10 +17,10 @@ import yaml
 
 from condft import CondFTConfig
 from condft.training import RunConfig, load_config
+from tests.helpers.docs.pages import NEEDS, Block, blocks_of, pages
+from tests.helpers.docs.reader import furnish, put_model_of_real_size, run_block
 from tests.helpers.isolation import alone  # noqa: F401  (autouse)
-from tests.helpers.pages import NEEDS, Block, blocks_of, pages
 from tests.helpers.processes import ROOT
-from tests.helpers.reader import furnish, put_model_of_real_size, run_block
 
 RUN = ("python", "bash")
 OF_REAL_SIZE = {ROOT / "README.md"}  # its output counts the parameters of the real model

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from condft.training import RunConfig, load_config
-from tests.helpers.tiny_speech import save_language_model, save_whisper, write_manifest
+from tests.helpers.models.tiny_speech import save_language_model, save_whisper, write_manifest
 
 
 @pytest.fixture(scope="module")

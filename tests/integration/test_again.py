@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from condft.recipe import run
 from condft.training import load_config
 from tests.helpers.isolation import forget_accelerate
+from tests.helpers.models.tiny_speech import write_clip
 from tests.helpers.runs import losses
-from tests.helpers.tiny_speech import write_clip
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -23,8 +23,8 @@ from condft.training import (
 )
 from condft.training.checkpoint import load_trained
 from tests.helpers.marks import needs_deepspeed, needs_gpu, needs_two_gpus
+from tests.helpers.models.trainees import build_self_distillation
 from tests.helpers.processes import ROOT, WORKERS
-from tests.helpers.trainees import build_self_distillation
 
 CONFIGS = ROOT / "configs" / "accelerate"
 

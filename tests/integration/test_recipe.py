@@ -19,9 +19,9 @@ from condft.recipe import evaluate_run, run
 from condft.recipe.model import compose
 from condft.report import SpectralReport
 from tests.helpers.marks import needs_deepspeed
+from tests.helpers.models.tiny_speech import write_clip
 from tests.helpers.processes import ROOT
 from tests.helpers.runs import losses
-from tests.helpers.tiny_speech import write_clip
 
 SUMMARY_KEYS = {
     "wer_before wer_after wer_after_en wer_after_de text_ce_before text_ce_after kl_to_base num_selected",

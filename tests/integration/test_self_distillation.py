@@ -21,7 +21,7 @@ from condft.training import (
     train_stage,
 )
 from condft.training.stage import stages_of
-from tests.helpers.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_llama import build_tiny_llama
 
 KL = "self_distillation_kl"
 TEXTS = torch.randint(1, 60, (5, 8), generator=torch.Generator().manual_seed(3))

@@ -4,7 +4,7 @@ import pytest
 
 from condft.plots import plot_comparison
 from condft.report import SpectralReport
-from tests.helpers.reports import make_row
+from tests.helpers.records.reports import make_row
 
 
 @pytest.mark.parametrize("kappa", [3.0, float("inf")])

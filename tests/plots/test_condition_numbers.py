@@ -6,7 +6,7 @@ import pytest
 from condft import analyze, select_units
 from condft.plots import plot_condition_numbers
 from condft.report import SpectralReport
-from tests.helpers.reports import make_row
+from tests.helpers.records.reports import make_row
 
 
 def test_condition_numbers(tiny_llama, tmp_path):

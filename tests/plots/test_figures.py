@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from condft.plots import plot_condition_numbers
 from condft.plots.figures import check_picture_path, colors_of, dashes, short_labels
 from condft.report import SpectralReport
-from tests.helpers.reports import make_row
+from tests.helpers.records.reports import make_row
 
 
 @pytest.mark.parametrize("name", ["old", "old.xyz", ".png"])

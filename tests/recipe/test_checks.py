@@ -9,7 +9,7 @@ import torch
 from condft.recipe.checks import answer_limit, check_text, warn_of_cut_answers
 from condft.tasks.speech import SpeechCollator, SpeechExample, compose_audio_llm
 from condft.training.config import EvaluationConfig
-from tests.helpers.tiny_speech import save_language_model, save_whisper
+from tests.helpers.models.tiny_speech import save_language_model, save_whisper
 
 
 @pytest.fixture(scope="module")

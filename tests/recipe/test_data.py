@@ -14,7 +14,7 @@ from condft.recipe.model import compose, window_of
 from condft.tasks.speech import Clip, SpeechCollator, SpeechDataError
 from condft.training import RunConfig
 from condft.training.config import DataConfig
-from tests.helpers.tiny_speech import save_language_model, save_whisper, write_clip, write_manifest
+from tests.helpers.models.tiny_speech import save_language_model, save_whisper, write_clip, write_manifest
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from condft.recipe.results import ADAPTER, CONFIG, write_analysis, write_results
 from condft.report import SpectralReport
 from condft.training import load_config
 from condft.training.output_dir import METRICS, RUN_CONTENT
-from tests.helpers.reports import make_row
+from tests.helpers.records.reports import make_row
 
 
 def test_all_files_come_back_and_are_known_as_a_runs(configure: Callable[..., Any], tmp_path: Path) -> None:

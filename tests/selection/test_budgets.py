@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from condft.report import SpectralRow
 from condft.selection.budgets import units_below, units_by_count, units_within_fraction
-from tests.helpers.reports import make_row
+from tests.helpers.records.reports import make_row
 
 
 def strata(*sizes: list[int]) -> dict[str, list[SpectralRow]]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from condft.report import Role, ScreenedUnit, SpectralReport
 from condft.selection.compare import compare_reports, kendall_tau, spearman_rho
 from condft.selection.select import select_units
-from tests.helpers.reports import make_row
+from tests.helpers.records.reports import make_row
 
 pairs_with_ties = st.lists(
     st.tuples(st.integers(0, 6) | st.just(math.inf), st.integers(0, 6) | st.floats(0.5, 2.0)), min_size=2, max_size=40

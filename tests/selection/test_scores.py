@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from condft.selection.random_matrix import expected_condition_number, relative_condition_number
 from condft.selection.scores import WHOLE_SPECTRUM_SCORES, Score, expected_score, score_of, shape_share
 from condft.spectra import spectral_facts
-from tests.helpers.reports import make_row
+from tests.helpers.records.reports import make_row
 
 SCORES = [score for score in get_args(Score) if score != "fisher_information"]  # that have an expectation from shape
 SHAPES = {"v": (192, 576), "up": (1536, 576), "q": (576, 576)}

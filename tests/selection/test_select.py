@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from condft.report import Role, ScreenedUnit, SpectralReport
 from condft.selection.scores import Score
 from condft.selection.select import DEFAULT_NUM_TENSORS, select_units, shape_warning
-from tests.helpers.reports import make_row
+from tests.helpers.records.reports import make_row
 
 TYPES = ("layers.*.k", "layers.*.q", "layers.*.v")
 

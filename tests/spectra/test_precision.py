@@ -10,7 +10,7 @@ from condft import analyze
 from condft.spectra import batched_facts, code_rounding_error, condition_number_bound, spectral_facts
 from condft.spectra.noise import _code_rounding_error
 from condft.spectra.precision import fp32_products
-from tests.helpers.tiny_checkpoints import build
+from tests.helpers.models.tiny_checkpoints import build
 
 
 def allowed() -> tuple[str, str]:

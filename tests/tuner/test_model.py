@@ -11,8 +11,8 @@ from transformers import LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from condft import CondFTConfig
-from tests.helpers.adapters import train
-from tests.helpers.tiny_models import logits
+from tests.helpers.models.adapters import train
+from tests.helpers.models.tiny_models import logits
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from torch import nn
 
 from condft import CondFTConfig
 from condft.tuner import load
-from tests.helpers.tiny_models import logits
+from tests.helpers.models.tiny_models import logits
 
 READER = """
 import sys

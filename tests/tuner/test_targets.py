@@ -16,8 +16,8 @@ from condft.tuner.layers.slices import Slices
 from condft.tuner.layers.substitution import CustomForwardLayer, SubstitutingLayer
 from condft.tuner.targets import Target, Targets, layer_class, parameter_of
 from condft.weights.walk import Unit, iter_units
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import tiny_moe
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import tiny_moe
 
 Q = "model.layers.0.self_attn.q_proj"
 STACK = "model.layers.1.mlp.experts.down_proj"

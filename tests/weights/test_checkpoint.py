@@ -19,7 +19,7 @@ from condft.weights.checkpoint import open_checkpoint
 from condft.weights.safetensors_file import SINGLE_FILE
 from condft.weights.unit import load_ahead
 from condft.weights.walk import iter_checkpoint_units, iter_units
-from tests.helpers.tiny_checkpoints import SMALL, build, edit_config, split
+from tests.helpers.models.tiny_checkpoints import SMALL, build, edit_config, split
 
 
 def test_the_report_of_a_sharded_folder_is_the_live_models_row_for_row(tmp_path: Path) -> None:

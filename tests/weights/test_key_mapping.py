@@ -14,7 +14,15 @@ from condft import analyze
 from condft.report import SkipReason
 from condft.weights.safetensors_file import SINGLE_FILE, StoredTensor
 from condft.weights.walk import iter_checkpoint_units
-from tests.helpers.tiny_checkpoints import MODELS, SMALL, assert_streams_as_loaded, build, edit_config, rewrite, split
+from tests.helpers.models.tiny_checkpoints import (
+    MODELS,
+    SMALL,
+    assert_streams_as_loaded,
+    build,
+    edit_config,
+    rewrite,
+    split,
+)
 
 
 @pytest.mark.parametrize("name", MODELS)

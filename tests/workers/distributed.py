@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from condft import CondFTConfig, NonFiniteWeightError, analyze
 from condft.analysis import measure as measure_module
 from condft.weights import walk as walk_module
-from tests.helpers.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_llama import build_tiny_llama
 
 Answers = dict[str, object]
 

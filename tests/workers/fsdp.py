@@ -18,9 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from condft import CondFTConfig
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import logits, tiny_moe, trainable
 from tests.helpers.processes import leave
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import logits, tiny_moe, trainable
 
 UNITS = [
     "model.layers.0.self_attn.v_proj.weight",

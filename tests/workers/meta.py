@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 
 from condft import CondFTConfig, analyze
 from condft.training.engines.sharding import whole
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import tiny_moe
 from tests.helpers.processes import leave
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import tiny_moe
 from tests.workers.fsdp import TOKENS
 
 OPTIONS: dict[str, Any] = {"trainable_fraction": 0.4, "modules_to_save": ["lm_head"]}

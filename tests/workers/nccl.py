@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.helpers.models.tiny_models import logits
 from tests.helpers.processes import leave
-from tests.helpers.tiny_models import logits
 from tests.workers.fsdp import TOKENS, build_tuned, shard, train
 
 DEVICE = "cuda"

@@ -29,8 +29,8 @@ from condft.training import (
 )
 from condft.training.checkpoint import load_trained
 from condft.training.loop import Collate
+from tests.helpers.models.trainees import build_condft_trainee, build_examples, build_self_distillation, collate
 from tests.helpers.processes import leave
-from tests.helpers.trainees import build_condft_trainee, build_examples, build_self_distillation, collate
 
 
 class CutOff(BaseException):

@@ -12,9 +12,9 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 
 from condft import CondFTConfig
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import logits, tiny_moe, trainable
 from tests.helpers.processes import leave
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import logits, tiny_moe, trainable
 from tests.workers.fsdp import PARTS, TOKENS, UNITS
 
 CONFIG = {

@@ -53,7 +53,7 @@ def real_config(folder: Path) -> RunConfig:
 def tiny_config(folder: Path) -> RunConfig:
     """Both models built from configs, clips of chirps: seconds of work, and no network."""
     # The tests' own builder: the checkout is there, since the tests marked gpu run too.
-    from tests.helpers.tiny_speech import save_language_model, save_whisper, write_manifest
+    from tests.helpers.models.tiny_speech import save_language_model, save_whisper, write_manifest
 
     content: dict[str, Any] = {
         "seed": 0,

@@ -9,8 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from condft import CondFTConfig
 from condft.tuner import CondFTLayer
-from tests.helpers.adapters import train
-from tests.helpers.tiny_models import logits
+from tests.helpers.models.adapters import train
+from tests.helpers.models.tiny_models import logits
 
 
 @pytest.mark.parametrize(

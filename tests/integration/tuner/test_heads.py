@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from condft import CondFTConfig, analyze, select_units
-from tests.helpers.tiny_llama import VOCABULARY, build_tiny_llama
-from tests.helpers.tiny_models import check_gradients_are_those_of, check_life_cycle, logits, train, trainable
+from tests.helpers.models.tiny_llama import VOCABULARY, build_tiny_llama
+from tests.helpers.models.tiny_models import check_gradients_are_those_of, check_life_cycle, logits, train, trainable
 
 HEAD = "model.layers.{}.self_attn.{}_proj.weight[h{}]"
 

@@ -10,9 +10,9 @@ from peft import get_peft_model
 from safetensors.torch import load_file
 
 from condft import CondFTConfig
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import tiny_moe
 from tests.helpers.processes import run_two
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import tiny_moe
 from tests.workers.fsdp import TOKENS, train
 from tests.workers.meta import build_tuned
 

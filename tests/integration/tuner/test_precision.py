@@ -10,8 +10,8 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 from condft import CondFTConfig
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import logits, tiny_moe, train, trainable
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import logits, tiny_moe, train, trainable
 
 HALVES = [torch.bfloat16, torch.float16]
 UNITS = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from condft import CondFTConfig
 from condft.tuner.layers.mixed_batch import pass_adapter_names
-from tests.helpers.tiny_models import logits
+from tests.helpers.models.tiny_models import logits
 
 _COMMON: dict[str, Any] = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
 _ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}

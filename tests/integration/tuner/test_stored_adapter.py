@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from condft.tuner import load
+from tests.helpers.models.tiny_models import logits
 from tests.helpers.processes import ROOT
-from tests.helpers.tiny_models import logits
 
 FOLDER = ROOT / "tests" / "helpers" / "stored" / "adapter_f5a3e70"
 UNITS = [

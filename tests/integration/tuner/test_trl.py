@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from condft import CondFTConfig
-from tests.helpers.adapters import train
-from tests.helpers.tiny_models import logits
+from tests.helpers.models.adapters import train
+from tests.helpers.models.tiny_models import logits
 
 trl = pytest.importorskip("trl", reason="trl is not installed: pip install -c scripts/constraints.txt -e '.[dev]'")
 

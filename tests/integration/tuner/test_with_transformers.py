@@ -13,8 +13,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from condft import CondFTConfig
-from tests.helpers.adapters import train
-from tests.helpers.tiny_models import logits
+from tests.helpers.models.adapters import train
+from tests.helpers.models.tiny_models import logits
 
 
 def test_added_trained_saved_and_opened_by_auto_model(tiny_llama: Any, token_ids: Tensor, tmp_path: Path) -> None:

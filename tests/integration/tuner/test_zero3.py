@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from condft import CondFTConfig
 from tests.helpers.marks import needs_deepspeed
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import logits, tiny_moe, trainable
 from tests.helpers.processes import run_two
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import logits, tiny_moe, trainable
 from tests.workers.fsdp import PARTS, TOKENS, UNITS, build_tuned, train
 
 

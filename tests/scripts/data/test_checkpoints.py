@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, WhisperForConditionalGeneration
 
 from scripts.data import checkpoints
-from tests.helpers.tiny_speech import save_language_model, save_whisper
+from tests.helpers.models.tiny_speech import save_language_model, save_whisper
 
 
 def test_a_language_model_is_saved_again_in_fp32(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModel, BertConfig, BertModel
 
 from scripts.data.minilm import build_minilm, verify_minilm
-from tests.helpers.tiny_speech import build_tokenizer
+from tests.helpers.models.tiny_speech import build_tokenizer
 
 
 def test_archive_to_checkpoint_which_has_to_tell_sentences_apart(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from scripts.research.config import load_study
 from scripts.research.study.arms import ARMS as BUILDERS
-from tests.helpers.study_lines import STUDIES
+from tests.helpers.records.study_lines import STUDIES
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

@@ -16,7 +16,7 @@ from scripts.research.selections import (
     same_shapes_and_depths,
     signal_to_noise,
 )
-from tests.helpers.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_llama import build_tiny_llama
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from scripts.research.config import TextSection
 from scripts.research.tasks import TextTask, _windows, full_precision, inputs_digest, mean_test_loss
-from tests.helpers.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_llama import build_tiny_llama
 
 
 def characters(text: str, **_: object) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""The tiny parts of tests/helpers/tiny_speech.py as fixtures."""
+"""The tiny parts of tests/helpers/models/tiny_speech.py as fixtures."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from transformers import AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Processor
 
 from condft.tasks.speech import Clip, compose_audio_llm, load_manifest
-from tests.helpers.tiny_speech import save_language_model, save_whisper, write_clip, write_manifest
+from tests.helpers.models.tiny_speech import save_language_model, save_whisper, write_clip, write_manifest
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import soundfile
 
 from condft.tasks.speech import Clip, SkippedClip, SpeechDataError, load_manifest, read_audio
 from condft.tasks.speech.clips import clips_digest, describe_skipped, longest_seconds
-from tests.helpers.tiny_speech import write_lines
+from tests.helpers.models.tiny_speech import write_lines
 
 MakeClip = Callable[..., Path]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from condft.tasks.speech import Clip, SpeechDataError, load_manifest, load_speech_dataset, read_audio
 from condft.tasks.speech.clips import describe_skipped, longest_seconds
-from tests.helpers.tiny_speech import write_lines
+from tests.helpers.models.tiny_speech import write_lines
 
 MakeClip = Callable[..., Path]
 

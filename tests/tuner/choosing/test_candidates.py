@@ -11,7 +11,7 @@ from condft.report import SkippedWeight, SkipReason
 from condft.tuner.choosing.candidates import candidate_names, matches, no_candidates
 from condft.tuner.targets import Targets
 from condft.weights.walk import Unit, iter_units
-from tests.helpers.tiny_models import tiny_moe
+from tests.helpers.models.tiny_models import tiny_moe
 
 
 def candidates(model: nn.Module, **options: Any) -> set[str]:

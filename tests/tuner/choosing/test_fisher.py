@@ -14,8 +14,8 @@ from condft import CondFTConfig, SpectralReport, add_fisher_information, analyze
 from condft.report import Role
 from condft.retention.measures import kl_to_base
 from condft.retention.sampling import sample_from_base
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import tiny_moe
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import tiny_moe
 
 TOKENS = torch.randint(0, 96, (6, 12), generator=torch.Generator().manual_seed(0))
 

@@ -12,7 +12,7 @@ from condft.selection.scores import Score
 from condft.tuner.choosing.resolve import resolve
 from condft.tuner.targets import Targets
 from condft.weights import walk as walk_module
-from tests.helpers.tiny_models import tiny_moe
+from tests.helpers.models.tiny_models import tiny_moe
 
 
 def test_get_peft_model_trains_what_select_units_chooses(tiny_llama):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from condft import CondFTConfig
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import logits, train, trainable
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import logits, train, trainable
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 

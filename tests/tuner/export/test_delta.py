@@ -15,7 +15,7 @@ from torch import nn
 
 from condft.tuner import Delta, apply_delta, combine_deltas, export_delta
 from condft.tuner.export.updates import iter_updates
-from tests.helpers.adapters import EVERYTHING
+from tests.helpers.models.adapters import EVERYTHING
 
 
 def same_state(one: nn.Module, other: nn.Module) -> bool:

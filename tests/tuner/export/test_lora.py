@@ -20,8 +20,8 @@ from transformers.pytorch_utils import Conv1D
 
 from condft import CondFTConfig
 from condft.tuner import export_delta, export_lora
-from tests.helpers.adapters import EVERYTHING
-from tests.helpers.tiny_models import logits
+from tests.helpers.models.adapters import EVERYTHING
+from tests.helpers.models.tiny_models import logits
 
 
 def test_lora_at_full_rank_has_the_same_logits(adapter: Any, tiny_llama: Any, token_ids: Any, tmp_path: Path) -> None:

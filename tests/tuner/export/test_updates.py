@@ -11,9 +11,9 @@ from condft import CondFTConfig
 from condft.tuner import export_delta
 from condft.tuner.export.updates import Update, iter_updates
 from condft.tuner.layers.slices import Slices
-from tests.helpers.adapters import EVERYTHING
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import tiny_moe
+from tests.helpers.models.adapters import EVERYTHING
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import tiny_moe
 
 STACK = "model.layers.0.mlp.experts.down_proj"
 

@@ -23,7 +23,7 @@ from condft.tuner import CondFTLayer, decay_towards_base, export_delta, paramete
 from condft.tuner.layers.dequantize import dense_values
 from condft.weights.names import canonical_name
 from tests.helpers.marks import needs_gpu
-from tests.helpers.tiny_models import logits, train, trainable
+from tests.helpers.models.tiny_models import logits, train, trainable
 
 UNITS = ["model.layers.0.mlp.down_proj.weight", "model.layers.1.self_attn.k_proj.weight"]
 HEADS = ["model.layers.0.self_attn.q_proj.weight[h1]", "model.layers.1.self_attn.o_proj.weight[h0]"]

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import BartConfig, BartForConditionalGeneration
 
 from condft import CondFTConfig
-from tests.helpers.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_llama import build_tiny_llama
 
 
 def perturbed(**options) -> CondFTConfig:

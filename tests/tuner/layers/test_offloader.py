@@ -18,8 +18,8 @@ from condft.files.hashing import tensor_sha256
 from condft.tuner import CondFTLayer, decay_towards_base, export_delta, parameter_groups
 from condft.weights.names import canonical_name
 from tests.helpers.marks import needs_gpu
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import logits, train
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import logits, train
 
 SELECTED = [f"model.layers.{i}.{name}.weight" for i, name in ((0, "self_attn.q_proj"), (2, "mlp.up_proj"))]
 

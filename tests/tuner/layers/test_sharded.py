@@ -8,9 +8,9 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from tests.helpers.marks import needs_two_gpus
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import logits, tiny_moe, trainable
 from tests.helpers.processes import run_two
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import logits, tiny_moe, trainable
 from tests.workers.fsdp import TOKENS, UNITS, build_parts, build_tuned, train
 
 

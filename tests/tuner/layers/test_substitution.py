@@ -17,8 +17,8 @@ from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 from transformers.models.voxtral_realtime.modeling_voxtral_realtime import VoxtralRealtimeCausalConv1d
 
 from condft import CondFTConfig
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import logits
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import logits
 
 pytestmark = pytest.mark.filterwarnings("ignore:the budget takes all")
 

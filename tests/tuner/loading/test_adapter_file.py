@@ -17,9 +17,9 @@ from torch import Tensor
 
 from condft import CondFTConfig
 from condft.tuner import load
-from tests.helpers.adapters import train
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import logits
+from tests.helpers.models.adapters import train
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import logits
 
 NAME = "adapter_model.safetensors"
 

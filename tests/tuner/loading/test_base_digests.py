@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from condft import CondFTConfig, analyze
 from condft.tuner import load
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import logits, tiny_moe
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import logits, tiny_moe
 
 OTHER = r"on another base model \(unnamed\): {} of the {} weights that it replaces have other values here, the first"
 

@@ -9,8 +9,8 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from condft import CondFTConfig
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import logits, tiny_moe, train
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import logits, tiny_moe, train
 
 STACK = "model.layers.0.mlp.experts.down_proj"
 HEADS = "model.layers.0.self_attn.q_proj.weight"

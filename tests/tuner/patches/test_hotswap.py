@@ -13,9 +13,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from condft import CondFTConfig
 from condft.tuner.registration import peft_type
-from tests.helpers.adapters import train
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import logits, tiny_moe
+from tests.helpers.models.adapters import train
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import logits, tiny_moe
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from condft import CondFTConfig
 from condft.tuner.patches.load_adapter import check_before_loading
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import logits, tiny_moe, train
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import logits, tiny_moe, train
 
 STACK = "model.layers.0.mlp.experts.down_proj"
 

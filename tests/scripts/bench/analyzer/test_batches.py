@@ -1,7 +1,7 @@
 """Batched calls against threads, at a size that takes no time."""
 
 from scripts.bench.analyzer.batches import in_batches, in_threads, measured, one_by_one
-from tests.helpers.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_llama import build_tiny_llama
 
 
 def test_all_ways_give_the_same_figures() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from scripts.bench.analyzer import streaming
-from tests.helpers.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_llama import build_tiny_llama
 
 
 def test_streamed_and_loaded_rows_are_equal(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from scripts.bench.tuner.files import kept_reports, layout
 from scripts.bench.tuner.models import Adapted
-from tests.helpers.tiny_models import tiny_moe
+from tests.helpers.models.tiny_models import tiny_moe
 
 WHOLE = ["model.layers.0.self_attn.v_proj.weight", "model.layers.1.self_attn.o_proj.weight"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scripts.bench.tuner.models import Adapted, UnfrozenByHand, entries_of, quarter_of_experts
-from tests.helpers.tiny_models import tiny_moe
+from tests.helpers.models.tiny_models import tiny_moe
 
 WHOLE = ["model.layers.0.self_attn.v_proj.weight", "model.layers.1.self_attn.o_proj.weight"]
 

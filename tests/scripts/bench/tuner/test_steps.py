@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scripts.bench.tuner.models import Adapted
 from scripts.bench.tuner.steps import compared, extra_operations
-from tests.helpers.tiny_models import tiny_moe
+from tests.helpers.models.tiny_models import tiny_moe
 
 WHOLE = ["model.layers.0.self_attn.v_proj.weight"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scripts.research.damage.columns import GRADIENT_SCORES, WEIGHT_SCORES, load_columns
-from tests.helpers.damage_lines import experiment_lines
+from tests.helpers.records.damage_lines import experiment_lines
 
 
 def written(path: Path, lines: list[dict[str, Any]]) -> Path:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from scripts.research.damage.report import write_report
-from tests.helpers.damage_lines import experiment_lines
+from tests.helpers.records.damage_lines import experiment_lines
 
 
 def test_a_score_that_orders_the_damage_is_found(tmp_path: Path) -> None:

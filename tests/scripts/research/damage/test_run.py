@@ -13,7 +13,7 @@ from scripts.research.config import StudyConfig
 from scripts.research.damage.columns import load_columns
 from scripts.research.damage.report import write_report
 from scripts.research.damage.run import Experiment, Protocol, run_experiment, second_norm, spread_order
-from tests.helpers.tiny_speech import save_language_model
+from tests.helpers.models.tiny_speech import save_language_model
 
 PROTOCOL = Protocol(
     gradient_batches=3,

@@ -7,7 +7,7 @@ import pytest
 
 from scripts.research.kappa.columns import load_atlases, load_changes
 from scripts.research.kappa.figures import draw_deficits, draw_depths, draw_stability, short_type, within_types
-from tests.helpers.atlas_lines import atlas_lines, change_lines
+from tests.helpers.records.atlas_lines import atlas_lines, change_lines
 
 
 @pytest.mark.parametrize(

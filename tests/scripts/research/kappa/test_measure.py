@@ -13,7 +13,7 @@ from scripts.research.kappa.columns import load_atlases, load_changes
 from scripts.research.kappa.measure import FINE_TUNING, Stability, fine_tune, finite, measure_atlas
 from scripts.research.kappa.report import write_report
 from scripts.research.kappa.variants import variants
-from tests.helpers.tiny_speech import save_language_model
+from tests.helpers.models.tiny_speech import save_language_model
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from scripts.research.kappa.report import write_report
-from tests.helpers.atlas_lines import atlas_lines, change_lines
+from tests.helpers.records.atlas_lines import atlas_lines, change_lines
 
 
 def written(path: Path, lines: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from scripts.research.pretraining.facts import (
     order_kept,
 )
 from scripts.research.statistics import explained_by_groups
-from tests.helpers.pretraining_points import planted
+from tests.helpers.records.pretraining_points import planted
 
 
 def test_the_role_explains_what_it_does() -> None:

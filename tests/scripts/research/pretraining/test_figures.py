@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scripts.research.pretraining.figures import draw_kappa, draw_order
-from tests.helpers.pretraining_points import planted_points
+from tests.helpers.records.pretraining_points import planted_points
 
 
 @pytest.mark.parametrize("draw", [draw_kappa, draw_order])

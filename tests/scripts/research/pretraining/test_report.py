@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from scripts.research.pretraining.report import write_report
-from tests.helpers.pretraining_points import planted_points
+from tests.helpers.records.pretraining_points import planted_points
 
 
 def test_tables_and_figures_come_from_the_points(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from scripts.research.config import ArmSection
 from scripts.research.study.plan import RunSpec
 from scripts.research.study.report import write_report
 from scripts.research.study.results import Results
-from tests.helpers.study_lines import append_run, study_of
+from tests.helpers.records.study_lines import append_run, study_of
 
 ARMS = {
     "lowest_within_type": ArmSection(rates=[0.1, 0.2], main=True),

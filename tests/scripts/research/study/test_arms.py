@@ -8,7 +8,7 @@ import torch
 from condft import SpectralReport, analyze
 from scripts.research.gradients import language_loss
 from scripts.research.study.arms import ARMS, Context, build_arm
-from tests.helpers.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_llama import build_tiny_llama
 
 TOKENS = torch.arange(48).reshape(4, 12) % 31
 BUILT_DIRECTLY = [name for name in ARMS if name != "projector_only"]

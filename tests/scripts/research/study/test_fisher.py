@@ -10,8 +10,8 @@ from condft import add_fisher_information, analyze
 from condft.report import Role
 from scripts.research.gradients import adam_directions, fisher_information, language_loss
 from scripts.research.study.fisher import least_cost_at_equal_gain
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import tiny_moe
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import tiny_moe
 
 TOKENS = torch.arange(48).reshape(4, 12) % 31
 

@@ -9,7 +9,7 @@ import torch
 
 from scripts.research.study.cloze import CLOZE
 from scripts.research.study.measure import cloze_log_probability, measure_end
-from tests.helpers.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_llama import build_tiny_llama
 
 
 class Characters:

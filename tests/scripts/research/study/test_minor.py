@@ -6,8 +6,8 @@ from peft import get_peft_model
 
 from condft import CondFTConfig
 from scripts.research.study.minor import confine_to_minor_directions
-from tests.helpers.tiny_llama import build_tiny_llama
-from tests.helpers.tiny_models import tiny_moe
+from tests.helpers.models.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_models import tiny_moe
 
 MODELS = {
     "llama": (build_tiny_llama, ["model.layers.0.mlp.up_proj.weight"]),

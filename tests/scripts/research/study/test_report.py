@@ -10,7 +10,7 @@ from scripts.research.config import ArmSection
 from scripts.research.study.plan import RunSpec
 from scripts.research.study.report import arms_with_runs, write_report
 from scripts.research.study.results import Results
-from tests.helpers.study_lines import append_run, study_of
+from tests.helpers.records.study_lines import append_run, study_of
 
 ARMS = {"first": ArmSection(rates=[0.1, 0.2, 0.4], main=True)}
 FORGETTING = {"lowest_within_type": 1.0, "random_within_type": 2.0, "full_fine_tuning": 4.0}

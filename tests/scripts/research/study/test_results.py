@@ -8,7 +8,7 @@ from scripts.research.config import ArmSection, load_study
 from scripts.research.store import append_line
 from scripts.research.study.plan import RunSpec
 from scripts.research.study.results import Results, best_rates
-from tests.helpers.study_lines import STUDIES, append_run, line, study_of
+from tests.helpers.records.study_lines import STUDIES, append_run, line, study_of
 
 ARMS = {
     "first": ArmSection(rates=[0.1, 0.2, 0.4], main=True),

@@ -17,7 +17,7 @@ from scripts.research.study.report import write_report
 from scripts.research.study.results import Results, best_rates
 from scripts.research.study.run import Study, run_study
 from tests.helpers.isolation import forget_accelerate
-from tests.helpers.tiny_speech import save_language_model, save_whisper, write_manifest
+from tests.helpers.models.tiny_speech import save_language_model, save_whisper, write_manifest
 
 RATES = [1e-3, 3e-3, 1e-2]
 

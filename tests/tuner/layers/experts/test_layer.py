@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from condft import CondFTConfig, analyze, select_units
 from condft.tuner.layers.experts.stack import ExpertStack
-from tests.helpers.tiny_models import (
+from tests.helpers.models.tiny_models import (
     check_gradients_are_those_of,
     check_life_cycle,
     logits,

@@ -14,11 +14,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from condft.cli import main
+from tests.helpers.docs.pages import Block
 from tests.helpers.isolation import forget_accelerate
-from tests.helpers.pages import Block
+from tests.helpers.models.tiny_checkpoints import edit_config
+from tests.helpers.models.tiny_speech import save_language_model, save_whisper, write_manifest
 from tests.helpers.processes import ROOT
-from tests.helpers.tiny_checkpoints import edit_config
-from tests.helpers.tiny_speech import save_language_model, save_whisper, write_manifest
 
 LANGUAGE_MODEL = "models/smollm2-135m-instruct"
 COMPARE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

@@ -8,8 +8,9 @@ from typing import Any
 from scripts.research.config import StudyConfig, load_study
 from scripts.research.store import append_line
 from scripts.research.study.plan import RunSpec, run_key
+from tests.helpers.processes import ROOT
 
-STUDIES = sorted((Path(__file__).parents[2] / "configs" / "study").glob("*.yaml"))
+STUDIES = sorted((ROOT / "configs" / "study").glob("*.yaml"))
 
 
 def study_of(tmp_path: Path, **changes: Any) -> StudyConfig:

@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from condft import CondFTConfig
-from tests.helpers.tiny_llama import build_tiny_llama
+from tests.helpers.models.tiny_llama import build_tiny_llama
 
 EVERYTHING: dict[str, Any] = {
     "num_tensors": 5,

@@ -1,0 +1,1 @@
+"""Pages of the documentation as the tests read them."""

@@ -1,0 +1,1 @@
+"""Tiny real models, checkpoints and adapters, built from configs."""

@@ -1,0 +1,1 @@
+"""Reports and results files made by hand."""
