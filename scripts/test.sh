@@ -21,7 +21,7 @@ if [ $# -gt 0 ]; then
 fi
 
 echo "== docs =="
-mkdocs build --quiet --strict -f .mkdocs.yml
+NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict -f .mkdocs.yml
 echo "== wheel and sdist =="
 rm -rf dist
 python -m build --outdir dist . > /dev/null
