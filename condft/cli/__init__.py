@@ -1,4 +1,4 @@
-"""The command line: `condft analyze | select | compare | plot | train | evaluate`, one file a command.
+"""The command line: `condft analyze | select | compare | plot | train | evaluate`, one file for each command.
 
 `python -m condft` is the same program, and so is `scripts/train.py` for `condft train`. Heavy imports are inside the
 commands, so that `condft --help` answers at once.

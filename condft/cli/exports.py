@@ -12,8 +12,9 @@ __all__ = ["write_rows", "write_selection", "write_unfrozen_parameters"]
 
 
 def write_rows(report: SpectralReport, path: Path) -> None:
-    """One line a unit with every field except the spectrum. Shapes are `576x192`; what was not measured is empty."""
+    """Writes one line for each unit, without its spectrum. A shape is `576x192`, a missing value empty."""
     names = [field.name for field in dataclasses.fields(SpectralRow) if field.name != "spectrum"]
+    # newline="": the csv module writes its own line ends, and Windows would add to them.
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(names)
@@ -23,7 +24,7 @@ def write_rows(report: SpectralReport, path: Path) -> None:
 
 
 def write_selection(selection: Selection, report: SpectralReport, path: Path, *, order: str) -> None:
-    """JSON whose `target_units` and `report_fingerprint` are the fields of that name of `CondFTConfig`."""
+    """Writes JSON whose `target_units` and `report_fingerprint` are the fields of that name of `CondFTConfig`."""
     write_json(
         path,
         {
@@ -39,7 +40,7 @@ def write_selection(selection: Selection, report: SpectralReport, path: Path, *,
 
 
 def write_unfrozen_parameters(selection: Selection, path: Path) -> None:
-    r"""YAML with the list `unfrozen_parameters`: one anchored regular expression a parameter.
+    r"""Writes YAML with the list `unfrozen_parameters`: one anchored regular expression for each parameter.
 
     Spectrum's readers give each expression to `re.match` unchanged. axolotl first puts a backslash before every dot,
     so `\.` would become `\\.` and match nothing. `[.]` matches a dot in both.

@@ -17,7 +17,7 @@ __all__ = ["print_comparison", "print_figures", "print_report", "print_selection
 
 
 def print_report(report: SpectralReport, lowest: int) -> None:
-    """κ by module type, the units of lowest κ, what was ruled out and what was skipped."""
+    """Prints κ by module type, the units of lowest κ, what was ruled out and what was skipped."""
     types = _table(f"{report.model}: κ by module type", ["module type", "role", "shape"])
     for heading in ("units", "lowest κ", "median κ", "highest κ"):
         types.add_column(heading, justify="right")
@@ -25,6 +25,7 @@ def print_report(report: SpectralReport, lowest: int) -> None:
         rows = sorted((r for r in report.rows if r.module_type == module_type), key=lambda r: r.condition_number)
         shapes = {"x".join(map(str, row.shape)) for row in rows}
         shape = shapes.pop() if len(shapes) == 1 else "several"
+        # The low median is a row, not a mean of two, so it has marks as the others have.
         middle = median_low(range(len(rows)))
         kappas = (_kappa(rows[index]) for index in (0, middle, -1))
         types.add_row(module_type, rows[0].role.value, shape, str(len(rows)), *kappas)
@@ -41,7 +42,7 @@ def print_report(report: SpectralReport, lowest: int) -> None:
 
 
 def print_selection(selection: Selection, report: SpectralReport) -> None:
-    """Chosen units of each module type, their share of the parameters, and the shape warning."""
+    """Prints the chosen units of each module type, their share of the parameters, and the shape warning."""
     table = _table(f"{report.model}: chosen by {selection.score}", ["module type"])
     for heading in ("chosen", "of"):
         table.add_column(heading, justify="right")
@@ -59,7 +60,7 @@ def print_selection(selection: Selection, report: SpectralReport) -> None:
 
 
 def print_comparison(comparison: ReportComparison) -> None:
-    """Median changes and rank correlations by module type, the overlap of selections, and unmatched units."""
+    """Prints median changes and rank correlations by module type, the overlap of selections, and unmatched units."""
     table = _table(f"{comparison.model_a} -> {comparison.model_b}: median change", ["module type"])
     for heading in ("units", "changed", "κ", "σ max", "σ min", "Frobenius", "Spearman", "Kendall"):
         table.add_column(heading, justify="right")
@@ -89,7 +90,7 @@ def print_comparison(comparison: ReportComparison) -> None:
 
 
 def print_figures(figures: Mapping[str, Any], *, title: str) -> None:
-    """One row a figure."""
+    """Prints one row for each figure."""
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in figures.items():
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
@@ -97,7 +98,7 @@ def print_figures(figures: Mapping[str, Any], *, title: str) -> None:
 
 
 def _print_ranking(report: SpectralReport, lowest: int) -> None:
-    """The units of lowest κ across all types, and a warning where that is a ranking of shapes."""
+    """Prints the units of lowest κ across all types, and a warning where that is a ranking of shapes."""
     ranking = sorted(report.rows, key=lambda row: (row.condition_number, row.name))[:lowest]
     if not ranking:
         return

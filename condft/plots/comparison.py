@@ -17,7 +17,7 @@ _Pair = tuple[SpectralRow, SpectralRow]
 
 
 def plot_comparison(a: SpectralReport, b: SpectralReport, path: str | Path) -> None:
-    """κ in B over κ in A for every unit that both have, one color a module type, the diagonal dashed.
+    """Draws κ in B over κ in A for every unit that both have. Each module type has a color; the diagonal is dashed.
 
     Units of infinite κ in either report are crosses at three times the largest finite κ.
 

@@ -18,14 +18,16 @@ from condft.selection.random_matrix import expected_condition_number
 __all__ = ["plot_condition_numbers"]
 
 _RANK_DEFICIENT = "x"
+# A whole part of the name that is a number, also before the `[` of a unit within a parameter.
 _LAYER_INDEX = re.compile(r"(?:^|\.)(\d+)(?=\.|\[|$)")
 
 
 def plot_condition_numbers(report: SpectralReport, path: str | Path, *, selected: Collection[str] = ()) -> None:
-    """κ of every unit by depth: one panel a part of the model, one color a module type, the selection ringed.
+    """Draws κ of every unit by depth. Each part of the model has a panel, each module type a color.
 
-    A dashed line in a type's color is the median condition number of a random matrix of its shape. Types of the same
-    shape share one line, with alternating dashes. Units of infinite κ are crosses at the upper edge of the panel.
+    Selected units are ringed. Units of infinite κ are crosses at the upper edge of a panel. A dashed line in a type's
+    color is the median condition number of a random matrix of its shape. Types of the same shape share one line, with
+    alternating dashes.
 
     Args:
         report: From `analyze`.
@@ -89,6 +91,7 @@ def _draw_part(axes: Axes, rows: Sequence[SpectralRow], selected: set[str]) -> N
         by_type[row.module_type].append(row)
     colors, labels = colors_of(by_type), short_labels(by_type)
     finite = [row.condition_number for row in rows if row.condition_number < math.inf]
+    # An infinite value has no place on a logarithmic axis. Three times the largest finite one is clearly above it.
     ceiling = 3.0 * max(finite, default=10.0)
     for module_type, members in sorted(by_type.items()):
         color = colors[module_type]
@@ -114,9 +117,10 @@ def _draw_part(axes: Axes, rows: Sequence[SpectralRow], selected: set[str]) -> N
 
 
 def _draw_random(axes: Axes, by_type: Mapping[str, Sequence[SpectralRow]], colors: Mapping[str, str]) -> None:
-    """One dashed line a module type and shape; lines of the same height alternate their dashes."""
+    """Draws a dashed line for each module type and shape. Lines of the same height alternate their dashes."""
     heights: dict[float, list[str]] = defaultdict(list)
     for module_type, members in sorted(by_type.items()):
+        # A matrix and its transpose have the same condition number, so the order of the sides does not count.
         for shape in {(min(row.matrix_shape), max(row.matrix_shape)) for row in members}:
             heights[expected_condition_number(*shape)].append(module_type)
     for height, module_types in heights.items():

@@ -1,4 +1,4 @@
-"""What the pictures share: a color a module type, short labels, dashes, checked paths, atomic saving."""
+"""What the pictures share: colors of module types, short labels, dashes, checked paths, atomic saving."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,6 +33,7 @@ def dashes(index: int, count: int, length: float = 4.0) -> tuple[float, Sequence
     Returns:
         Offset and on/off lengths, in points, as matplotlib takes them.
     """
+    # Each line draws one dash of the period and leaves the others' open; its offset shifts it to its own place.
     return (-length * index % (length * max(count, 2)), (length, length * max(count - 1, 1)))
 
 

@@ -44,6 +44,7 @@ def plot_spectra(report: SpectralReport, names: Sequence[str], path: str | Path)
     for index, row in enumerate(rows):
         label = f"{row.name.removesuffix('.weight')}  (κ {row.condition_number:.3g})"
         _draw(panels, row.spectrum or (), color=f"C{index % 10}", linewidth=1.1, label=label)
+    # A matrix and its transpose have the same singular values.
     shapes = sorted({(min(row.matrix_shape), max(row.matrix_shape)) for row in rows})
     for index, (n, long) in enumerate(shapes):
         values = [marchenko_pastur_quantile(1.0 - (i - 0.5) / n, n, long) for i in range(1, n + 1)]

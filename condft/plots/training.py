@@ -15,11 +15,11 @@ Metrics = Sequence[Mapping[str, Any]]
 
 
 def plot_training(metrics: Metrics, path: str | Path, *, title: str = "Training") -> None:
-    """Loss, learning rates and gradient norm over all optimizer steps, stage boundaries drawn.
+    """Draws loss, learning rates and gradient norm over all optimizer steps, with the boundaries of the stages.
 
     Args:
-        metrics: One a step, as in `metrics.jsonl`: `stage`, `loss` (nats), `grad_norm`, `learning_rate` (component ->
-            rate), and `self_distillation_kl` (nats a token) for steps with self-distillation.
+        metrics: One record for each step, as in `metrics.jsonl`: `stage`, `loss` (nats), `grad_norm`, `learning_rate`
+            (component -> rate), and `self_distillation_kl` (nats per token) for steps with self-distillation.
         path: Image file, written atomically.
         title: Above the figure.
 

@@ -1,4 +1,4 @@
-"""Checked before training starts: what is measured after it fits the model and the settings."""
+"""Checks before training starts: what is measured at the end must fit the model and the settings."""
 
 import logging
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def answer_limit(collator: SpeechCollator, examples: Sequence[SpeechExample], se
     Args:
         collator: Counts the tokens of a reference.
         examples: All that are transcribed, at least one.
-        settings: Of the run.
+        settings: How the run measures.
     """
     if settings.max_new_tokens is not None:
         return settings.max_new_tokens
@@ -55,7 +55,7 @@ def check_text(tokenizer: Any, settings: EvaluationConfig, *, max_length: int | 
 
     Args:
         tokenizer: The language model's.
-        settings: Of the run.
+        settings: How the run measures.
         max_length: Longest sequence that the language model takes, in tokens; None if its configuration has no limit.
 
     Raises:

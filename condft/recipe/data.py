@@ -117,6 +117,7 @@ def load_speech(data: DataConfig, *, num_test_clips: int | None = None, window: 
     test = loaded["test"].clips
     if num_test_clips is not None and num_test_clips < len(test):
         # Drawn at random, not every n-th: manifests alternate languages, and a stride could take only one of them.
+        # The seed is fixed, so that runs of different seeds are measured on the same clips.
         test = [test[index] for index in sorted(random.Random(0).sample(range(len(test)), num_test_clips))]
     # A set: both splits may come from one file, and a clip that is skipped in both counts once.
     skipped = frozenset(skip.source for speech in loaded.values() for skip in speech.skipped)
@@ -174,8 +175,8 @@ def usable_examples(
 
     Args:
         model: The composed model.
-        collator: Of the batches.
-        clips: Of one split.
+        collator: Makes batches of the examples.
+        clips: The clips of one split.
         config: The run.
         skip_bad: Leave unusable clips out, and log them.
         compared: The texts are references of a word error rate, so each needs a word.

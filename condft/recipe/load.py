@@ -74,6 +74,7 @@ def evaluate_run(
     model, processor, config = load_run(run_dir)
     window = processor.feature_extractor.chunk_length
     if manifest is None:
+        # The run's own setting, so that the clips are those that the run was measured on.
         skip_bad = config.data.skip_bad
     clips, num_skipped = _clips_of(config, manifest, split, window=window, skip_bad=skip_bad)
     collator = SpeechCollator.for_model(

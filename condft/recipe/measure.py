@@ -40,7 +40,7 @@ class Transcription:
 
     Attributes:
         report: Word error rates.
-        references: What was said, one text a clip.
+        references: The correct texts, one for each clip.
         hypotheses: What the model wrote, in the same order.
     """
 
@@ -51,10 +51,10 @@ class Transcription:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One state of the model, measured on both scales.
+    """What one state of the model has learned and what it has kept.
 
     Attributes:
-        transcription: On the test split.
+        transcription: Transcriptions of the test split.
         text: Cross-entropy on held-out text.
     """
 
@@ -97,7 +97,7 @@ def measure_transcription(
 
 
 def measure_text(model: Any, tokenizer: Any, settings: EvaluationConfig) -> CrossEntropy:
-    """Cross-entropy on held-out text, in nats a token."""
+    """Cross-entropy on held-out text, in nats per token."""
     return text_cross_entropy(
         model,
         tokenizer,
@@ -115,9 +115,9 @@ def measure_fisher(
     Args:
         model: The base, the same in every process.
         tokenizer: Its tokenizer.
-        report: Of the base.
+        report: The spectral report of the base.
         settings: How much text.
-        seed: Of the run.
+        seed: The run's seed.
     """
     return add_fisher_information(report, model, _sampled_text(model, tokenizer, settings, seed + _FISHER_SEED))
 
@@ -128,9 +128,10 @@ def make_self_distillation(model: Any, tokenizer: Any, config: RunConfig) -> Sel
     Args:
         model: A PEFT model; the base is the same model under `disable_adapter`.
         tokenizer: Its tokenizer.
-        config: Of the run.
+        config: The run.
     """
     settings = config.training.self_distillation
+    # Without steps of stage 2 only the projector trains, which text does not pass: the KL would be 0.
     if settings is None or not config.training.steps:
         return None
     tokens = sample_from_base(
@@ -145,13 +146,13 @@ def make_self_distillation(model: Any, tokenizer: Any, config: RunConfig) -> Sel
 
 
 def kl_on_sampled_text(model: Any, tokenizer: Any, settings: EvaluationConfig, *, seed: int) -> float:
-    """KL(base ‖ adapted) in nats a token, on text sampled from the base.
+    """KL(base ‖ adapted) in nats per token, on text sampled from the base.
 
     Args:
         model: A PEFT model; the base is the same model under `disable_adapter`.
         tokenizer: Its tokenizer.
         settings: How much text.
-        seed: Of the sampling.
+        seed: Seed of the sampling.
     """
     with model.disable_adapter():
         tokens = _sampled_text(model, tokenizer, settings, seed)

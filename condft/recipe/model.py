@@ -18,7 +18,7 @@ __all__ = ["BaseFacts", "compose", "load_adapted", "window_of"]
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """What is known of the base model before anything trains.
+    """Facts of the base model from before anything trains.
 
     Attributes:
         checksums: SHA-256 of every tensor by name; compared after training.

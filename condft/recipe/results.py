@@ -21,7 +21,7 @@ def write_analysis(output_dir: Path, config: RunConfig, report: SpectralReport, 
     Args:
         output_dir: The run's folder.
         config: Written with all defaults, so that a later version with other defaults can repeat the run.
-        report: Of the base.
+        report: The spectral report of the base.
         selected: Names of the selected units.
     """
     write_text(output_dir / CONFIG, config.to_yaml())

@@ -70,6 +70,7 @@ def run(config: RunConfig, *, resume: bool = False, overwrite: bool = False, cpu
     speech = load_speech(config.data, num_test_clips=settings.num_clips, window=window_of(config))
     model, processor = compose(config, max_seconds=speech.longest_seconds)
     data = prepare_data(model.to(accelerator.device), processor, speech, config)
+    # Before get_peft_model: these checksums are what the freeze check compares with.
     base = BaseFacts.of(model)
 
     analysis = analyze_base(model, data.tokenizer, tuning, config, progress=accelerator.is_main_process)
@@ -84,12 +85,14 @@ def run(config: RunConfig, *, resume: bool = False, overwrite: bool = False, cpu
 
     before = measure_model(model, data, settings)
     training = train_model(engine, model, data, config, resume_from=checkpoint, inputs=inputs)
+    # After train_model, which has put the audio tower back: its tensors are checked too.
     freeze = compare_checksums(base.checksums, checksum_tensors(frozen_tensors(model)))
     save_adapter(engine, model, processor, training.checkpoint, output_dir / ADAPTER)
 
     if not engine.leaves_model_whole:  # this process holds shards only, and generate() needs the whole model
         del model
         gc.collect()  # a PEFT model refers to itself; without this, shards and whole model would need memory together
+        # is_trainable: the summary counts the trained parameters by requires_grad.
         model = load_adapted(config, processor, output_dir / ADAPTER, is_trainable=True).to(accelerator.device)
     after = measure_model(model, data, settings)
     kl_to_base = kl_on_sampled_text(model, data.tokenizer, settings, seed=config.seed)

@@ -30,7 +30,7 @@ class Outcome:
     Attributes:
         before: The base with its untrained projector.
         after: The adapted model.
-        kl_to_base: KL(base ‖ adapted) in nats a token, on text sampled from the base.
+        kl_to_base: KL(base ‖ adapted) in nats per token, on text sampled from the base.
         training: What training did.
         freeze: Comparison of every base tensor with its checksum from before.
     """
@@ -83,14 +83,15 @@ def describe_run(
         base: Facts of the base from before training.
         model: The adapted model, whole in this process.
         outcome: What the steps found.
-        accelerator: Of the run.
-        seconds: Time of the phases, by the key in the summary.
+        accelerator: The accelerator of the run.
+        seconds: Seconds of each phase, by its key in the summary.
     """
     tuned: Any = model.active_peft_config
     return {
         "num_selected": len(tuned.target_units),
         "report_fingerprint": tuned.report_fingerprint,
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        # Of the base: in the adapted model, the selected weights would count twice.
         "total_parameters": base.num_parameters,
         "frozen_unchanged": outcome.freeze.unchanged,
         "frozen_checked": outcome.freeze.checked,
@@ -132,7 +133,7 @@ def print_summary(summary: Mapping[str, Any], output_dir: str | Path) -> None:
 
 
 def _add_word_error_rates(table: Table, summary: Mapping[str, Any]) -> None:
-    """A row over all clips, then one a language."""
+    """Adds a row over all clips, then one for each language."""
     prefix = "wer_before_"
     languages = sorted(key.removeprefix(prefix) for key in summary if key.startswith(prefix))
     for language in ("", *languages):

@@ -24,9 +24,9 @@ class Training:
     """What training did.
 
     Attributes:
-        results: One a stage.
+        results: One for each stage.
         checkpoint: The one taken at the end of the last stage.
-        seconds: Time that it took, without sampling text for self-distillation.
+        seconds: Time that training took, without sampling text for self-distillation.
     """
 
     results: list[TrainResult]
@@ -46,12 +46,12 @@ def train_model(
     """Runs all stages. Call it in every process.
 
     Args:
-        engine: Of the run.
+        engine: The engine of the run.
         model: Changed in place. Under FSDP2 and ZeRO-3 it stays sharded afterwards.
         data: The examples.
         config: The run.
-        resume_from: Go on from this checkpoint.
-        inputs: Digests of the data and the base, which every checkpoint keeps.
+        resume_from: The checkpoint to continue from; None starts at the beginning.
+        inputs: Hashes of the data and the base, which every checkpoint keeps.
     """
     with precomputed_features(model):
         distillation = make_self_distillation(model, data.tokenizer, config)

@@ -30,8 +30,8 @@ class Analysis:
     """What the analysis of the base found.
 
     Attributes:
-        report: Of the composed model, with Fisher information if the score needs it.
-        seconds: Time that it took.
+        report: The report of the composed model, with Fisher information if the score needs it.
+        seconds: Time that the analysis took.
     """
 
     report: SpectralReport
@@ -68,7 +68,7 @@ def analyze_base(
         tokenizer: The language model's.
         tuning: Says whether the selection needs Fisher information, which takes backward passes.
         config: The run.
-        progress: Whether to show a bar.
+        progress: Show a progress bar.
 
     Raises:
         NonFiniteWeightError: Weights hold NaN or infinity.
@@ -86,7 +86,7 @@ def select_and_wrap(model: nn.Module, tuning: CondFTConfig, report: SpectralRepo
     Args:
         model: The composed model.
         tuning: From `tuning_config`. Its selection is written into it, as `get_peft_model` always does.
-        report: Of the same model.
+        report: A report of the same model.
         engine: Checks that it can train the result.
 
     Raises:

@@ -148,12 +148,14 @@ def text_windows(tokenizer: Any, text: str, *, max_tokens: int, context_length: 
     Raises:
         ValueError: The text has fewer than 2 tokens.
     """
+    # verbose=False: transformers would warn that the text is longer than the model's context; its windows are not.
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if len(ids) < 2:
         raise ValueError(f"held-out text of {len(ids)} tokens: predicting one takes at least 2")
     length = min(context_length, len(ids))
     available = len(ids) // length
     count = min(available, max(1, max_tokens // length))
+    # In whole windows, so that none overlaps another and none is cut.
     starts = [index * available // count * length for index in range(count)]
     return torch.tensor([ids[start : start + length] for start in starts], dtype=torch.long)
 

@@ -96,4 +96,5 @@ class SelfDistillation:
         # `requires_grad` when it turns adapters off and on.
         with measuring(model), flags_kept(model), self._base_context():
             target = model(input_ids=inputs, use_cache=False).logits.float().log_softmax(-1)
+        # torch's reduction "batchmean" would divide by the number of texts, not of tokens.
         return F.kl_div(adapted, target, reduction="sum", log_target=True) / inputs.numel()

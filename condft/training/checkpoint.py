@@ -49,6 +49,7 @@ __all__ = [
     "save_checkpoint",
 ]
 
+# Eight digits or more: the names are padded for sorted listings, and a longer run is still found.
 _FOLDER = re.compile(r"\d{8,}-\w+")
 _WEIGHTS, _OPTIMIZER = "trainable.safetensors", "optimizer.safetensors"
 _TRAINING, _STATE = "training.pt", "state.json"
@@ -125,6 +126,7 @@ def save_checkpoint(
     accelerator = engine.accelerator
     folder = Path(config.output_dir) / CHECKPOINTS
     target = folder / f"{global_step:08d}-{stage}"
+    # Both are collective, so every process makes these calls before the main process writes alone.
     random_states = gather_object([_random_state()])
     weights, states = _gather(engine, parameters, optimizer)
     if accelerator.is_main_process:
@@ -132,6 +134,7 @@ def save_checkpoint(
             save_file(weights, temporary / _WEIGHTS, metadata={"format": "pt"})
             save_file(states, temporary / _OPTIMIZER, metadata={"format": "pt"})
             training_state = {
+                # The settings of each group alone: the parameters are in the files above, by name.
                 "groups": [{**group, "params": None} for group in optimizer.param_groups],
                 "scheduler": scheduler.state_dict(),
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
@@ -146,13 +149,16 @@ def save_checkpoint(
                 "fingerprint": config.fingerprint(),
                 "config": config.to_dict(),
                 "inputs": dict(inputs),
+                # For people who look into a run; a resumed run does not compare them.
                 "versions": {
                     name: version(name) for name in ("condft", "torch", "transformers", "peft", "accelerate")
                 },
             }
             write_json(temporary / _STATE, state)
+        # After the new one is complete, so that at least one complete checkpoint exists at every moment.
         for old in _complete_folders(folder)[: -config.training.keep_checkpoints]:
             shutil.rmtree(old)
+    # No process goes on before the checkpoint exists: what it returns can be read everywhere.
     accelerator.wait_for_everyone()
     return Checkpoint(target, stage, step, global_step, dict(inputs))
 
@@ -164,6 +170,7 @@ def _gather(
     weights: dict[str, Tensor] = {}
     states: dict[str, Tensor] = {}
     keep = engine.accelerator.is_main_process
+    # Collective: every process gathers the same parameters in the same order, one at a time, to save memory.
     for name, parameter in parameters.items():
         weight = whole(parameter)
         state = engine.whole_state(optimizer, parameter)
@@ -224,6 +231,7 @@ def load_parameters(checkpoint: Checkpoint, parameters: Mapping[str, Tensor]) ->
         ValueError: Names, shapes or dtypes differ, so the model was built differently; or the file is damaged.
     """
     saved = load_trained(checkpoint)
+    # All are compared before any is copied: a checkpoint that does not fit leaves the model unchanged.
     stored = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in saved.items()}
     present = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in parameters.items()}
     if stored != present:
@@ -270,6 +278,7 @@ def load_training_state(
     with _intact(checkpoint.path / _TRAINING) as path:
         # From bytes: for a truncated file, torch.load raises an OSError, as for a disk that fails.
         state = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+    # The groups hold the current learning rates. The schedule's own state, restored below, does not set them.
     for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
         group.update({key: value for key, value in saved.items() if key != "params"})
     with _intact(checkpoint.path / _OPTIMIZER) as path:
@@ -280,12 +289,14 @@ def load_training_state(
             name, _, part = key.rpartition("/")
             keys[name].append(part)
         for name, parameter in model.named_parameters():
+            # Parameters that this stage does not train have no state in the file.
             if name in keys:
                 whole_state = {part: file.get_tensor(f"{name}/{part}") for part in keys[name]}
                 engine.set_state(optimizer, parameter, whole_state)
     scheduler.load_state_dict(state["scheduler"])
     if accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
+    # Last, and by process: each has drawn its own numbers, for example for dropout.
     _set_random_state(state["random"][accelerator.process_index])
 
 
@@ -294,6 +305,7 @@ def _intact(path: Path) -> Iterator[Path]:
     """Names the file that cannot be read: the errors of the libraries say what is wrong, but not in which file."""
     try:
         yield path
+    # Not OSError: a disk that fails does not mean that the file is damaged.
     except (SafetensorError, UnpicklingError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path} is damaged ({error}): delete the folder {path.parent.name}, and --resume takes the checkpoint "

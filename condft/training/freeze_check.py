@@ -58,10 +58,12 @@ def frozen_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """
     # a PEFT tuner has the prefix of its own tensors ("lora_", "condft_"); a plain model has no tuner
     prefix = getattr(getattr(model, "base_model", None), "prefix", None)
+    # Buffers too: training mode updates some of them without a gradient (running statistics).
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     for name, tensor in named:
         parts = name.split(".")
         adapter = isinstance(prefix, str) and prefix and any(part.startswith(prefix) for part in parts)
+        # modules_to_save holds PEFT's trained copies. The originals, which PEFT keeps next to them, are checked.
         if not adapter and "modules_to_save" not in parts:
             yield canonical_name(name), tensor
 
@@ -85,6 +87,7 @@ def checksum_tensors(named_tensors: Iterable[tuple[str, Tensor]], *, progress: b
             raise ValueError(f"two tensors have the name {name!r}: one of them would not be compared")
         if tensor.is_meta:
             raise ValueError(f"{name} is on the meta device and has no values to check; load the weights first")
+        # SHA-256 and not the faster XXH3 of fingerprints, because this is a proof.
         checksums[name] = tensor_sha256(whole(tensor))
     return checksums
 

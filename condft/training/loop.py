@@ -118,11 +118,14 @@ def train_stage(
     True
     """
     accelerator = engine.accelerator
+    # Before the flags change for this stage: the check covers what trains in any stage.
     engine.check(model)
+    # device_specific adds the index of the process: each draws other dropout masks.
     set_seed(stage.seed, device_specific=True)
     records: list[Record] = []
     checkpoint = None
     with restoring(model), only_components_of(stage, model, by_flag=engine.toggles_requires_grad) as parameters:
+        # Before `prepare`: under FSDP2, accelerate replaces the parameters, also in the optimizer that it is given.
         optimizer = build_optimizer(stage, parameters, training.weight_decay)
         wrapped, prepared_optimizer = engine.prepare(
             model,
@@ -132,6 +135,7 @@ def train_stage(
         )
         wrapped.train()
         schedule = build_schedule(optimizer, stage, training)
+        # After `prepare`: the state goes to the parameters that the engine made, as shards where they are shards.
         if resume_from:
             load_training_state(resume_from, engine, model, optimizer, schedule)
         batches = _iter_steps(accelerator, examples, collate, stage, training, start_step)
@@ -150,12 +154,14 @@ def train_stage(
             for step, batch in enumerate(bar, start=start_step + 1):
                 records.append(stepper.run(step, batch))
                 bar.set_postfix(loss=f"{records[-1]['loss']:.3f}", refresh=False)
+                # The record first: with a metrics file of fewer steps, a checkpoint is refused at resume.
                 if on_step:
                     on_step(records[-1])
                 due = training.checkpoint_every and step % training.checkpoint_every == 0
                 if on_checkpoint and (due or step == stage.steps):
                     checkpoint = on_checkpoint(step, engine, optimizer, schedule)
         finally:
+            # accelerate keeps every prepared model and optimizer; this drops them, and closes DeepSpeed's engine.
             accelerator.free_memory()
     return TrainResult.of(stage.name, records, checkpoint)
 
@@ -177,6 +183,7 @@ class _Stepper:
         self.engine, self.accelerator = engine, engine.accelerator
         self.wrapped, self.model, self.optimizer, self.schedule = wrapped, model, optimizer, schedule
         self.stage, self.max_grad_norm, self.distillation = stage, max_grad_norm, distillation
+        # From the optimizer, after `prepare`: under FSDP2 these are DTensors, not the model's former parameters.
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def run(self, step: int, micro_batches: MicroBatches) -> Record:
@@ -234,8 +241,10 @@ class _Stepper:
         """Clips, steps optimizer and schedule, and returns the norm of the gradients before clipping."""
         accelerator = self.accelerator
         grad_norm = self.engine.update(self.optimizer, self.parameters, self.max_grad_norm)
+        # With fp16, infinite gradients are normal: the scaler skips the step and lowers its scale.
         if accelerator.scaler is None and not math.isfinite(grad_norm):
             self._stop(f"the gradient norm is {grad_norm}", step, gather_object([i for i, _ in micro_batches]))
+        # A step that the scaler skipped has trained nothing and does not count in the schedule.
         if accelerator.scaler is None or not accelerator.optimizer_step_was_skipped:
             self.schedule.step()
         # Of the model, not of the optimizer: parameters that do not train in this stage may have gradients too
@@ -262,6 +271,7 @@ def self_distillation_batches(distillation: SelfDistillation, step: int, acceler
     size, processes = settings.per_device_batch_size, accelerator.num_processes
     batch = size * processes * accelerator.gradient_accumulation_steps
     rows = iter_micro_batches(
+        # Without lengths: all sampled texts are equally long.
         EpochSampler(len(distillation.tokens), distillation.seed, batch),
         start_step=count - 1,
         steps=count,

@@ -60,4 +60,5 @@ def answer_loss_sum(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, :-1]
     targets = labels[:, length - keep + 1 :]
+    # The sum: the caller divides by the answer tokens of the global batch, which this process does not know.
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")

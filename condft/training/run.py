@@ -75,6 +75,7 @@ def train(
     [('projector', 1), ('adapt', 2)]
     """
     accelerator = engine.accelerator
+    # Now: a stage changes the flags, and every checkpoint holds what the whole run trains.
     names = list(trainable_parameters(model))
     if resume_from:
         resume_from.check_inputs(inputs)
@@ -95,8 +96,10 @@ def train(
     offset = 0  # optimizer steps of the stages before
     with MetricsFile(metrics_path, enabled=accelerator.is_main_process) as metrics:
         for stage in stages_of(config):
+            # 0 for a stage that has not begun, all steps for one that is done.
             start = min(max(done - offset, 0), stage.steps)
             records = history[offset : offset + start]
+            # A run that was interrupted right after this stage has the stage's checkpoint already.
             checkpoint = resume_from if done == offset + stage.steps else None
             if start < stage.steps:
                 recorder = _Recorder(accelerator, config, metrics, model, names, inputs, stage.name, offset, records)
@@ -108,7 +111,9 @@ def train(
                     stage,
                     config.training,
                     start_step=start,
+                    # Each stage has its own optimizer. At the start of a stage there is no state to restore.
                     resume_from=resume_from if start else None,
+                    # Sampled text does not pass the projector: while that trains alone, the KL is 0.
                     distillation=distillation if LANGUAGE_MODEL in stage.learning_rate else None,
                     on_step=recorder.record,
                     on_checkpoint=recorder.save,

@@ -44,6 +44,7 @@ class EpochSampler:
         if self.lengths is not None and len(self.lengths) != self.num_examples:
             raise ValueError(f"{len(self.lengths)} lengths for {self.num_examples} examples")
         # a run needs one epoch at a time, or two where a step reaches into the next one
+        # On the instance, by object.__setattr__, because the dataclass is frozen.
         object.__setattr__(self, "_cached", lru_cache(maxsize=2)(self._permutation))
 
     def epoch(self, epoch: int) -> list[int]:
@@ -65,6 +66,7 @@ class EpochSampler:
         return indices
 
     def _permutation(self, epoch: int) -> np.ndarray:
+        # A pair, not a sum: the seeds of two stages differ by 1, and a sum would repeat epochs of one in the other.
         generator = np.random.default_rng([self.seed, epoch])
         order = generator.permutation(self.num_examples)
         if self.lengths is None:
@@ -78,6 +80,7 @@ class EpochSampler:
             window = window[np.argsort(lengths[window], kind="stable")]  # stable: ties in the epoch's random order
             whole = len(window) // self.batch * self.batch
             steps = window[:whole].reshape(-1, self.batch)
+            # The incomplete step comes last: the next epoch completes it.
             pieces += [generator.permutation(steps).reshape(-1), window[whole:]]
         return np.concatenate(pieces)
 

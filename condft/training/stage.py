@@ -147,6 +147,7 @@ def rate_factor(schedule: str, step: int, steps: int, warmup_steps: int) -> floa
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
+    # max: LambdaLR also asks for the step after the last one, and all steps may be warm-up.
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)
     match schedule:
         case "cosine":

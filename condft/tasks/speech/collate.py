@@ -155,6 +155,7 @@ class SpeechCollator:
         return [*tokenizer(example["text"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
     def _problem_of(self, example: SpeechExample, answer: list[int]) -> str | None:
+        # Such a token in a text would end the answer early, or would be one <sound> more than there are features.
         if found := [token for token in answer[:-1] if token in self._control]:
             token = self.processor.tokenizer.decode(found[:1])
             return f"the text holds the control token {token!r}; remove it from the text"

@@ -129,6 +129,7 @@ def compose_audio_llm(
             audio_token_id=audio_token_id,
             tie_word_embeddings=False,
         )
+        # On the meta device: the values would be drawn only to be replaced by the pre-trained ones below.
         with torch.device("meta"):
             model = AudioFlamingo3ForConditionalGeneration(config)
             model.model.multi_modal_projector = _Projector(config)
@@ -203,6 +204,7 @@ def _load_encoder(checkpoint: str, dtype: torch.dtype) -> WhisperEncoder:
     encoder_only = config.architectures == ["WhisperEncoder"]
     loader = WhisperEncoder if encoder_only else WhisperModel
     loaded, info = loader.from_pretrained(checkpoint, use_safetensors=True, dtype=dtype, output_loading_info=True)
+    # transformers only logs missing tensors and draws them at random. Whisper's decoder is not used and may lack.
     missing = sorted(key for key in info["missing_keys"] if encoder_only or key.startswith("encoder."))
     if missing:
         raise ValueError(f"{checkpoint} lacks {len(missing)} encoder tensors, the first is {missing[0]}")
@@ -310,8 +312,10 @@ def _fill_language_model(model: AudioFlamingo3ForConditionalGeneration, language
             f"{type(language_model).__name__} holds a {type(base).__name__}, but its configuration describes a "
             f"{type(model.model.language_model).__name__}: it cannot be saved inside an audio LLM"
         )
+    # Any tokens will do. The remainder keeps them inside of a vocabulary of fewer than 8.
     tokens = torch.arange(8).remainder(len(head.weight))[None]
     with torch.no_grad():
+        # Before the parts are joined: afterwards both models share these modules.
         expected = language_model(tokens).logits
     tied = head.weight is language_model.get_input_embeddings().weight
     model.model.language_model = base

@@ -284,6 +284,7 @@ def _encode(tower: Any, extractor: Any, audio: list[np.ndarray]) -> list[Tensor]
         ).last_hidden_state
     finally:
         tower.train(training)
+    # clone: for an fp32 tower on the CPU the row is a view, which would keep the whole padded batch in memory.
     return [row[:length].float().cpu().clone() for row, length in zip(hidden, lengths.tolist(), strict=True)]
 
 

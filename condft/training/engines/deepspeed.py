@@ -55,6 +55,7 @@ class DeepSpeedEngine(Engine):
         config["train_micro_batch_size_per_gpu"] = per_device_batch_size
         config["train_batch_size"] = "auto"  # to be computed again: the stage before has left its own number here
         config["gradient_clipping"] = max_grad_norm or 0.0  # 0 means no clipping
+        # The base class does not use these two: DeepSpeed takes both from its configuration, set above.
         prepared = super().prepare(model, optimizer, per_device_batch_size=0, max_grad_norm=None)
         unset_hf_deepspeed_config()  # accelerate has just set it again; see make_accelerator
         self._init_state()
