@@ -20,6 +20,7 @@ __all__ = ["CondFTConfig"]
 _HUB_FILE = "spectral_report.json"
 _BUDGETS = ("num_tensors", "trainable_fraction", "max_condition_number")
 _RULE = (*_BUDGETS, "score", "order", "stratify", "seed")  # what decides which units are selected
+# PEFT's "all" and "lora_only" train the base's own biases in place, and so change the base.
 _BIASES = ("none", "selected")
 
 
@@ -220,10 +221,12 @@ class CondFTConfig(PeftConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """As PEFT's, without the report: the selection made from it is in `target_units`."""
+        # Replaced first: asdict would copy all rows of the report.
         return dataclasses.asdict(dataclasses.replace(self, report=None))
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """As PEFT's. The model card in the folder then begins with a note that loading takes `import condft`."""
+        # PEFT (0.21) writes the config after the card and the weights, so this is where the card can be changed.
         super().save_pretrained(save_directory, **kwargs)
         add_note(save_directory)
 

@@ -121,13 +121,16 @@ class CondFTModel(BaseTuner):
                 raise ValueError("target_units=[] trains nothing: name units, or leave it None to select by a budget")
             _check_targets_exist(peft_config, model, targets)
             resolution = None
+        # In this order: what cannot train at all is refused as such, before an error could advise how to untie it.
         plan = targets.plan(units, bias=peft_config.bias == "selected")
         refuse_saved_units(model, plan, peft_config.modules_to_save or ())
         self._refuse_ties(peft_config, model, units)
+        # Last, since it hashes the weights: the checks before it read names only.
         if resolution is None:
             resolution = _check_or_resolve_given(peft_config, targets)
         if resolution is not None:
             _fill_in(peft_config, resolution)
+        # PEFT hands over the config without the adapter's name, and adapters may share one config object.
         self._plans |= {name: plan for name, config in self.peft_config.items() if config is peft_config}
 
     def _plan_of(self, config: CondFTConfig) -> dict[str, Parts]:
@@ -173,7 +176,7 @@ class CondFTModel(BaseTuner):
             target.update_layer(adapter_name, parts, **options)
             return
         layer = layer_class(target)(target, adapter_name, parts, dense_dtype=working_dtype(self.model), **options)
-        if adapter_name not in self.active_adapters:
+        if adapter_name not in self.active_adapters:  # as in PEFT's methods
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
@@ -197,6 +200,7 @@ class CondFTModel(BaseTuner):
         twins = [name for name, other in self.peft_config.items() if other is config and name != adapter_name]
         if twins and config.init_weights:  # else each has its own perturbation
             _copy_adapter(model, twins[0], adapter_name)
+        # After PEFT's own, which makes the wrappers, and all copies that need memory (of saved modules too).
         disable_encoder_fast_path(model, CondFTLayer)
         materialize(model)
 
@@ -228,6 +232,7 @@ class CondFTModel(BaseTuner):
 
         Without that, transformers would read their dense weights as packed ones when it loads a saved checkpoint.
         """
+        # Before the wrappers are gone: afterwards nothing says which layers were quantized.
         wrapped = [path for path, m in self.model.named_modules() if isinstance(m, CondFTLayer)]
         quantized = [path for path in wrapped if self.model.get_submodule(path).quantization_backend is not None]
         model: Any = super()._unload_and_optionally_merge(*args, **kwargs)
@@ -307,6 +312,7 @@ def _copy_adapter(model: nn.Module, source: str, target: str) -> None:
                     path[path.index(source)] = target
                     twin = parameters.get(".".join(path))
                     if twin is not None and not twin.is_meta:
+                        # `.data`, and not copy_, so that the twin gets the dtype too and stays the same object.
                         twin.data = parameter.detach().clone()
 
 

@@ -15,6 +15,7 @@ __all__ = ["COMPONENTS", "decay_towards_base", "parameter_groups"]
 COMPONENTS = ("selected", "modules_to_save", "token_rows", "other")
 
 _PER = ("component", "unit")
+# A key of the optimizer's groups, so that its state_dict saves and restores the strength.
 _BASE_DECAY = "decay_towards_base"
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -61,6 +62,7 @@ def parameter_groups(
     groups: dict[str, dict[str, Any]] = {}
     for name, component, parameter in _trainable(model):
         decay = _of(weight_decay, component, "weight_decay")
+        # Vectors get a group of their own only where it makes a difference.
         decays = decay_towards == "base" or parameter.ndim > 1 or decay == 0.0
         key = canonical_name(name) if per == "unit" else component if decays else f"{component}, vectors"
         options: dict[str, Any] = {"name": key, "params": [], "lr": _of(lr, component, "lr")}
@@ -109,6 +111,7 @@ def decay_towards_base(optimizer: AnyOptimizer, model: nn.Module) -> AnyOptimize
         # Looked up at each step: FSDP2 replaces the parameters that the optimizer was made with.
         base_of = {id(parameter): base for parameter, base in _base_pairs(model)}
         for group in hooked.param_groups:
+            # With the group's present learning rate, as AdamW's own decay: it follows the scheduler.
             strength = group["lr"] * group.get(_BASE_DECAY, 0.0)
             if strength == 0.0:
                 continue
@@ -116,8 +119,11 @@ def decay_towards_base(optimizer: AnyOptimizer, model: nn.Module) -> AnyOptimize
                 # Without a gradient there is no step: torch's optimizers do not decay such a parameter either.
                 if parameter.grad is not None and id(parameter) in base_of:
                     base = base_of[id(parameter)].to(parameter)
+                    # lerp_ is the formula: w + strength * (w0 - w).
+                    # `.data`, since gradients are recorded in this hook, other than in the step.
                     parameter.data.lerp_(base, float(strength))
 
+    # Before the step, as AdamW decays before it adds its update.
     optimizer.register_step_pre_hook(decay)
     return optimizer
 

@@ -50,6 +50,7 @@ def parameter_of(unit: str) -> str:
 def layer_class(module: nn.Module) -> type[CondFTLayer]:
     """The wrapper for a module."""
     if isinstance(module, SUPPORTED_LAYERS):
+        # A quantized layer's forward is a kernel for its packed bits. The copy is dense, and needs the plain product.
         runs_as_its_kind = (type(module).forward in _FORWARDS and not _is_patched(module)) or is_quantized(module)
         return FunctionalLayer if runs_as_its_kind else CustomForwardLayer
     return SubstitutingLayer if isinstance(module, nn.MultiheadAttention) else ExpertsLayer
@@ -78,6 +79,7 @@ class Targets:
         self._modules: dict[str, tuple[str, nn.Module]] = {}
         self._wrappers: dict[str, nn.Module] = {}
         for path, module in model.named_modules():
+            # A wrapper and its base layer have one canonical name. The base layer comes later: its path is kept.
             self._modules[canonical_name(path)] = (path, getattr(module, "base_layer", module))
             if hasattr(module, "base_layer"):
                 self._wrappers[canonical_name(path)] = module
@@ -109,6 +111,7 @@ class Targets:
         tensor = getattr(module, key, None)
         if not isinstance(tensor, Tensor):
             return None
+        # Before the kind of layer: a quantized Linear is one too, and its packed bits have another shape.
         reason = why_not_trainable(module, key)
         if reason is not None:
             return reason
@@ -121,7 +124,7 @@ class Targets:
         if isinstance(module, SUPPORTED_LAYERS) and key == "weight":
             slices = self._head(name, path, label) if label else None
             return slices if isinstance(slices, str) else Target(path, key, slices, (path,))
-        if tensor.ndim == 3 and path:
+        if tensor.ndim == 3 and path:  # a stack of experts
             slices = _of_stack(name, label, len(tensor))
             return slices if isinstance(slices, str) else Target(path, key, slices, (path, name))
         kinds = ", ".join(kind.__name__ for kind in SUPPORTED_LAYERS)
@@ -166,7 +169,7 @@ class Targets:
         module_path, module = self._modules[path]
         if not isinstance(module, SLICEABLE_LAYERS):
             return f"{type(module).__name__} cannot be sliced: name {name!r} to train all of it"
-        if name not in self._heads:
+        if name not in self._heads:  # each head of the weight asks again
             self._heads[name] = heads_of(self._model, module_path, module, shape_of(module, "weight"))
         heads = self._heads[name]
         if not isinstance(heads, list):
@@ -209,7 +212,7 @@ def _biases(module: nn.Module, parts: Parts) -> dict[str, Slices | None]:
         found = _attention_biases(module, parts)
     elif isinstance(module, SUPPORTED_LAYERS):
         slices = parts["weight"]
-        out_dim = 0 if isinstance(module, nn.Linear) else 1
+        out_dim = 0 if isinstance(module, nn.Linear) else 1  # a Conv1D holds (inputs, outputs)
         if getattr(module, "bias", None) is not None and (slices is None or slices.dim == out_dim):
             found["bias"] = None if slices is None else Slices(0, slices.runs)
     else:

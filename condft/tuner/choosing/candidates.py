@@ -47,6 +47,7 @@ def matches(config: CondFTConfig, module_name: str) -> Any:
         What PEFT's `check_target_module_exists` returns: a true value for a match; else False, or an object that says
         that `exclude_modules` matched.
     """
+    # Not dataclasses.replace, which runs all checks of the config: this is called for each module.
     scope = copy.copy(config)
     if config.target_modules is None or config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
         scope.target_modules = ".*"
@@ -86,6 +87,7 @@ def _is_in_scope(config: CondFTConfig, target: Target | str | None, role: Role, 
     roles = CANDIDATE_ROLES.union(map(Role, config.include_roles or ()))
     if role not in roles and not isinstance(config.target_modules, list | set | tuple):
         return False
+    # One name that matches selects; one name that is excluded excludes.
     matched = [matches(config, name) for name in target.called]
     return any(matched) and not any(isinstance(match, _ExcludedModule) for match in matched)
 

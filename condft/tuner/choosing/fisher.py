@@ -146,6 +146,7 @@ def _traces(model: Any, parameters: _Units, tokens: Tensor, *, progress: bool) -
     if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] < 2:
         raise ValueError(f"tokens of shape {tuple(tokens.shape)}: needs at least one sequence of at least 2")
     traces: dict[str, Tensor] = {}  # tensors on the gradients' device: a Python number would wait for the device
+    # The mean over sequences, and 1/length of the square of a gradient that is divided by the length's square root.
     scale = 1.0 / tokens.shape[0] / (tokens.shape[1] - 1)
 
     def collect(parameter: nn.Parameter) -> None:
@@ -153,10 +154,12 @@ def _traces(model: Any, parameters: _Units, tokens: Tensor, *, progress: bool) -
         assert gradient is not None
         for name, slices in parameters[parameter].items():
             part = gradient if slices is None else slices.take(gradient)
+            # In fp32: in fp16 the squares of small gradients would be zero.
             square = torch.linalg.vector_norm(part, dtype=torch.float32).square() * scale
             traces[name] = traces[name] + square if name in traces else square
 
     with _gradients_of(model, parameters, collect), evaluating(model) as device:
+        # One sequence at a time: each gradient is squared before they are added, so a batch's sum would not do.
         bar = tqdm(tokens.split(1), desc="Fisher information", unit="sequence", disable=not progress, leave=False)
         for sequence in bar:
             inputs = sequence.to(device)
@@ -185,8 +188,9 @@ def _gradients_of(
         for parameter, _, _ in before:
             parameter.grad = None
             parameter.requires_grad_(parameter in parameters)
+        # After requires_grad_: torch registers no such hook on a frozen parameter.
         handles = [parameter.register_post_accumulate_grad_hook(collect) for parameter in parameters]
-        with torch.enable_grad():
+        with torch.enable_grad():  # the caller may have turned it off
             yield
     finally:
         for handle in handles:
@@ -207,6 +211,7 @@ def _base_alone(model: nn.Module) -> Iterator[None]:
     if any(getattr(layer, "merged", False) for layer in layers):
         raise ValueError("an adapter is merged, so the base cannot be measured: call unmerge_adapter() first")
     on = [layer for layer in layers if not layer.disable_adapters]
+    # PEFT's enable_adapters also changes requires_grad.
     with flags_kept(model):
         try:
             for layer in on:

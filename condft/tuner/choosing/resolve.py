@@ -72,8 +72,10 @@ def resolve(config: CondFTConfig, model: nn.Module, targets: Targets) -> Resolut
     _refuse_meta_weights(plan)
     if any(isinstance(module, CondFTLayer) and module.merged for module in model.modules()):
         raise ValueError("an adapter is merged, so the base weights cannot be analyzed: call unmerge_adapter() first")
+    # Collective, as each call of `group` below: every process must reach them all, in this order. An error on one
+    # process is raised on all of them, so that none waits for another.
     candidates = _on_any_process(group, lambda: candidate_names(config, model, plan.units, targets))
-    if not candidates:
+    if not candidates:  # the union, so all processes agree on it
         raise ValueError(no_candidates(config, plan.infos, plan.skipped))
     report = _report(config, model, plan, candidates)
     selection = group.from_first(lambda: _select(config, report, candidates))
@@ -103,7 +105,7 @@ def _report(config: CondFTConfig, model: nn.Module, plan: WorkPlan, candidates: 
     """The report to select from: the one that was handed over, or a new one of the candidates."""
     group = plan.group
     report = group.from_first(config.load_report)
-    if report is None:
+    if report is None:  # on every process or on none, since the first one's report is used
         spec = MeasureSpec("all" if config.score in WHOLE_SPECTRUM_SCORES else "basic")
         request = Request(type(model).__name__, spec, frozenset(candidates))
         report = analyze_units(plan, request, group.from_first(lambda: open_cache(True)))
@@ -179,6 +181,7 @@ def _check_report(report: SpectralReport, plan: WorkPlan, candidates: set[str], 
     """A report of other weights must not choose for this model."""
     rows = {row.name: row for row in report.rows}
     missing = sorted(candidates - rows.keys())
+    # Collective, and sorted: every process must pass the same names in the same order.
     digests = plan.digests(sorted(candidates & rows.keys()))
     changed = sorted(name for name, digest in digests.items() if digest != rows[name].digest)
     if missing or changed:

@@ -43,6 +43,7 @@ def ties_of(model: nn.Module) -> list[Tie]:
     """Every weight that has more than one name, in the model's order. Parameters that adapters add are left out."""
     seen: dict[int, str] = {}
     ties = []
+    # With duplicates, since a module that the model has twice has two names.
     modules = dict(model.named_modules(remove_duplicate=False))
     places: set[tuple[int, str]] = set()
     for path, module, inside_adapter in iter_modules(model):
@@ -51,6 +52,7 @@ def ties_of(model: nn.Module) -> list[Tie]:
         same_place = place in places
         places.add(place)
         for key, parameter in () if inside_adapter else module.named_parameters(recurse=False):
+            # By id: the names of tied weights lead to one and the same Parameter object.
             first = seen.setdefault(id(parameter), f"{path}.{key}")
             if first != f"{path}.{key}":
                 ties.append(Tie(canonical_name(first), canonical_name(f"{path}.{key}"), same_place))

@@ -228,12 +228,15 @@ def apply_delta(model: nn.Module, delta: Delta | str | Path, weight: float = 1.0
     delta = _loaded(delta)
     if any(isinstance(module, CondFTLayer) for module in model.modules()):
         raise ValueError("the model has an adapter: apply the difference to the base model, model.unload()")
+    # A tied weight is found under each of its names.
     parameters = {canonical_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
+    # All tensors before the first write, so that a refusal leaves the model as it was.
     _check_base(parameters, delta)
     with torch.no_grad():
         for name, tensor in delta.tensors.items():
             parameter = parameters[name]
             wide = torch.promote_types(parameter.dtype, tensor.values.dtype)
+            # Added in the wider dtype, and rounded once by copy_.
             parameter.copy_(parameter.to(wide) + weight * tensor.dense().to(parameter.device, wide))
     return model
 
@@ -252,6 +255,7 @@ def _sum(name: str, one: DeltaTensor, other: DeltaTensor) -> DeltaTensor:
     if (one.base_digest, one.shape) != (other.base_digest, other.shape):
         raise ValueError(f"the differences were made from different bases: {name} differs between them")
     if one.index is None or other.index is None or one.dim != other.dim:
+        # One index cannot describe rows and columns at the same time, so the sum is dense.
         return replace(one, values=one.dense() + other.dense(), index=None)
     union = torch.cat([one.index, other.index]).unique()
     values = sum(t.dense().index_select(one.dim, union) for t in (one, other))

@@ -116,6 +116,7 @@ def export_lora(
             if not update.selected:
                 continue
             difference = update.dense_difference()
+            # In fp64: the squares of all weights are added up for the total error.
             norm = torch.linalg.vector_norm(difference, dtype=torch.float64).item()
             reason = "unchanged" if norm == 0.0 else _no_lora_form(update)
             squares[1] += norm**2
@@ -201,6 +202,7 @@ def _lora_config(model: Any, adapter_name: str, export: LoraExport) -> LoraConfi
     ours = model.peft_config[adapter_name]
     names = [row.name.removesuffix(".weight") for row in export.factors]
     largest = max(row.rank for row in export.factors)
+    # PEFT (0.21) allows any path before a pattern's match; ^ makes it match this weight alone.
     others = {
         f"^{re.escape(n)}": row.rank for n, row in zip(names, export.factors, strict=True) if row.rank != largest
     }

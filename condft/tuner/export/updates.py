@@ -100,6 +100,7 @@ def _updates_of(name: str, module: nn.Module, adapter: str, names_of: dict[int, 
         if rows.tied_adapter is None and adapter in rows.trainable_tokens_delta:
             indices = rows.token_indices[adapter]
             slices = Slices.joined(0, ((index, index + 1) for index in indices))
+            # Slices are ascending, and PEFT keeps the rows in the order of the config.
             ascending = torch.tensor(indices).argsort()
             trained = rows.trainable_tokens_delta[adapter].detach()[ascending]
             layer = rows.get_base_layer()

@@ -32,6 +32,8 @@ Parts = Mapping[str, Slices | None]
 """Name of a parameter in the wrapped module -> which slices of it train; None if all of it trains."""
 
 # Attributes of the wrapped module that the wrapper does not show as its own: its child, and accelerate's hook.
+# `base_layer` must not be looked up in itself: that would never end. With the layer's hook, accelerate would skip
+# the wrapper's forward.
 _NOT_FORWARDED = ("base_layer", "_hf_hook", "_old_forward")
 
 _PERTURBATION = 0.1  # of the weight's own standard deviation, for init_weights=False
@@ -84,7 +86,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self.batch_adapters: frozenset[str] = frozenset()  # the adapters of a forward that has one for each sample
         self._disable_adapters = False
-        self._active_adapter = adapter_name
+        self._active_adapter = adapter_name  # update_layer, below, trains the active adapter's copies only
         self.quantization_backend = DequantizingBackend.of(self._base)
         self._dense_dtype = dense_dtype
         self._offloader = Offloader()
@@ -167,14 +169,17 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
                 setattr(self, _attribute(parameter), nn.ParameterDict({}))
                 self.adapter_layer_names = (*self.adapter_layer_names, _attribute(parameter))
             base = self.base_values(parameter).to(self._device_of(parameter))
+            # The base must keep its bits while the copy trains; `take` makes a new tensor by itself.
             copy = base.clone() if slices is None else slices.take(base)
             if not init_weights:
+                # Without a correction, which gives NaN for a parameter of one entry.
                 spread = copy.float().std(correction=0).to(copy.dtype)
                 copy += _PERTURBATION * spread * torch.randn_like(copy)
             self.copies_of(parameter)[adapter_name] = nn.Parameter(copy)
             self.slices[parameter][adapter_name] = slices
         if offload_base:
             self._offloading_adapters.add(adapter_name)
+        # Decides for the new copies too which require a gradient, and which originals are offloaded.
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     def base_parameter(self, parameter: str) -> Any:
@@ -248,9 +253,10 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
 
     def _adapter_in_effect(self) -> str | None:
         """The adapter whose copies this forward uses; None if it uses the base layer as it is."""
+        # For good, as in PEFT's layers: the adapter is not merged again when it is enabled.
         if self.disable_adapters and self.merged:
             self.unmerge()
-        if self.disable_adapters or self.merged:
+        if self.disable_adapters or self.merged:  # merged, the base layer holds the adapter's values
             return None
         active = [name for name in self.active_adapters if self.trains(name)]
         if len(active) > 1:
@@ -285,7 +291,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
             ValueError: More than one adapter for this layer, or non-finite weights under `safe_merge`.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if self.trains(name)]
-        if not names:
+        if not names:  # an adapter need not train every wrapped module
             return
         if len(names) > 1 or self.merged:
             raise ValueError(
@@ -293,6 +299,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
                 "CondFT weights replace the base weight, so one can be merged at a time. Unmerge first."
             )
         parts = list(self.parts_of(names[0]))
+        # Before the first write, so that a refused merge changes nothing. The message is PEFT's.
         if safe_merge and not all(torch.isfinite(copy).all() for _, _, copy in parts):
             raise ValueError(f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken")
         for parameter, slices, copy in parts:
@@ -317,6 +324,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
             if not copy.is_meta and target.type != "meta":
                 copy.data = copy.data.to(target)
 
+    # For PEFT's convert_to_lora, which needs additive updates. `export_lora` makes one of the difference.
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return False
 

@@ -150,6 +150,7 @@ def working_dtype(model: nn.Module) -> torch.dtype:
     """The dtype a model computes in: that of its first parameter of 16 bits or more that is not quantized."""
     for module in model.modules():
         for key, parameter in module.named_parameters(recurse=False):
+            # Floats of one byte (float8) are for storage.
             wide = parameter.dtype.is_floating_point and parameter.dtype.itemsize > 1
             if wide and _quantized(module, key) is None:
                 return parameter.dtype
@@ -169,8 +170,9 @@ def exempt_from_quantization(model: Any, dense: Iterable[str]) -> None:
     if quantizer is None or not names:
         return
     config = model.config.quantization_config
-    for option in ("llm_int8_skip_modules", "modules_to_not_convert"):
+    for option in ("llm_int8_skip_modules", "modules_to_not_convert"):  # bitsandbytes' name, and the others'
         if hasattr(config, option):
+            # A list replaces transformers' default exemptions (the head, for example), so it must repeat them.
             exempt = getattr(config, option) or getattr(quantizer, "modules_to_not_convert", None) or ()
             setattr(config, option, sorted({*exempt, *names}))
 

@@ -56,6 +56,7 @@ class FunctionalLayer(CondFTLayer):
         weight: Tensor = self.copies_of("weight")[adapter]
         if isinstance(base, nn.Embedding):
             options = (base.padding_idx, base.max_norm, base.norm_type, base.scale_grad_by_freq, base.sparse)
+            # The input is integers, so the weight alone decides the output's dtype.
             return F.embedding(x, weight.to(base.weight.dtype), *options)
         is_quantized = self.quantization_backend is not None
         if is_quantized:  # the dtype of a quantized weight is that of its packed bits: the copy follows the input
@@ -84,7 +85,7 @@ class FunctionalLayer(CondFTLayer):
             return F.linear(x, weight, bias)
         if isinstance(base, Conv1D):
             assert bias is not None  # a Conv1D always has one
-            flat = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)
+            flat = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)  # as Conv1D's own forward
             return flat.reshape(*x.shape[:-1], base.nf)
         convolved: Tensor = base._conv_forward(x, weight, bias)
         return convolved

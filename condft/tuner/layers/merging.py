@@ -45,12 +45,13 @@ class MergedParameters:
         if parameter == "weight" and layer.quantization_backend is not None:
             values = copy if slices is None else slices.splice(dense_values(module, parameter).to(copy), copy)
             self._quantized = module
+            # copy=True: the copy may train on after an unmerge, and must not share memory with the merged layer.
             layer.base_layer = dense_layer(module, values.to(dense_dtype, copy=True))
         elif slices is None:
             self._originals[parameter] = None, self._offloader.replace(module, parameter, copy)
         else:
             base = layer.base_parameter(parameter).data
-            self._originals[parameter] = slices, slices.take(base)
+            self._originals[parameter] = slices, slices.take(base)  # `take` copies, so the next line does not reach it
             slices.write(base, copy)
 
     def restore(self, layer: Any) -> None:

@@ -42,6 +42,7 @@ def pass_adapter_names(
             outside of its forward.
         ValueError: No adapter has one of the names, or the model is in training mode.
     """
+    # Where PEFT's LoRA has an error too, the text is PEFT's, and so are the conditions.
     _check_names(model, adapter_names, known)
     _check_layers(model, layer_type)
     repeated = [name for name in adapter_names for _ in range(num_beams)]
@@ -131,7 +132,7 @@ def mixed_forward(layer: Any, x: Tensor, *args: Any, adapter_names: Sequence[str
     order: list[int] = []
     outputs: list[Tensor] = []
     try:
-        for name in dict.fromkeys(adapter_names):
+        for name in dict.fromkeys(adapter_names):  # unique, in the batch's order
             samples = [index for index, own in enumerate(adapter_names) if own == name]
             layer._active_adapter = [] if name == BASE else [name]  # set_adapter() would also change requires_grad
             layer.update_offloading()
@@ -140,6 +141,7 @@ def mixed_forward(layer: Any, x: Tensor, *args: Any, adapter_names: Sequence[str
     finally:
         layer._active_adapter = active
         layer.update_offloading()
+    # `order` says which sample each row is; its argsort is the inverse permutation.
     return torch.cat(outputs)[torch.tensor(order, device=x.device).argsort()]
 
 

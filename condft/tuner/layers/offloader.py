@@ -77,8 +77,10 @@ class Offloader:
         """
         parameter, entry, device = module.get_parameter(name), self._entries.get(name), self.device_of(module, name)
         original = _values(parameter, entry)
+        # copy=True: `values` may train on and must not share memory with the parameter.
         _set_values(module, name, values.to(device, parameter.dtype, copy=True))
         if entry is not None:
+            # It also marks the parameter as back on its device, where the new values are.
             entry.cpu_values = original
         return original
 
@@ -123,6 +125,7 @@ class Offloader:
         for name, parameter in removed.items():
             # An empty tensor shows what `fn` does to dtype and device, without moving the values.
             probe = fn(torch.empty(0, dtype=parameter.dtype, device=self._entries[name].device))
+            # Outside of `finally`: if `fn` failed, the parameters are back and keep their dtype.
             self._entries[name].device = probe.device
             _set_values(module, name, parameter.data.to(probe.dtype))
 

@@ -71,12 +71,14 @@ def whole_tensors(layer: nn.Module) -> Iterator[None]:
         if is_dtensor(parameter)
     ]
     for parameters, name, shard in shards:
+        # Collective: every process gathers the same parameters, in the order of the module.
         whole = shard.detach().full_tensor()
         parameters[name] = nn.Parameter(whole, requires_grad=shard.requires_grad)
     try:
         with _gathered([parameter for parameter in layer.parameters() if is_partition(parameter)]):
             yield
         for parameters, name, shard in shards:
+            # Not in `finally`: after an error the shards keep their old values.
             _write(shard, parameters[name].detach())
     finally:
         for parameters, name, shard in shards:
@@ -112,6 +114,7 @@ def _reshard(layer: nn.Module) -> None:
         layer.state_dict()
 
 
+# no_grad, since the shard is a leaf that may require a gradient, and is written in place.
 @torch.no_grad()
 def _write(shard: Any, whole: Tensor) -> None:
     from torch.distributed.tensor import distribute_tensor  # not in every build of torch

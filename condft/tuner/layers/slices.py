@@ -65,6 +65,7 @@ class Slices:
                 dimension is the one of the weight's rows.
         """
         along = self.dim if dim is None else dim
+        # cat copies a single run too. Callers rely on that: they train the result, or write over the tensor later.
         return torch.cat([tensor.narrow(along, start, stop - start) for start, stop in self.runs], dim=along)
 
     def splice(self, tensor: Tensor, values: Tensor) -> Tensor:

@@ -79,6 +79,7 @@ def _differs(values: Tensor | None, label: str) -> bool:
         return False
     name, _, digest = label.partition(" ")
     dtype: torch.dtype = getattr(torch, name)
+    # Promotion gives the smallest dtype that holds both: it is this one only if this one holds all of the other.
     keeps_all_bits = torch.promote_types(values.dtype, dtype) == values.dtype
     return keeps_all_bits and tensor_digest(values.to(dtype)) != digest
 
@@ -100,7 +101,7 @@ def _base_values(targets: Targets, unit: str) -> Tensor | None:
         return None
     values = stored.detach()
     if isinstance(layer, CondFTLayer) and target.parameter in layer.slices:
-        values = layer.base_values(target.parameter)
+        values = layer.base_values(target.parameter)  # without the adapter that may be merged into it
     if target.slices is None:
         return values
     part = target.slices.take(values)

@@ -77,6 +77,7 @@ def load(
     else:
         base = _load_base(config, base, base_options)
     if not check_base:
+        # Before the config is handed over: CondFTModel compares with what it says.
         config.base_digests = None
     config.inference_mode = not is_trainable
     try:
@@ -118,6 +119,7 @@ def adapted(
         yield live
     finally:
         plain = live.unload()
+        # PEFT has frozen the base when it put the adapter on, and unload() leaves it frozen.
         for name, parameter in plain.named_parameters():
             parameter.requires_grad_(flags.get(name, False))
 
@@ -133,6 +135,7 @@ def _load_base(config: CondFTConfig, base: str | Path | None, options: dict[str,
     name = base if base is not None else config.base_model_name_or_path
     if not name:
         raise ValueError("the adapter's config names no base model: pass one, condft.load(adapter, base=...)")
+    # The recorded revision is of the recorded base; another base that the caller names has other revisions.
     if base is None and config.revision is not None:
         options = {"revision": config.revision, **options}
     model: nn.Module = _class_of(config).from_pretrained(str(name), **options)

@@ -56,7 +56,7 @@ def by_gathering(x: Tensor, base: Tensor, values: Tensor, offs: Tensor, trained:
     sizes = torch.diff(offs, prepend=offs.new_zeros(1))
     ends_of_trained = sizes[trained_index].cumsum(0, dtype=offs.dtype)
     num_rows = int(ends_of_trained[-1])  # the only point where the CPU waits for the device
-    if num_rows == 0:
+    if num_rows == 0:  # all rows are of one kind: nothing has to be gathered
         return _product(x, base, offs=offs)
     if num_rows == len(x):
         return _product(x, values, offs=ends_of_trained)
@@ -112,6 +112,7 @@ class _ExpertByExpert(torch.autograd.Function):
         cast = values.to(base.dtype)
         ctx.save_for_backward(x, base, cast)
         ctx.ends, ctx.position, ctx.is_transposed, ctx.dtype = ends, position, is_transposed, values.dtype
+        # Each product writes its own rows of it, so nothing is put together afterwards.
         result = x.new_empty(len(x), base.shape[1 if is_transposed else 2])
         with torch.autocast(x.device.type, enabled=False):
             for expert, start, end in _filled(ends):
@@ -126,7 +127,7 @@ class _ExpertByExpert(torch.autograd.Function):
         x, base, cast = ctx.saved_tensors
         for_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         for_values = cast.new_empty(cast.shape, dtype=ctx.dtype) if ctx.needs_input_grad[2] else None
-        missing = set(ctx.position.values())
+        missing = set(ctx.position.values())  # experts without rows: nothing below writes their gradient
         with torch.autocast(x.device.type, enabled=False):
             for expert, start, end in _filled(ctx.ends):
                 rows, index = grad[start:end], ctx.position.get(expert)
@@ -139,6 +140,7 @@ class _ExpertByExpert(torch.autograd.Function):
                     if for_values.dtype == left.dtype:
                         torch.mm(left.t(), right, out=for_values[index])
                     else:
+                        # torch's product has the input's dtype, so this one too; it is widened after it.
                         for_values[index].copy_(left.t() @ right)
         if for_x is not None:
             for_x[ctx.ends[-1] :].zero_()

@@ -27,6 +27,7 @@ class ExpertsLayer(SubstitutingLayer):
         if torch.is_grad_enabled():
             for stack in tensors.values():
                 if isinstance(stack, ExpertStack) and stack.parts.values.requires_grad and not stack.parts.is_in_graph:
+                    # One matrix is enough: `_Unbind` gives every expert of the stack its gradient.
                     result = _connected(result, stack.parts.matrices[0])
         return result
 
@@ -35,9 +36,9 @@ class ExpertsLayer(SubstitutingLayer):
         base = self.base_parameter(parameter)
         implementation = getattr(getattr(self._base, "config", None), "_experts_implementation", None)
         if (
-            slices is None
-            or base.ndim != 3
-            or type(base.data) is not Tensor
+            slices is None  # a parameter of which all trains: its copy is used as it is
+            or base.ndim != 3  # a bias of the experts, which is small
+            or type(base.data) is not Tensor  # a DTensor or another subclass: `ExpertStack` views plain memory
             or implementation not in _PLAIN_IMPLEMENTATIONS
             or torch.compiler.is_compiling()  # it fuses a splice, and cannot trace the subclass
         ):

@@ -79,6 +79,7 @@ class _Parts:
         if not len(hit):
             return gathered
         self.note_use()
+        # In place: indexing by a tensor has made a new tensor, not a view of the frozen stack.
         return gathered.index_copy_(0, hit, self.values[positions[hit]].to(self.base.dtype))
 
 
@@ -174,11 +175,13 @@ class _Unbind(torch.autograd.Function):
 
 def _getitem(stack: ExpertStack, index: Any) -> Any:
     if isinstance(index, Tensor):
+        # bool is a mask and no list of experts. Such rare ways of indexing get the assembled stack.
         if index.dtype.is_floating_point or index.dtype == torch.bool or type(index) is not Tensor:
             return NotImplemented
         if index.ndim == 0:
             return stack.oriented(stack.parts.one(int(index)))
         return stack.oriented(stack.parts.gather(index)) if index.ndim == 1 else NotImplemented
+    # A bool is an int in Python, but as an index it adds a dimension.
     is_one = isinstance(index, int) and not isinstance(index, bool) and -len(stack.parts.base) <= index
     return stack.oriented(stack.parts.one(index)) if is_one and index < len(stack.parts.base) else NotImplemented
 
