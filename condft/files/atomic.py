@@ -36,7 +36,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         raise IsADirectoryError(f"{target} is a folder: name a file")
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
-    os.close(handle)
+    os.close(handle)  # the caller writes by name; only the unique name is needed
     temporary = Path(name)
     try:
         yield temporary
@@ -44,7 +44,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())  # mkstemp is private (0600); the result is an ordinary file
         temporary.replace(target)
     finally:
-        temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)  # missing after a success: it was renamed
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def atomic_directory(target: str | Path) -> Iterator[Path]:
         else:
             temporary.replace(target)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # gone after a success: it was renamed
 
 
 def write_text(target: str | Path, text: str) -> None:
@@ -88,10 +88,10 @@ def write_json(target: str | Path, value: Any) -> None:
 
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
-        os.fsync(file.fileno())
+        os.fsync(file.fileno())  # of the file, through any handle: also what the caller wrote through its own
 
 
 def _umask() -> int:
-    mask = os.umask(0)
+    mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)
     return mask

@@ -59,6 +59,7 @@ def update_hash(hasher: Hasher, tensor: Tensor) -> None:
         raise ValueError("a tensor on the meta device has no values to hash; load the weights first")
     # Otherwise (2, 3) and (3, 2) of the same bytes would have one hash, and so would zeros of two dtypes.
     hasher.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    # In row-major order, so that strides do not count. Detached: numpy() refuses tensors that require gradients.
     flat = tensor.detach().reshape(-1)
     for piece in flat.split(max(1, _PIECE_BYTES // flat.element_size())):
         # As bytes first: numpy has no bfloat16 and no float8.

@@ -58,6 +58,6 @@ def _yaml() -> YAML:
     yaml: Any = YAML(typ="safe", pure=True)  # its attributes are typed as their defaults, None
     yaml.default_flow_style = False
     yaml.allow_unicode = True
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.sort_base_mapping_type_on_output = False  # else the keys would be sorted
     yaml.width = 119
     return yaml

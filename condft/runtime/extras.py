@@ -55,4 +55,5 @@ def needs_extra(*extras: str) -> AbstractContextManager[None]:
 
 def _is_installed(name: str) -> bool:
     # Looked up first: find_spec raises on a module that was put into sys.modules without a spec.
+    # None there blocks an import, as tests do to act out a missing package.
     return sys.modules[name] is not None if name in sys.modules else importlib.util.find_spec(name) is not None

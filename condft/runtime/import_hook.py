@@ -25,7 +25,7 @@ def when_imported(package: str, action: Callable[[], None]) -> None:
         importlib.import_module(package)  # waits if another thread is importing it just now
         action()
     else:
-        sys.meta_path.insert(0, _Finder(package, action))
+        sys.meta_path.insert(0, _Finder(package, action))  # first, or the package's finder would answer before it
 
 
 class _Finder(MetaPathFinder):
@@ -46,12 +46,13 @@ class _Finder(MetaPathFinder):
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None:
-                if spec.loader is not None:
+                if spec.loader is not None:  # a namespace package has no code to act after
                     spec.loader = _Loader(spec.loader, self._finish)
                 return spec
         return None
 
     def _finish(self) -> None:
+        # Before the removal: if the action fails, so does the import, and the next try needs this finder again.
         self._action()
         if self in sys.meta_path:  # the action may have imported the package again
             sys.meta_path.remove(self)
@@ -71,6 +72,7 @@ class _Loader(Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        # Before the package's code runs: it must find its real loader, not this wrapper.
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader

@@ -21,13 +21,14 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
     >>> base.training
     True
     """
+    # Each module's own: a frozen part may be in eval mode while the rest trains, and `model.train()` would change it.
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
         yield next(model.parameters()).device
     finally:
         for module, training in modes.items():
-            module.training = training
+            module.training = training  # not `train()`, which would set all submodules too
 
 
 @contextmanager

@@ -64,9 +64,10 @@ class ProcessGroup:
         try:
             own = work()
         except Exception as error:
+            # Also a process that failed takes part in the gather: the others wait in it.
             outcomes = self._gather(_Failure(_portable(error)))
             lowest = next(index for index, outcome in enumerate(outcomes) if isinstance(outcome, _Failure))
-            if lowest == self.rank:
+            if lowest == self.rank:  # its own error, with the traceback and the class that it has here
                 raise
             raise outcomes[lowest].error from error
         outcomes = self._gather(own)

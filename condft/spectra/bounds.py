@@ -35,10 +35,12 @@ def iter_ritz_values(tall: Tensor, dtype: torch.dtype, max_steps: int) -> Iterat
         `(largest, smallest)`: the first never above sigma_1, the second never below sigma_n, up to rounding.
     """
     n = tall.shape[1]
-    max_steps = min(max_steps, n)
+    max_steps = min(max_steps, n)  # after n steps the right vectors span the whole space
     basis = torch.empty(max_steps + 1, n, dtype=dtype, device=tall.device)
+    # A fixed start: a matrix has the same bound on every process and in every run.
     basis[0] = start_vectors(n, 1, 0)[0].to(basis)
     left = _product(tall, basis[0])
+    # Tensors, not floats: a float would make the host wait for the device at every step.
     alphas, betas = [left.norm()], []
     next_look = min(_FIRST_LOOK, max_steps)
     for step in range(1, max_steps + 1):
@@ -54,6 +56,7 @@ def iter_ritz_values(tall: Tensor, dtype: torch.dtype, max_steps: int) -> Iterat
             if exhausted or step == max_steps:
                 return
             next_look = min(step + max(2, step // _LOOKS), max_steps)
+        # betas[-1] may be 0 (an invariant subspace). What follows is then NaN, and the next look cuts it off.
         torch.div(right, betas[-1], out=basis[step])
         left = _product(tall, basis[step]).sub_(betas[-1] * left)
         alphas.append(left.norm())
@@ -62,6 +65,7 @@ def iter_ritz_values(tall: Tensor, dtype: torch.dtype, max_steps: int) -> Iterat
 def _extremes(alphas: list[Tensor], betas: list[Tensor]) -> tuple[float, float, bool]:
     """Ends of the bidiagonal matrix, and whether it belongs to an invariant subspace: later steps would be noise."""
     eps = torch.finfo(alphas[0].dtype).eps
+    # One copy from the device for all of them. In fp64, so that the SVD below adds no rounding that matters.
     scalars = torch.stack([*alphas, *betas]).double().cpu()
     diagonal, off = scalars[: len(alphas)], scalars[len(alphas) :]
     # A coupling at the level of rounding splits the matrix: what follows it has nothing to do with the start vector.

@@ -27,10 +27,10 @@ def qr_factor(tall: Tensor) -> Tensor:
     """
     n = tall.shape[1]
     factor = torch.empty(0, n, dtype=torch.float64, device=tall.device)
-    rows = max(2048, 2 * n)
+    rows = max(2048, 2 * n)  # at least 2n: then the R so far is at most a third of what is factored again
     for start in range(0, tall.shape[0], rows):
         stacked = torch.cat([factor, tall[start : start + rows].to(torch.float64)])
-        factor = torch.linalg.qr(stacked, mode="r").R
+        factor = torch.linalg.qr(stacked, mode="r").R  # Q is not formed: R alone has the singular values
         del stacked  # before the next block is made: two at a time would double the extra memory
     return factor
 
@@ -43,6 +43,7 @@ def gram_matrix(tall: Tensor, dtype: torch.dtype) -> Tensor:
     """
     n = tall.shape[1]
     gram = torch.zeros(n, n, dtype=dtype, device=tall.device)
+    # Eight strips: with the upper triangles of their diagonal blocks, 9/16 of the square is computed.
     width = max(_LEAST_WIDTH, -(-n // 8))
     for _, rows in iter_row_blocks(tall, dtype):
         for start in range(0, n, width):
@@ -63,6 +64,7 @@ def cholesky_factor(gram: Tensor) -> Tensor | None:
     Returns:
         `(n, n)` lower triangular; None where the matrix is not positive definite to rounding.
     """
+    # Not `cholesky`, which raises: that a matrix is not definite is an expected answer here.
     factor, info = torch.linalg.cholesky_ex(gram)
     return None if int(info) else factor
 
@@ -76,14 +78,16 @@ def eigenvalues_above(gram: Tensor, bound: float) -> bool:
     """
     diagonal = gram.diagonal()
     before = diagonal.clone()
+    # In place: a shifted copy would be a third (n, n) matrix, next to this one and its factor.
     diagonal -= bound
     definite = cholesky_factor(gram) is not None
-    diagonal.copy_(before)
+    diagonal.copy_(before)  # not `+= bound`, which would leave rounding on the diagonal
     return definite
 
 
 def eigenvalues_below(gram: Tensor, bound: float) -> bool:
     """Whether every eigenvalue is below a bound; see `eigenvalues_above`."""
+    # All eigenvalues of G are below b exactly if those of -G are above -b. A second negation restores every bit.
     definite = eigenvalues_above(gram.neg_(), -bound)
     gram.neg_()
     return definite

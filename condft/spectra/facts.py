@@ -122,13 +122,13 @@ def spectral_facts(
     check_measures(measures)
     largest_entry = _checked(matrix)
     tall = tall_of(matrix)
-    if largest_entry == 0.0:
+    if largest_entry == 0.0:  # before the routes: all of them divide by sigma_max
         no_volume, all_lost = (-math.inf, math.inf) if measures == "all" else (None, None)
         values = (0.0,) * tall.shape[1] if spectrum else None
         return SpectralFacts(0.0, 0.0, math.inf, 0.0, 0.0, no_volume, all_lost, 0.0, "zero", values)
     tall, exponent = _scaled(tall, largest_entry)
     answer = by_svd(tall) if spectrum else find_ends(tall, measures, rtol)
-    sum_of_squares = _sum_of_squares(tall)
+    sum_of_squares = _sum_of_squares(tall)  # from the entries, since most routes know the two ends only
     facts = facts_of(answer, tall.shape, sum_of_squares, measures, exponent)
     if spectrum and answer.values is not None:
         return replace(facts, spectrum=_stored(answer.values, exponent))

@@ -71,7 +71,8 @@ class BlockLanczos:
         self.operator = operator
         self.block = min(block, operator.size)
         limit = min(max_vectors, operator.size) // self.block * self.block
-        self.basis = operator.empty(limit + self.block)
+        self.basis = operator.empty(limit + self.block)  # one block more: the last step writes the next vectors too
+        # fp64 also if the process is in fp32: the eigenvalues of T must not lose more than the process did.
         self.projection = torch.zeros(limit, limit, dtype=torch.float64, device=self.basis.device)
         self.basis[: self.block] = start_vectors(operator.size, self.block, start).to(self.basis)
         self.vectors = 0  # number of basis vectors that the operator was applied to
@@ -115,10 +116,11 @@ class BlockLanczos:
         new = torch.addmm(new, inner, known, alpha=-1)
         again = new @ known.mT
         new = torch.addmm(new, again, known, alpha=-1)
+        # With what the second pass removed: T is the projection as it was computed.
         self.projection[:now, before:now] = (inner + again).mT
         following = self.basis[now : now + self.block]
         self.vectors = now
-        if self.block == 1:
+        if self.block == 1:  # the QR of one vector is a division by its norm, without a call of LAPACK
             norm = torch.linalg.vector_norm(new)
             torch.div(new, norm, out=following)
             return norm.reshape(1, 1)
@@ -149,12 +151,14 @@ def ritz_ends(projection: Tensor, coupling: Tensor, size: int, dtype: torch.dtyp
     vectors, block = len(projection), len(coupling)
     if not bool(torch.isfinite(projection).all()):  # the inverse of a singular factor: this way finds nothing
         return Ends(math.inf, 0.0, math.inf, math.inf, vectors // block)
+    # `_step` writes T by columns, down to the diagonal block: the part below stays zero.
     values, basis = torch.linalg.eigh(projection, UPLO="U")
+    # By the recurrence (see the module), the residual of Q_k y is q_{k+1} R times the last block of y.
     residuals = (coupling @ basis[-block:]).norm(dim=0)
     scale = float(values[-1])
-    negligible = vectors * torch.finfo(dtype).eps * scale
+    negligible = vectors * torch.finfo(dtype).eps * scale  # a coupling of this size is rounding: nothing new was found
     return Ends(
-        largest=math.sqrt(max(scale, 0.0)),
+        largest=math.sqrt(max(scale, 0.0)),  # rounding may put an eigenvalue below 0
         smallest=math.sqrt(max(float(values[0]), 0.0)),
         largest_error=_relative_error(values, residuals, -1, -2),
         smallest_error=_relative_error(values, residuals, 0, 1),

@@ -12,7 +12,7 @@ __all__ = ["code_rounding_error", "rounding_noise"]
 # root mean square is eps/2 / sqrt(3) * sqrt(E 4**floor(log2 |w|)). For normal entries that mean is 0.541 E w^2: summed
 # over the binades, and between 0.46 and 0.56 as the scale of the entries shifts within a binade.
 _FLOAT_ERROR = 0.5 / math.sqrt(3.0) * math.sqrt(0.541)
-_SAMPLE = 2**16
+_SAMPLE = 2**16  # entries; they give the 1 % that `code_rounding_error` states
 
 
 def rounding_noise(shape: tuple[int, int], precision: torch.dtype | float, frobenius_norm: float) -> float:
@@ -61,8 +61,9 @@ def code_rounding_error(codes: Tensor, group: int) -> float:
 @lru_cache(maxsize=64)
 def _code_rounding_error(table: tuple[float, ...], group: int) -> float:
     """Cached by the code table: all layers of a model share one, and each of their units asks."""
+    # dtype and device are given: the caller may have changed torch's defaults, and the figure must not follow.
     codes = torch.tensor(table, dtype=torch.float64, device="cpu")
-    count = max(8, _SAMPLE // group)
+    count = max(8, _SAMPLE // group)  # a group can be a whole row (bitsandbytes 8-bit): eight of them at least
     generator = torch.Generator().manual_seed(0)
     entries = torch.randn(count, group, generator=generator, dtype=torch.float64, device="cpu")
     scale = entries.abs().amax(1, keepdim=True) / codes.abs().max()

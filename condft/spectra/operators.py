@@ -69,7 +69,7 @@ class GramProducts:
         size = _CACHED_BYTES if self.matrix.device.type == "cpu" else _BLOCK_BYTES
         for _, block in iter_row_blocks(self.matrix, self.dtype, size):
             total += times_rows(times_columns(vectors, block), block)
-            del block
+            del block  # before the next one is made, see `iter_row_blocks`
         return total
 
 

@@ -15,9 +15,10 @@ import torch
 __all__ = ["fp32_products"]
 
 _FULL = ("none", "ieee")
+# Two threads must not enter or leave at once. It is not held in between: the work itself runs in parallel.
 _LOCK = threading.Lock()
 _inside = 0  # threads inside `fp32_products`: the first to enter changes the setting, the last to leave restores it
-_before: list[tuple[Any, str]] = []
+_before: list[tuple[Any, str]] = []  # what the first one found, and the last one restores
 
 
 @contextmanager

@@ -63,7 +63,7 @@ SMALL = 48  # up to here an SVD costs less than the overhead of anything else
 EIGEN_UP_TO = 256  # up to here all eigenvalues cost less than two ends and their proof
 NEARLY_SQUARE = 0.8  # aspect n / m above which sigma_min is too close to 0 for single precision to resolve it
 PROVEN_UP_TO = 1024  # order of a square whose ends get a proof; of larger ones it takes 1.6 times as long as the LU
-_STARTS = 4
+_STARTS = 4  # start vectors that a proof is tried with before the next route takes over
 # Rounding moves sigma_n^2 by this times eps * sigma_1^2. Measured: 0.7 and less up to 30,000 rows; but m / 1300 where
 # entries are stored in a narrower dtype than they are summed in.
 _GRAM_ROUNDING = 1.0
@@ -72,7 +72,7 @@ _GRAM_ROUNDING_NARROW = 1 / 500
 # 0.05 makes the figure some 20 times as good for a few more steps.
 PROVEN_TOLERANCE = 0.05
 PROVEN_WIDTH = 0.4  # of the tolerance: how far beyond each end the proof begins
-_UNPROVEN = 0.2
+_UNPROVEN = 0.2  # as PROVEN_TOLERANCE, where nothing is proven
 # From this order on a factorization costs more than many steps. If the estimated error of the lower end is at most
 # _IN_SIGHT, the process goes on for _PATIENCE times its steps so far before an inverse is made for that end.
 _FACTORS_COST_FROM, _IN_SIGHT, _PATIENCE = 2048, 0.03, 1.5
@@ -196,6 +196,7 @@ def _by_qr(tall: Tensor, rtol: float, measures: Measures) -> Answer | None:
         return None
     if _GRAM_ROUNDING * squared_condition(answer.largest, answer.smallest, torch.float64) > rtol / 5:
         # A Gram matrix would lose the lower end to rounding, so no proof is possible: take what the vectors found.
+        # The product of all singular values is |det R|.
         log_volume = float(factor.diagonal().abs().log().sum())
         return dataclasses.replace(answer, log_volume=log_volume)
     gram = gram_matrix(factor, torch.float64)
@@ -206,10 +207,12 @@ def _by_qr(tall: Tensor, rtol: float, measures: Measures) -> Answer | None:
 def _by_lu(square: Tensor, rtol: float) -> Answer | None:
     # The transpose of a row-major matrix is column-major, as LAPACK wants it: no copy is made for the layout.
     factors, pivots, info = torch.linalg.lu_factor_ex(square.to(torch.float64).mT)
-    if int(info):
+    if int(info):  # a pivot is exactly 0, so there is no inverse
         return None
+    # The factors are those of the transpose, so `Inverse` is (W W^T)^-1: the same eigenvalues.
     products = GramProducts(square, lanczos_dtype(square))
     answer = _unproven(products, Inverse(factors, pivots), rtol, "lu")
+    # The product of all singular values is |det W|, and that is the product of the pivots.
     log_volume = float(factors.diagonal().abs().log().sum())
     return None if answer is None else dataclasses.replace(answer, log_volume=log_volume)
 
@@ -251,14 +254,17 @@ def _certified(
         if answer is None:
             return None
         lower, upper = (answer.smallest * (1 - width)) ** 2, (answer.largest * (1 + width)) ** 2
+        # The upper end only: fp32's rounding is relative to the largest eigenvalue, and would hide the lower end.
         single = fp32_proof_suffices(len(gram), rtol)
         if eigenvalues_above(gram, lower) and eigenvalues_below(gram.to(torch.float32) if single else gram, upper):
+            # 4/5 of the tolerance for the margins of both ends (2 * PROVEN_WIDTH), 1/5 at most for the rounding.
             return dataclasses.replace(answer, error=2 * width + answer.error)
     return None
 
 
 def fp32_proof_suffices(size: int, rtol: float) -> bool:
     """Whether fp32, which takes half the time, can prove the upper end: its rounding must be within the margin."""
+    # The margin of the eigenvalue, which is squared: (1 + width)^2 - 1 is about 2 * width.
     return size * torch.finfo(torch.float32).eps <= 2 * PROVEN_WIDTH * rtol
 
 
@@ -277,6 +283,7 @@ def _two_ends(
     if not settled(ends, tolerance) or rounding(ends.largest, ends.smallest) > rtol / 5:
         return None
     largest = ends.largest
+    # With "all", the log-volume needs the factor in any case.
     if measures == "basic" and len(gram) >= _FACTORS_COST_FROM and ends.smallest_error <= _IN_SIGHT:
         more = int(_PATIENCE * ends.steps)
         ends = process.run(lambda ends: ends.smallest_error <= tolerance, max_steps=more)

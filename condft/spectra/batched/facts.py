@@ -100,6 +100,7 @@ def batched_facts(
     if not 0 < len(matrices) <= size:
         raise ValueError(f"{len(matrices)} matrices in a batch of {size}")
     stacked = tall_of(torch.stack(_filled_up(list(matrices), size)))
+    # The others go alone: a batch does not scale its members, and it would divide by 0 for a zero matrix.
     ordinary = [math.isfinite(entry) and entry > 0.0 and not scale_exponent(entry) for entry in _largest(stacked)]
     sums = _sums_of_squares(stacked)
     _, m, n = stacked.shape
@@ -107,6 +108,7 @@ def batched_facts(
     waiting = [index for index in range(len(matrices)) if ordinary[index]]
     for route in _routes(m, n, measures, stacked.dtype):
         if waiting:
+            # Filled up again: the second route must see batches of this size too. The extra answers are at the end.
             found = route(stacked[_filled_up(waiting, size)], rtol)
             answers |= {index: answer for index, answer in zip(waiting, found, strict=False) if answer is not None}
             waiting = [index for index in waiting if index not in answers]
@@ -161,6 +163,7 @@ def _gram(tall: Tensor, dtype: torch.dtype) -> Tensor:
     """`(B, m, n)` -> `(B, n, n)` in `dtype`, exactly symmetric."""
     members = tall.to(dtype)
     gram = torch.bmm(members.mT, members).tril_()
+    # A product may round the two triangles differently; Lanczos reads both, the Cholesky factor reads one.
     return gram + gram.tril(-1).mT
 
 
@@ -181,7 +184,7 @@ def _by_gram(tall: Tensor, rtol: float, dtype: torch.dtype, method: str, measure
     above = _definite(gram, lower)
     if dtype != torch.float32 and fp32_proof_suffices(gram.shape[1], rtol):
         gram = gram.to(torch.float32)
-    below = _definite(gram.neg_(), [-bound for bound in upper])
+    below = _definite(gram.neg_(), [-bound for bound in upper])  # not needed again, so it stays negated
     return [
         dataclasses.replace(answer, error=2 * width + answer.error) if answer is not None and a and b else None
         for answer, a, b in zip(answers, above, below, strict=True)
@@ -214,6 +217,7 @@ def _two_ends(gram: Tensor, rtol: float, method: str, measures: Measures, consta
     # Ritz values lie within the spectrum: if they are too far apart for this precision already, the ends are too.
     answers = [answer(e.largest, e.smallest, None) if settled(e, tolerance) else None for e in upper]
     seen = [measures == "basic" and (e.exhausted or e.smallest_error <= tolerance) for e in upper]
+    # Where a matrix is not definite its factor is garbage: such a member is not in `unsettled`, so nobody reads it.
     factor, info = torch.linalg.cholesky_ex(gram)
     definite = [flag == 0 for flag in info.tolist()]
     unsettled = [a is not None and not s and d for a, s, d in zip(answers, seen, definite, strict=True)]

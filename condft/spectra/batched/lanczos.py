@@ -28,7 +28,7 @@ def run_batch(
     count, n = like.shape[:2]
     limit = min(MAX_VECTORS, n)
     basis = like.new_empty(count, limit + 1, n)
-    basis[:, 0] = start_vectors(n, 1, 0)[0].to(like)
+    basis[:, 0] = start_vectors(n, 1, 0)[0].to(like)  # the one that a matrix alone starts with
     projection = torch.zeros(count, limit, limit, dtype=torch.float64, device=like.device)
     ends: list[Ends | None] = [None] * count
     left = {index for index, of_interest in enumerate(needed) if of_interest}
@@ -37,8 +37,9 @@ def run_batch(
         norms = _step(operator, basis, projection, vectors)
         if vectors < look or not left:
             continue
+        # One copy from the device for the whole batch.
         seen, couplings = projection[:, :vectors, :vectors].cpu(), norms.double().cpu()
-        for index in sorted(left):
+        for index in sorted(left):  # a copy: the loop removes from the set
             found = ends[index] = ritz_ends(seen[index], couplings[index], n, like.dtype)
             if found.exhausted or until(found):
                 left.remove(index)
