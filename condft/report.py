@@ -19,7 +19,7 @@ from condft.files.atomic import write_json
 
 __all__ = ["REPORT_VERSION", "Role", "ScreenedUnit", "SkipReason", "SkippedWeight", "SpectralReport", "SpectralRow"]
 
-REPORT_VERSION = 4
+REPORT_VERSION = 4  # raise it with every change of the fields: files of another version are refused
 BOUND_FROM = 1e-2  # relative error from which a condition number is a lower bound; condft.spectra.facts has the same
 
 _FORMAT = "condft.SpectralReport"
@@ -204,7 +204,7 @@ class SpectralReport(Sequence[SpectralRow]):
     screened: tuple[ScreenedUnit, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row.name)))
+        object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row.name)))  # the class is frozen
         object.__setattr__(self, "skipped", tuple(sorted(self.skipped, key=lambda skip: skip.name)))
         object.__setattr__(self, "screened", tuple(sorted(self.screened, key=lambda unit: unit.name)))
         names = [row.name for row in self.rows]
@@ -250,7 +250,7 @@ class SpectralReport(Sequence[SpectralRow]):
         name = f" of {self.model}" if self.model else ""
         return f"<SpectralReport{name}: {len(self)} units{spread}{screened}, {len(self.skipped)} weights skipped>"
 
-    @cached_property
+    @cached_property  # it writes to __dict__, so it works in a frozen class
     def _by_name(self) -> dict[str, SpectralRow]:
         return {row.name: row for row in self.rows}
 
@@ -311,7 +311,7 @@ class SpectralReport(Sequence[SpectralRow]):
         try:
             file = _FILE.validate_python(content)
             report = cls(file.rows, file.skipped, file.model, file.versions, file.measures, file.screened)
-            if report.fingerprint != file.fingerprint:
+            if report.fingerprint != file.fingerprint:  # rows were changed after they had been written
                 raise ValueError("its fingerprint does not belong to its rows")
         except ValueError as error:  # pydantic's is one
             problem = _first_problem(error) if isinstance(error, ValidationError) else error

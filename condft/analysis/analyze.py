@@ -146,6 +146,8 @@ def analyze(
     request, store = group.from_first(lambda: (request, open_cache(cache)))
     fingerprint = index = None
     if store is not None and not isinstance(model, nn.Module):
+        # Taken before any file is read, so that a change during the walk shows. One process decides for all: two that
+        # see different caches would part here, and one would wait for the other in the collectives below.
         fingerprint, index = group.from_first(lambda: _read_index(store, model, granularity, trust_remote_code))
         report = None if index is None else _report_from_cache(request, index, store, group)
         if report is not None:
@@ -198,15 +200,18 @@ def analyze_units(
     else:
         known_digests = _digests(plan, requested, digests or {})
         if fingerprint is not None and plan.group.first:
+            # Before the measuring: after an interruption, unchanged files need not be hashed again.
             index = WeightIndex(tuple(plan.infos.values()), tuple(plan.skipped), known_digests)
             cache.write_index(fingerprint, index)
         state = _look_up(request, plan.infos, known_digests, cache, plan.group)
     if not state.complete():
+        # Rows will be added, so the cached rows' versions are not those of the whole.
         state.versions = current_versions()
         writer = RowWriter(cache if plan.group.first else None, plan, known_digests, state, request.label, skipped)
         measure_missing(plan, state, known_digests, writer, progress=progress and plan.group.first)
     report = state.report(request.label, skipped)
     if state.non_finite:
+        # Last, so that all other rows are measured, stored and in the error's report.
         raise NonFiniteWeightError(sorted(state.non_finite), report)
     return report
 

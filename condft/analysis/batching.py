@@ -44,6 +44,6 @@ def process_batches(
         key = (matrix.shape, matrix.dtype, matrix.device)
         waiting.setdefault(key, []).append(unit)
         if len(waiting[key]) == size:
-            run(waiting.pop(key))
+            run(waiting.pop(key))  # popped first, so that no reference outlives the batch
     for batch in waiting.values():
         run(batch)

@@ -85,6 +85,7 @@ class Cache:
         own = self._report_path(infos, digests)
         report = None if own is None else self._read_report(own, _content_hash(digests))
         if report is not None:
+            # "content" is about the file, not about who computed its rows.
             cached.versions = {key: value for key, value in report.versions.items() if key != "content"}
             cached.bounds = {unit.name: unit.condition_number_bound for unit in report.screened}
             _add_rows(cached, report, infos, digests)
@@ -100,6 +101,7 @@ class Cache:
         path = self._report_path(infos, digests)
         if path is None:
             path = self.folder / f"{_file_name(report.model)}-{_structure_hash(infos)}-{content[:16]}.json"
+        # The name has 16 digits of the hash only. The whole one is inside, and `_read_report` compares it.
         versions = report.versions | {"content": content}
         self._write(path, dataclasses.replace(report, versions=versions).to_dict())
 
@@ -135,6 +137,7 @@ class Cache:
 
     def _report_path(self, infos: Mapping[str, UnitInfo], digests: Mapping[str, str]) -> Path | None:
         """The file of these units' report, under any name that the model had when it was written."""
+        # Several may fit. The first by name, so that the same file is read and replaced each time.
         return min(self.folder.glob(f"*-{_structure_hash(infos)}-{_content_hash(digests)[:16]}.json"), default=None)
 
     def _sibling_reports(self, infos: Mapping[str, UnitInfo], own: Path | None) -> Iterator[SpectralReport]:
@@ -166,7 +169,7 @@ class Cache:
         return None
 
     def _write(self, path: Path, value: dict[str, Any]) -> None:
-        if self._unwritable:
+        if self._unwritable:  # one warning is enough
             return
         try:
             write_json(path, value)
@@ -191,6 +194,7 @@ def _add_rows(
     """Adds the rows of the units that have the same name and digest; returns whether anything was new."""
     grown = False
     for row in report.rows:
+        # The digest covers the unit's own shape, not the matrix that it was analyzed as.
         if digests.get(row.name) == row.digest and row.matrix_shape == infos[row.name].matrix_shape:
             before = cached.rows.get(row.name)
             cached.rows[row.name] = row_for_unit(row, infos[row.name]) if before is None else merged_row(before, row)
@@ -206,6 +210,7 @@ def _mtime(path: Path) -> float:
 
 
 def _structure_hash(infos: Mapping[str, UnitInfo]) -> str:
+    # Sorted, so that the order of the modules does not count.
     return _hash(sorted(f"{info.name} {info.shape} {info.dtype}" for info in infos.values()))[:8]
 
 

@@ -65,7 +65,7 @@ class WorkPlan:
         Raises:
             Exception: As `ProcessGroup.run`.
         """
-        rounds, owner = self.assign(costs)
+        rounds, owner = self.assign(costs)  # each process computes the same assignment, so nothing is sent
         own = [self.units[name] for name in self.infos if owner.get(name) == self.group.rank]
         local = [unit for unit in own if not self.infos[unit.name].collective]
 
@@ -88,6 +88,7 @@ class WorkPlan:
                     pass  # the other processes wait for this one in the gathers that follow
                 raise
             if bulk_work is not None:
+                # The gathered units are done: `bulk_work` must not load what all processes load together.
                 return results | bulk_work(local)
             process(load_ahead(local))
             return results
@@ -113,6 +114,7 @@ class WorkPlan:
         owner: dict[str, int] = {}
 
         def give(name: str, taken: Sequence[int]) -> int:
+            # The fewest units of this round first, so that every process has work between two gathers.
             rank = min(self.holders[name], key=lambda rank: (taken[rank], loads[rank], rank))
             loads[rank] += costs[name]
             owner[name] = rank
@@ -121,6 +123,7 @@ class WorkPlan:
         weights: dict[str, list[str]] = {}
         for name in costs:
             if self.infos[name].collective:
+                # Units of one weight (`name[3]`, `name[h3]`) come from one gather.
                 weights.setdefault(name.partition("[")[0], []).append(name)
         # A round gathers as many weights as there are processes, of similar cost. Then each process has work, and none
         # waits long for the others before the next round.
@@ -149,6 +152,7 @@ class WorkPlan:
             own: list[Unit] = []
             for names in weights:
                 units = [self.units[name] for name in names if name in self.units]
+                # Also if this process owns none of the units: the read is a collective of all that hold the weight.
                 if units and units[0].deferred is not None:
                     values = units[0].deferred.read()
                     own += [unit.with_values(values) for unit in units if owner[unit.name] == self.group.rank]

@@ -67,7 +67,7 @@ class FolderFingerprint:
             if path.suffix in (".json", ".safetensors", ".py") and path.is_file():
                 status = path.stat()
                 files[path.name] = [
-                    str(path.resolve()),
+                    str(path.resolve()),  # in the hub's cache files are links: another revision links elsewhere
                     status.st_size,
                     status.st_mtime_ns,
                     status.st_ino,
@@ -79,6 +79,7 @@ class FolderFingerprint:
     def still_holds(self) -> bool:
         """Whether the files are unchanged, and all old enough that a second change would show (see `_TICK_NS`)."""
         trusted = self.files["trust_remote_code"]
+        # entry[2] is the mtime; versions and options are no lists.
         newest = max((entry[2] for entry in self.files.values() if isinstance(entry, list)), default=0)
         now = FolderFingerprint.of(self.folder, self.granularity, trust_remote_code=trusted)
         return now.files == self.files and newest <= self.taken_ns - _TICK_NS

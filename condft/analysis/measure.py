@@ -216,4 +216,5 @@ def digest_units(units: Iterable[Unit]) -> dict[str, str]:
     with ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="condft-hash") as pool:
         hashes = pool.map(lambda unit: tensor_digest(unit.tensor), in_memory)
         digests = dict(zip([unit.name for unit in in_memory], hashes, strict=True))
+    # One after another: in threads, several weights would be in memory at once.
     return digests | {unit.name: tensor_digest(unit.tensor) for unit in load_ahead(deferred)}

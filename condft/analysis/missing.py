@@ -73,6 +73,7 @@ def measure_missing(
     with tqdm(total=1, desc="analyze", unit="flop", unit_scale=True, delay=1, disable=not progress) as bar:
         try:
             while (step := state.next_step(plan.group.size)).left:
+                # Set anew at each step: units that were ruled out meanwhile cost nothing.
                 bar.total = bar.n + sum(state.infos[name].cost(state.spec) for name in step.left)
                 _add_bounds(plan, state, step)
                 _add_rows(plan, state, step, digests, writer, bar)
@@ -93,6 +94,7 @@ def _add_rows(
         bar.update(costs[unit.name] * scale)
         writer.write_if_due()
 
+    # Rows of the other processes; adding this process's own a second time changes nothing.
     for name, row in plan.map(costs, rows.of_unit, batch_work=rows.of_batch, on_result=note).items():
         state.add_row(name, row)
 

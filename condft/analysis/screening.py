@@ -87,11 +87,12 @@ class Screening:
             step.left.extend(left)
             if len(names) <= self.keep:
                 step.exact.extend(left)  # all are kept, so no bound can spare a measurement
-            elif without_bound:
+            elif without_bound:  # bounds of all units first: which unit is measured next depends on them
                 step.bounds.update(dict.fromkeys(without_bound, FIRST_STEPS))
             else:
                 short = self.keep - len(known)
                 for name in sorted(left, key=lambda name: (bounds[name].value, name))[: max(short, batch)]:
+                    # With fewer than k figures there is no limit yet that a sharper bound could exceed.
                     if short > 0 or bounds[name].final:
                         step.exact.append(name)
                     else:

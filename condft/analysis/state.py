@@ -36,7 +36,7 @@ class AnalysisState:
     rows: dict[str, SpectralRow] = field(default_factory=dict)
     bounds: dict[str, Bound] = field(default_factory=dict)
     non_finite: set[str] = field(default_factory=set)
-    versions: dict[str, str] = field(default_factory=lambda: current_versions())
+    versions: dict[str, str] = field(default_factory=lambda: current_versions())  # defined below, so not by name
 
     def add_cached(
         self, rows: Mapping[str, SpectralRow], bounds: Mapping[str, float], versions: dict[str, str] | None

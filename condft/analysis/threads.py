@@ -38,6 +38,7 @@ def thread_map(units: Iterable[Unit], work: Callable[[Unit], T], on_result: Call
         Exception: What `work` raises, when it is that unit's turn. Later units may have been started.
     """
     with _STARTING:
+        # Under the lock: while another call starts its workers, the number is that of a worker.
         threads = torch.get_num_threads()
     if threads == 1:
         for unit in units:
@@ -81,7 +82,7 @@ def _pool(threads: int) -> Iterator[tuple[ThreadPoolExecutor, int]]:
             torch.set_num_threads(threads)
         yield pool, workers
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=True)  # after an error, units that were not begun are dropped
 
 
 def _use_threads(count: int) -> None:

@@ -53,10 +53,11 @@ def units_within_fraction(strata: dict[str, list[SpectralRow]], fraction: float)
         for row in members:
             if taken + row.num_parameters > share:
                 following.append(((share - taken) / row.num_parameters, name, row))
-                break
+                break  # in rank order: a smaller unit further down does not replace this one
             taken += row.num_parameters
             chosen.append(row)
     left = budget - sum(row.num_parameters for row in chosen)
+    # Ties by the stratum's name, so that the order of modules does not matter.
     for _, _, row in sorted(following, key=lambda entry: (-entry[0], entry[1])):
         if row.num_parameters <= left:
             chosen.append(row)

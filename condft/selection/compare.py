@@ -153,6 +153,7 @@ def compare_reports(
         model_b=b.model,
         overall=_shift(pairs),
         by_module_type={name: _shift(members) for name, members in sorted(by_type.items())},
+        # Fewer than all: a choice of every candidate is the same in both by definition.
         kept=tuple(_kept(a, b, candidates, count) for count in sorted(set(counts)) if count < len(candidates)),
         num_candidates=len(candidates),
         only_in_a=tuple(sorted(set(rows_a) - set(rows_b))),
@@ -227,6 +228,7 @@ def _shift(pairs: Sequence[tuple[SpectralRow, SpectralRow]]) -> SpectralShift:
     return SpectralShift(
         num_units=len(pairs),
         num_changed=sum(before.digest != after.digest for before, after in pairs),
+        # Finite before and infinite after.
         rank_lost=sum(before < after == math.inf for before, after in zip(x, y, strict=True)),
         rank_gained=sum(after < before == math.inf for before, after in zip(x, y, strict=True)),
         condition_number=_median_log_ratio(pairs, "condition_number"),
@@ -240,6 +242,7 @@ def _shift(pairs: Sequence[tuple[SpectralRow, SpectralRow]]) -> SpectralShift:
 
 def _median_log_ratio(pairs: Iterable[tuple[SpectralRow, SpectralRow]], figure: str) -> float | None:
     values = [(getattr(before, figure), getattr(after, figure)) for before, after in pairs]
+    # The chain means that both figures are positive and finite. A difference of logs: a quotient may overflow.
     ratios = [math.log(after) - math.log(before) for before, after in values if 0 < before < math.inf > after > 0]
     return statistics.median(ratios) if ratios else None
 

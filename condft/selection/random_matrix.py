@@ -116,6 +116,7 @@ def edelman_cdf(ratio: float) -> float:
     Returns:
         A probability. Its tail is heavy, $1 - P \approx 2/x$: the mean condition number is infinite.
     """
+    # Divided twice, since the square of a small ratio may underflow to 0.
     return math.exp(-2.0 / ratio - 2.0 / ratio / ratio) if ratio > 0.0 else 0.0
 
 
@@ -156,6 +157,7 @@ def relative_condition_number(kappa: float, rows: int, columns: int) -> float:
     Raises:
         ValueError: `kappa` is under 1 or NaN, or a dimension is under 1.
     """
+    # Not `kappa < 1.0`, which NaN would pass.
     if not kappa >= 1.0:
         raise ValueError(f"a condition number is at least 1, got {kappa}")
     return math.log(kappa) - math.log(expected_condition_number(rows, columns))
@@ -198,7 +200,7 @@ def expected_log_volume(rows: int, columns: int) -> float:
     """
     n, long = _sides(rows, columns)
     log_product = math.lgamma(long + 1) - math.lgamma(long - n + 1)
-    harmonic = math.log((long + 0.5) / (long - n + 0.5))
+    harmonic = math.log((long + 0.5) / (long - n + 0.5))  # the sum of 1/k by the midpoint rule
     return 0.5 * (log_product - harmonic) / n
 
 
@@ -221,6 +223,7 @@ def expected_entropy_deficit(rows: int, columns: int) -> float:
     n, long = _sides(rows, columns)
     if n == 1:
         return 0.0
+    # E log chi^2 of k degrees of freedom is about log k - 1/k, which is about log(k - 1).
     return max(0.0, 0.5 * math.log((n * long - 1.0) / n) - expected_log_volume(rows, columns))
 
 

@@ -137,6 +137,7 @@ def shape_share(strata: Iterable[Sequence[SpectralRow]], chosen: Collection[str]
         count += len(inside)
         gap += len(inside) * (fmean(a for _, a, _ in finite) - fmean(a for a, _ in inside))
         shape_gap += len(inside) * (fmean(e for _, _, e in finite) - fmean(e for _, e in inside))
+    # The quotient of two roundings would be noise.
     if abs(gap) <= _NEGLIGIBLE * count or abs(shape_gap) <= _NEGLIGIBLE * count:
         return 0.0
     return min(max(shape_gap / gap, 0.0), 1.0)
@@ -146,4 +147,4 @@ def _actual_and_expected(row: SpectralRow, score: Score) -> tuple[float, float]:
     actual, expected = score_of(row, score), expected_score(row.matrix_shape, score)
     if score not in _RATIOS:
         return actual, expected
-    return math.log(actual) if actual > 0.0 else -math.inf, math.log(expected)
+    return math.log(actual) if actual > 0.0 else -math.inf, math.log(expected)  # 0: the stable rank of a zero matrix

@@ -128,6 +128,7 @@ def select_units(
         stratify = None  # the threshold is the same in every stratum
     ranked = sorted(rows, key=_ranking_key(score, order, seed))
     strata = _strata(ranked, stratify)
+    # `keep_lowest` kept the units that this rule can choose. Another rule might choose one without figures.
     if report.screened and not (num_tensors and score == "condition_number" and order == "lowest" and not stratify):
         raise ValueError(
             f"the report was made with keep_lowest and lacks {len(report.screened)} units: it serves num_tensors with "
@@ -205,8 +206,9 @@ def check_budget_and_rule(
     if len(given) > 1:
         raise ValueError(f"at most one budget, got {' and '.join(given)}: keep one of them")
     for name in given:
+        # Abstract classes, so that numpy's numbers are accepted too.
         value, kind = budgets[name], Integral if name == "num_tensors" else Real
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or isinstance(value, bool):  # True is an Integral to Python
             raise ValueError(f"{name}={value!r} is no {'whole ' if kind is Integral else ''}number")
     if num_tensors is not None and num_tensors < 1:
         raise ValueError(f"num_tensors={num_tensors} selects nothing: it must be at least 1")
@@ -217,6 +219,7 @@ def check_budget_and_rule(
             f"max_condition_number is a threshold on low condition numbers and cannot go with score={score!r}, "
             f"order={order!r}: use num_tensors or trainable_fraction there"
         )
+    # Not `< 1.0`, which NaN would pass.
     if max_condition_number is not None and not max_condition_number >= 1.0:
         raise ValueError(
             f"max_condition_number={max_condition_number} selects nothing: a condition number is at least 1"

@@ -55,6 +55,7 @@ class Checkpoint:
 
         names = self.config.architectures or []
         known = next((getattr(transformers, name) for name in names if hasattr(transformers, name)), None)
+        # The checkpoint's own code first, if it is trusted: transformers may have a class of the same name.
         if trust_remote_code and _auto_class(self.config) is not None:
             build = getattr(transformers, str(_auto_class(self.config))).from_config
             return _on_meta(build, self.config, dtype=self._dtype(), trust_remote_code=True)
@@ -77,6 +78,7 @@ class Checkpoint:
         for names in tied_names(model):
             first, *others = [name for name in names if name in weights.deferred] or [""]
             for name in others:
+                # Mostly both names have one place in the files. With two, their values show whether they are tied.
                 one, other = weights.deferred[first], weights.deferred[name]
                 if one is not other and not torch.equal(one.read(), other.read()):
                     _untie(model, name)
@@ -85,6 +87,7 @@ class Checkpoint:
     def _dtype(self) -> torch.dtype:
         if self.config.dtype is not None:
             return getattr(torch, self.config.dtype) if isinstance(self.config.dtype, str) else self.config.dtype
+        # Not integers and not float8: these mostly are the codes of a quantized weight.
         plain = (t.dtype for t in self.tensors.values() if t.dtype.is_floating_point and t.dtype.itemsize > 1)
         return next(plain, torch.get_default_dtype())
 
@@ -135,6 +138,7 @@ def stored_weights(model: nn.Module) -> StoredWeights | str:
     if not source:
         return "the model names no checkpoint"
     try:
+        # No download: a look at a live model must not fetch gigabytes.
         checkpoint = open_checkpoint(source, download=False)
     except (FileNotFoundError, ValueError) as error:
         return str(error)
@@ -155,7 +159,9 @@ def _innermost(model: nn.Module) -> Any:
 def _on_meta(build: Any, config: Any, **options: Any) -> nn.Module:
     from transformers.initialization import meta_device_safe_creation_ops
 
+    # Remote code may call `.item()` on a torch.linspace while it is built, so transformers makes these on the CPU.
     with torch.device("meta"), meta_device_safe_creation_ops():
+        # A copy: transformers (5.23) writes the dtype into the config that it builds from.
         model: nn.Module = build(copy.deepcopy(config), **options)
     model.eval()
     return model
@@ -193,5 +199,6 @@ def _resolve(path: str | Path, trust_remote_code: bool, download: bool) -> Path:
         folder = fetch(["config.json", SINGLE_FILE, INDEX_FILE, *code])
         if not (folder / SINGLE_FILE).exists() and (folder / INDEX_FILE).exists():
             # Only the shards that the index names: a repository may hold the weights a second time in another layout.
+            # The hub's cache names the folder by its commit, so both fetches are of one revision.
             fetch(shard_names(folder), revision=folder.name)
     return folder

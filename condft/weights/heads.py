@@ -152,6 +152,7 @@ def _config(model: nn.Module, path: str) -> Any:
 
 
 def _geometry(attention: nn.Module, config: Any) -> _Geometry | str:
+    # The module's own numbers go before the config's: they are what it computes with.
     num_heads = _first(attention, "num_heads", "num_attention_heads", "n_heads") or _first(
         config, "num_attention_heads"
     )
@@ -163,6 +164,7 @@ def _geometry(attention: nn.Module, config: Any) -> _Geometry | str:
         if hidden_size is None or hidden_size % num_heads:
             return f"neither {type(attention).__name__} nor its config has the size of a head"
         head_dim = hidden_size // num_heads
+    # How many query heads share a key-value head: attention like Llama's has this number only.
     groups = _first(attention, "num_key_value_groups")
     num_key_value_heads = (
         _first(attention, "num_key_value_heads")

@@ -86,6 +86,7 @@ def map_keys(model: nn.Module, tensors: Mapping[str, StoredTensor], quantization
         ValueError: Stored tensors that cannot be converted; the message names their file.
     """
     weights = StoredWeights()
+    # A tied parameter under each of its names: the files may hold it under any of them.
     parameters = dict(model.named_parameters(remove_duplicate=False))
     expected = model.state_dict()
     for group in _group_keys(model, expected, tensors, weights.unused):
@@ -127,8 +128,11 @@ def _group_keys(
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     prefix = model.base_model_prefix
     groups: dict[str, _Group] = {}
+    # In the loader's order, where 2 comes before 10: experts are stacked in the order in which they come.
     for key in sorted(tensors, key=dot_natural_key):
         name, pattern = rename_source_key(key, renamings, converters, prefix, expected)
+        # A rule may match a key that has the model's own name already. Then the prefix alone is adapted, as in the
+        # loader (transformers 5.23).
         if name not in expected and key in expected:
             name, pattern = rename_source_key(key, [], [], prefix, expected)
         if name not in expected:
@@ -163,6 +167,7 @@ def _deferred_weights(group: _Group, model: nn.Module, dtype: torch.dtype) -> di
 
 def _reader(group: _Group, model: nn.Module, name: str, dtype: torch.dtype) -> Callable[[], Tensor]:
     def read() -> Tensor:
+        # Cast before the conversion, as the loader does.
         values = {p: [tensor.read().to(dtype) for tensor in tensors] for p, tensors in group.sources.items()}
         return group.convert(values, model)[name]
 
@@ -191,6 +196,7 @@ def _picker(group: _Group, shape: tuple[int, ...]) -> Callable[[list[StoredTenso
         return None
     operations = [] if group.converter is None else group.converter.operations
     merged = bool(operations) and isinstance(operations[0], MergeModulelist) and operations[0].dim == 0
+    # Without the merge itself (`merged` counts as 1), which only stacks what is stored one by one.
     if not all(map(_acts_within_experts, operations[merged:])):
         return None
     if merged:

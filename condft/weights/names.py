@@ -8,7 +8,7 @@ __all__ = ["WRAPPER_PARTS", "canonical_name", "module_type_of"]
 # adapters and caches of the plain model fit the wrapped one.
 WRAPPER_PARTS = frozenset({"base_layer", "original_module", "_orig_mod"})
 
-_ADAPTER_PREFIX = "base_model.model."
+_ADAPTER_PREFIX = "base_model.model."  # PeftModel puts this before every name
 
 
 def canonical_name(name: str) -> str:
@@ -27,4 +27,4 @@ def module_type_of(module_name: str) -> str:
     >>> module_type_of("model.layers.17.self_attn.q_proj")
     'model.layers.*.self_attn.q_proj'
     """
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", module_name)
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", module_name)  # whole parts only: `fc1` keeps its digit

@@ -60,6 +60,7 @@ def quantized_weight(module: nn.Module, key: str, tensor: Tensor) -> QuantizedWe
         key: The parameter's name in the module.
         tensor: The parameter. Not modified, and not moved.
     """
+    # By name: bitsandbytes and torchao are optional, and importing them takes time.
     kind = type(tensor).__name__
     if kind == "Params4bit":
         return _bitsandbytes_4bit(tensor)
@@ -100,6 +101,7 @@ def _bitsandbytes_4bit(weight: Any) -> QuantizedWeight:
     def read() -> Tensor:
         from bitsandbytes.functional import dequantize_4bit
 
+        # A copy: the lines below change it, and the model goes on with its own.
         codes, flat = weight.data, copy.copy(state)
         if getattr(state, "packing_format_for_cpu", False):
             codes = _unpacked(codes, flat)
@@ -185,6 +187,7 @@ def _scaled_float8(module: nn.Module, weight: Tensor, name: str, scale: Any) -> 
     def read() -> Tensor:
         values, factors = weight.detach().float(), scale.detach().float().reshape(ceil(rows / block[0]), -1)
         for index, factor in enumerate(factors):  # by blocks of rows: no second matrix of this size
+            # The last block of a row may reach beyond the matrix.
             values[index * block[0] : (index + 1) * block[0]] *= factor.repeat_interleave(block[1])[:columns]
         return values
 
@@ -208,6 +211,7 @@ def _float_error(dtype: torch.dtype) -> float:
 
 def _integer_error(bits: int, group: int) -> float:
     """Of evenly spaced codes, symmetric about zero."""
+    # An odd number of codes: the most negative integer has no positive counterpart and stays unused.
     return code_rounding_error(torch.linspace(-1, 1, 2**bits - 1, device="cpu"), group)
 
 

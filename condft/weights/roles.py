@@ -18,6 +18,7 @@ _LAYER_CLASSES = frozenset({"Conv1D", "GgufLinear"})
 def special_modules(model: nn.Module) -> dict[int, Role]:
     """The roles that a transformers model gives itself: input embeddings and output head, by module id."""
     roles: dict[int, Role] = {}
+    # Not only the model itself: the parts of a composed model have embeddings and heads of their own.
     for module in model.modules():
         for getter, role in (
             ("get_output_embeddings", Role.OUTPUT_HEAD),
@@ -44,6 +45,7 @@ def role_of(model: nn.Module, path: str, module: nn.Module, key: str) -> Role:
         return Role.OUTPUT_HEAD
     if "Router" in type(module).__name__:
         return Role.ROUTER
+    # `gate` alone says little: it is a router's name only next to experts.
     if last in _ROUTER_NAMES and hasattr(model.get_submodule(parent_path), "experts"):
         return Role.ROUTER
     if key == "weight" and (

@@ -84,9 +84,10 @@ class StoredTensor:
         return self._read(shape, self.offset + index * prod(shape) * self.dtype.itemsize)
 
     def _read(self, shape: tuple[int, ...], offset: int) -> Tensor:
+        # As bytes, viewed as the dtype at the end: numpy has no bfloat16 and no float8.
         raw = torch.empty(prod(shape) * self.dtype.itemsize, dtype=torch.uint8, device="cpu")
         rest = raw.numpy().data
-        with self.file.open("rb", buffering=0) as file:
+        with self.file.open("rb", buffering=0) as file:  # unbuffered: bytes go straight into the tensor
             file.seek(offset)
             while rest:
                 count = file.readinto(rest)  # one call reads 2 GiB at most
@@ -165,6 +166,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is no index of safetensors shards: {error!r}") from error
     for name in names.values():
+        # An index from a stranger's repository must not make this process read other files.
         if name.is_absolute() or ".." in name.parts:
             raise ValueError(f"{index} names a file outside its folder, {name}: it will not be read")
     return {key: str(name) for key, name in names.items()}
@@ -194,6 +196,7 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged: {error}. {_damage(file)}") from error
     with file.open("rb") as stream:
+        # The format: the length of the header in 8 bytes, the header as JSON, then all values.
         (length,) = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(length))
     header.pop("__metadata__", None)

@@ -62,7 +62,7 @@ class DeferredWeight:
         return DeferredWeight(self.shape, dtype, lambda: self.read().to(dtype), read_slice, self.collective)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # compared by identity: `==` of two tensors is no bool
 class Unit:
     """One thing to score and, if chosen, to train.
 
@@ -126,7 +126,9 @@ def load_ahead(units: Iterable[Unit]) -> Iterator[Unit]:
     Raises:
         ValueError: A file that changed or was cut off since it was opened.
     """
+    # By identity: parts of one weight share its DeferredWeight. A list, since units without values take no memory.
     groups = [list(group) for _, group in groupby(units, key=lambda unit: id(unit.deferred or unit))]
+    # One reader, so that no more than the next weight is in memory early.
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="condft-read") as pool:
         following = _start(pool, groups[0]) if groups else None
         for index, group in enumerate(groups):

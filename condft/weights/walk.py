@@ -115,6 +115,7 @@ def iter_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:
     """
     adapters: set[str] = set()
     for path, module in model.named_modules(remove_duplicate=False):
+        # Parents come before children: a wrapper is known when its parts follow.
         if hasattr(module, "base_layer") or hasattr(module, "original_module"):
             adapters.add(path)
         yield path, module, _is_adapter_part(path, adapters)
@@ -156,6 +157,7 @@ class _Walk:
     ) -> Iterator[Unit | SkippedWeight]:
         """Weights that are no parameters: computed by a parametrization, or packed by a quantizer."""
         prefix = f"{name}." if name else ""
+        # Not looked up in `seen`: such a weight is made anew at each access, and ids are used again.
         for key in _parametrized(module):
             # The forward uses the computed weight; its parts (`parametrizations.weight.original`) are never applied.
             role = special or role_of(self.model, path, module, key)
@@ -167,6 +169,7 @@ class _Walk:
         self, name: str, path: str, module: nn.Module, key: str, tensor: Tensor, role: Role
     ) -> Iterator[Unit | SkippedWeight]:
         deferred: DeferredWeight | None = None
+        # A meta tensor has no codes to look at; for it the files say whether it is quantized.
         quantized = None if tensor.is_meta else quantized_weight(module, key, tensor)
         sharded = is_dtensor(tensor)
         if quantized is not None:
@@ -177,10 +180,12 @@ class _Walk:
         elif tensor.is_meta:
             found = self._find_stored(name, module, key, tensor)
             if isinstance(found, SkippedWeight):
+                # A bias is skipped as a bias also if its values are missing, as in a model that has them.
                 yield _first_reason(name, tensor) or found
                 return
             deferred = found
         elif sharded:
+            # Not called here: all processes must gather together, when the unit is loaded.
             gather = tensor.detach().full_tensor  # type: ignore[attr-defined]
             deferred = DeferredWeight(tuple(tensor.shape), tensor.dtype, gather, collective=True)
         whole = tensor if deferred is None else deferred.stand_in
@@ -205,6 +210,7 @@ class _Walk:
         if found is None or found.shape != tuple(tensor.shape):
             held = stored.absent.get(name, "the checkpoint does not hold it in this shape")
             return _skip(name, tensor, SkipReason.META_DEVICE, held)
+        # A live model may have another dtype than its files. Given weights have the right one, also where it is fp32.
         return found.to(tensor.dtype) if self.given is None else found
 
     def _units_of(self, weight: Unit, path: str, module: nn.Module) -> Iterator[Unit | SkippedWeight]:
@@ -269,6 +275,7 @@ def _effective(
         return _skip(name, tensor, SkipReason.META_DEVICE, "its parametrization needs more than the checkpoint holds")
 
     def read() -> Tensor:
+        # A copy: the model itself stays on the meta device.
         filled = copy.deepcopy(module).to_empty(device="cpu")
         with torch.no_grad():
             for part, parameter in filled.named_parameters():
