@@ -48,7 +48,12 @@ def peak_allocated(work: Callable[[], Any]) -> int:
         trace = Path(folder) / "trace.json"
         profiled.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
-    return max((event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"), default=0)
+    memory = sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"])
+    if not memory:
+        return 0
+    # torch's counter is the process's: what an earlier profile counted, and was freed after it, is still in it.
+    before = memory[0]["args"]["Total Allocated"] - memory[0]["args"]["Bytes"]
+    return max(event["args"]["Total Allocated"] for event in memory) - before
 
 
 def measured(work: str, contestant: str, units: Sequence[str]) -> dict[str, int]:
