@@ -21,23 +21,10 @@ from condft.training import (
     train_stage,
 )
 from condft.training.stage import stages_of
+from tests.helpers.models.distilled import TEXTS, distill, disturb
 from tests.helpers.models.tiny_llama import build_tiny_llama
 
 KL = "self_distillation_kl"
-TEXTS = torch.randint(1, 60, (5, 8), generator=torch.Generator().manual_seed(3))
-
-
-def distill(model: Any, tokens: torch.Tensor = TEXTS, **settings: Any) -> SelfDistillation:
-    return SelfDistillation(SelfDistillationConfig(**settings), tokens, model.disable_adapter, seed=0)
-
-
-def disturb(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad and "projector" not in name}
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in trained.values():
-            parameter += torch.randn(parameter.shape, generator=generator)
-    return trained
 
 
 def run(config: RunConfig, model: Any, data: Any, **options: Any) -> list[dict[str, Any]]:

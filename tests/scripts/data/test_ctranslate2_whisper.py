@@ -12,17 +12,7 @@ from hypothesis import strategies as st
 from transformers import WhisperForConditionalGeneration
 
 from scripts.data.ctranslate2_whisper import CTranslate2Error, read_ctranslate2, whisper_config, whisper_state_dict
-from tests.helpers.ctranslate2_files import CODES, TOKEN_IDS, Arrays, ctranslate2_arrays, tiny_whisper
-
-
-@pytest.fixture(scope="module")
-def model() -> WhisperForConditionalGeneration:
-    return tiny_whisper()
-
-
-@pytest.fixture(scope="module")
-def arrays(model: WhisperForConditionalGeneration) -> Arrays:
-    return ctranslate2_arrays(model)
+from tests.helpers.ctranslate2_files import CODES, TOKEN_IDS, Arrays
 
 
 def as_bytes(arrays: Arrays, *, version: int = 6, spec: str = "WhisperSpec", code: int | None = None) -> bytes:

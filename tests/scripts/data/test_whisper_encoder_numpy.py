@@ -1,22 +1,11 @@
 """The encoder in NumPy against transformers."""
 
 import numpy as np
-import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
 from scripts.data.whisper_encoder_numpy import encode
-from tests.helpers.ctranslate2_files import Arrays, ctranslate2_arrays, tiny_whisper
-
-
-@pytest.fixture(scope="module")
-def model() -> WhisperForConditionalGeneration:
-    return tiny_whisper()
-
-
-@pytest.fixture(scope="module")
-def arrays(model: WhisperForConditionalGeneration) -> Arrays:
-    return ctranslate2_arrays(model)
+from tests.helpers.ctranslate2_files import Arrays
 
 
 def test_the_numpy_encoder_agrees_with_transformers(model: WhisperForConditionalGeneration, arrays: Arrays) -> None:

@@ -4,31 +4,18 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from scripts.research.damage.continuation import Continuation, FixedText
 from scripts.research.gradients import adam_directions, fisher_information, language_loss
+from tests.helpers.models.responsive_llama import build_responsive_llama, tokens
 
 NAME = "model.layers.2.mlp.down_proj.weight"
 
 
 @pytest.fixture
 def model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-    )
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
-
-
-def tokens(count: int, length: int = 12) -> torch.Tensor:
-    return torch.randint(64, (count, length), generator=torch.Generator().manual_seed(count))
+    return build_responsive_llama()
 
 
 def test_the_direction_lowers_the_loss_as_its_slope_says(model: LlamaForCausalLM) -> None:
