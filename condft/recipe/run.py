@@ -83,6 +83,7 @@ def run(config: RunConfig, *, resume: bool = False, overwrite: bool = False, cpu
             remove_run(output_dir)
         write_analysis(output_dir, config, analysis.report, tuning.target_units or ())
 
+    # The model is wrapped already, but every copy still equals its original: this measures the base.
     before = measure_model(model, data, settings)
     training = train_model(engine, model, data, config, resume_from=checkpoint, inputs=inputs)
     # After train_model, which has put the audio tower back: its tensors are checked too.
@@ -110,6 +111,7 @@ def _finish(accelerator: Accelerator, output_dir: Path, summary: dict[str, Any],
     if accelerator.is_main_process:
         write_results(output_dir, summary)
         print_summary(summary, output_dir)
+    # No process returns before the results are written.
     accelerator.wait_for_everyone()
     accelerator.end_training()
     if not freeze.unchanged:

@@ -55,6 +55,7 @@ def sample_from_base(
     start = _start_tokens(tokenizer)
     tokens = torch.tensor([start] * num_sequences, dtype=torch.long)
     with base_context(), measuring(model) as device:
+        # After the first pass, a step is the drawn token alone: the cache holds what came before it.
         step, cache = tokens, None
         for _ in tqdm(range(num_tokens), desc="sampling base", unit="token", disable=not progress, leave=False):
             output = model(input_ids=step.to(device), past_key_values=cache, use_cache=True, logits_to_keep=1)

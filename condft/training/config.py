@@ -202,6 +202,7 @@ class RunConfig(_Section):
     @field_validator("tuning")
     @classmethod
     def _finite_tuning(cls, value: dict[str, Any]) -> dict[str, Any]:
+        # allow_inf_nan covers typed fields only, not the values of this dict, whose types CondFTConfig knows.
         for key, setting in value.items():
             if isinstance(setting, float) and not math.isfinite(setting):
                 raise ValueError(f"'tuning.{key}' is {setting}, expected a finite number")

@@ -68,6 +68,7 @@ def override(content: dict[str, Any], assignment: str) -> dict[str, Any]:
     *sections, last = key.split(".")
     at = content
     for section in sections:
+        # A section with nothing below it is null in YAML, and counts as an empty one.
         if at.get(section) is None:
             at[section] = {}
         at = at[section]

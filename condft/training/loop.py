@@ -188,6 +188,7 @@ class _Stepper:
 
     def run(self, step: int, micro_batches: MicroBatches) -> Record:
         accelerator, began = self.accelerator, time.perf_counter()
+        # Counted before the first backward pass: each micro-batch is divided by the tokens of all of them.
         local_tokens = torch.stack([count_answer_tokens(batch["labels"]) for _, batch in micro_batches]).sum()
         tokens = int(accelerator.reduce(local_tokens.reshape(1).to(accelerator.device), reduction="sum"))
         # DDP averages gradients over processes, and accelerate divides by the number of micro-batches. The loss is the
@@ -195,6 +196,7 @@ class _Stepper:
         scale = accelerator.num_processes * accelerator.gradient_accumulation_steps / tokens
         sampled_texts = self_distillation_batches(self.distillation, step, accelerator) if self.distillation else []
         sums, kls = [], []
+        # zip_longest: a step without self-distillation has no sampled texts.
         for (_, batch), text in zip_longest(micro_batches, sampled_texts):
             with accelerator.accumulate(self.wrapped):
                 loss = answer_loss_sum(self.wrapped, send_to_device(batch, accelerator.device))

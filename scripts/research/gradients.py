@@ -27,7 +27,7 @@ def adam_directions(
     Args:
         model: The base; left without gradients.
         names: The units: weights, or experts of a fused stack (`...gate_up_proj[3]`).
-        losses: One a batch, two or more: computes the model's mean loss over that batch.
+        losses: One for each batch, two or more: computes the model's mean loss over that batch.
 
     Returns:
         Name -> `direction` (a tensor of the unit's shape and Frobenius norm 1), `gradient_norm` (of the mean
@@ -45,6 +45,7 @@ def adam_directions(
                 squares[name].addcmul_(gradient, gradient)
     found = {}
     for name in names:
+        # pop: the sums are as large as the units together; each is freed when its direction is made.
         mean = sums.pop(name).div_(len(losses))
         direction = -mean / (squares.pop(name).div_(len(losses)).sqrt_() + ADAM_EPSILON)
         direction /= direction.norm()
@@ -78,10 +79,12 @@ def fisher_information(
     trace = dict.fromkeys(directions, 0.0)
     along = dict.fromkeys(directions, 0.0)
     with _training_only(model, list(directions)) as units:
+        # One sequence at a time: the squares are those of single gradients, not of their mean.
         for tokens in sequences.split(1):
             count = tokens.shape[1] - 1
             language_loss(model, tokens).backward()
             for name, gradient in _take_gradients(units):
+                # The loss is a mean over the tokens, so g is its gradient times the root of their number.
                 trace[name] += float(gradient.square().sum()) * count / len(sequences)
                 along[name] += float((gradient * directions[name]).sum()) ** 2 * count / len(sequences)
     return {name: (trace[name], along[name]) for name in directions}
@@ -115,5 +118,6 @@ def _take_gradients(units: Mapping[str, _Unit]) -> Iterator[tuple[str, Tensor]]:
         gradient = unit.parameter.grad
         assert gradient is not None
         yield name, gradient if unit.expert is None else gradient[unit.expert]
+    # After all are read: experts of one stack share its gradient.
     for unit in units.values():
         unit.parameter.grad = None

@@ -172,6 +172,7 @@ def entropy_deficit(singular_values: Tensor, *, per_dimension: bool = False) -> 
     if not bool(values.all()):
         return math.inf
     relative = values / values.max()  # scale-free, and its squares cannot overflow
+    # max: for equal singular values, rounding may leave the difference just below 0.
     deficit = max(0.0, float(0.5 * relative.square().mean().log() - relative.log().mean()))
     return deficit if per_dimension else deficit * values.numel()
 
@@ -246,7 +247,7 @@ def activation_entropy_bound(entropy: float, dimension: int, lipschitz_constant:
     variables; Papoulis & Pillai 2002, §14-3), and every term is at most log L. Where $\varphi$ is flat on a
     set of positive probability (ReLU) the output has no density and its entropy counts as `-inf`; on the
     image of the active coordinates ReLU is the identity and the bound is an equality with L = 1. So tanh,
-    sigmoid and ReLU never add entropy, while GELU and SiLU may add up to 0.1213 and 0.0952 nats a coordinate.
+    sigmoid and ReLU never add entropy, while GELU and SiLU may add up to 0.1213 and 0.0952 nats per coordinate.
 
     Args:
         entropy: h(y) in nats.

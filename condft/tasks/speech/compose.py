@@ -62,6 +62,7 @@ _FLATTEN_TEMPLATE = """\
 {%- endfor -%}
 {%- set messages = flattened.messages +%}"""
 
+# For a language model without a chat template of its own.
 _PLAIN_TEMPLATE = """\
 {{- bos_token | default('', true) -}}
 {%- for message in messages -%}

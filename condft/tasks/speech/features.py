@@ -65,6 +65,7 @@ def tower_fingerprint(tower: nn.Module, feature_extractor: Any) -> str:
     for settings in (config.to_dict(), feature_extractor.to_dict()):
         numeric = {key: value for key, value in settings.items() if key not in _NOT_NUMERIC}
         digest.update(json.dumps([_FORMAT, numeric], sort_keys=True, default=str).encode())
+    # update_hash includes the dtype, which is therefore not needed among the settings above.
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(f"{name} ".encode())
         update_hash(digest, tensor)

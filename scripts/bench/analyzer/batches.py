@@ -40,7 +40,7 @@ def batches_against_threads(repeats: int) -> list[dict[str, Any]]:
 
 
 def measured(threads: int, repeats: int, work: Mapping[str, tuple[int, int, int]] = WORK) -> list[dict[str, Any]]:
-    """Milliseconds a matrix, in turns: the least of the repeats, which other work on the machine changes least."""
+    """Milliseconds per matrix, in turns: the least of the repeats, which other work on the machine changes least."""
     torch.set_num_threads(threads)
     rows = []
     for name, shape in work.items():

@@ -113,6 +113,7 @@ def main() -> None:
         write(Path(paths[0]))
         print(json.dumps({}))
     elif kind == "baseline":
+        # A product, so that what torch loads for one is part of the baseline.
         torch.ones(2, 2) @ torch.ones(2, 2)
         print(json.dumps({"peak_bytes": peak_rss_bytes()}))
     else:

@@ -48,7 +48,7 @@ def routes(place: Place) -> Result:
 
 
 def batches(place: Place) -> Result:
-    """Batched calls on the device: κ against fp64 on the CPU, and seconds a matrix against one call each."""
+    """Batched calls on the device: κ against fp64 on the CPU, and seconds per matrix against one call each."""
     found: Result = {"problems": []}
     for name, (count, *shape) in (SMALL_BATCHES if place.small else BATCHES).items():
         stack = torch.randn((count, *shape), generator=torch.Generator().manual_seed(0)) * 0.02

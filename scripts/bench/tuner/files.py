@@ -71,6 +71,7 @@ def files(units: Sequence[str], repeats: int, tick: Callable[[], Any]) -> dict[s
     loaded: list[Any] = []
 
     def bare() -> None:
+        # from_pretrained wraps the base in place, so the last round's base is unwrapped for the next one.
         bases.extend(adapted.unload() for adapted in loaded)
         loaded.clear()
 

@@ -74,6 +74,7 @@ def quarter_of_experts(model: Any, seed: int = 0) -> list[str]:
 def batch(model: Any, tokens: int, *, samples: int = 4) -> Tensor:
     """`(samples, tokens / samples)` seeded random ids."""
     generator = torch.Generator().manual_seed(0)
+    # From 3 on: the ids below are special tokens.
     return torch.randint(3, model.config.vocab_size, (samples, tokens // samples), generator=generator)
 
 

@@ -153,7 +153,7 @@ def expert_steps(
 def compared(
     contestants: Mapping[str, Adapted], ids: Tensor, repeats: int, seconds: float, tick: Callable[[], Any]
 ) -> dict[str, Any]:
-    """Seconds a step of each, and the ratio of the first to every other."""
+    """Seconds per step of each, and the ratio of the first to every other."""
     ours, *others = contestants
     steps = {name: partial(contestant.step, ids) for name, contestant in contestants.items()}
     runs = race(steps, rounds=repeats, seconds=seconds, tick=tick)

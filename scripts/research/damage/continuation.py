@@ -53,7 +53,7 @@ class Change:
     """What a changed weight did to a text.
 
     Attributes:
-        cross_entropy: Change of the mean cross-entropy, nats a token.
+        cross_entropy: Change of the mean cross-entropy, nats per token.
         standard_error: Of that, over the windows.
         kl: Mean KL(base ‖ changed) a token, nats; None where it was not asked for.
     """
@@ -83,7 +83,7 @@ class FixedText:
 
     @property
     def cross_entropy(self) -> float:
-        """Of the base, nats a token."""
+        """Of the base, nats per token."""
         return float(self._losses.mean())
 
     def change(self, layer: int) -> Change:

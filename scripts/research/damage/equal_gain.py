@@ -37,6 +37,7 @@ def at_equal_gain(points: Sequence[tuple[float, float]], gain: float, *, power: 
             share = math.log(gain / low) / math.log(high / low)
             if min(low_damage, high_damage) > 0:
                 return low_damage * (high_damage / low_damage) ** share
+            # A damage that is not above 0 has no logarithm: linear instead.
             return low_damage + share * (high_damage - low_damage)
     nearest, damage = min(found, key=lambda point: abs(math.log(gain / point[0])))
     return damage * (gain / nearest) ** power

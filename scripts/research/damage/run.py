@@ -50,7 +50,7 @@ class Protocol:
         sampled_sequences: Sequences sampled from the base, for the Fisher information.
         sampled_tokens: Tokens of each.
         relative_norm: ‖ΔW‖/‖W‖ of the first point, the same for all tensors.
-        equal_gain: Nats a token; the second point has the norm that should gain this much, judged by the first point.
+        equal_gain: Nats per token. The second point has the norm that should gain this much, judged by the first.
         narrowest: The second norm is at least this many times the first.
         widest: At most this many times: for queries and keys a larger norm soon gains less.
     """

@@ -51,7 +51,7 @@ def measure_atlas(folders: Sequence[Path], results: Path) -> int:
 def atlas_row(row: SpectralRow) -> dict[str, Any]:
     """A weight's line: κ and the rest from the spectrum, and what κ and the shape alone say of it.
 
-    Deficit and log-volume are nats a dimension; `deficit_at_least` and `deficit_at_most` are
+    Deficit and log-volume are nats per dimension; `deficit_at_least` and `deficit_at_most` are
     `entropy_deficit_bounds` of κ. Infinite figures (a rank-deficient weight) are null.
     """
     dimension = min(row.matrix_shape)

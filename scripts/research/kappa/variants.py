@@ -84,6 +84,7 @@ def nf4_round_trip(weight: Tensor) -> Tensor:
 
 def add_noise(name: str, weight: Tensor, *, relative_norm: float) -> Tensor:
     """Adds Gaussian noise of exactly that Frobenius norm, relative to the weight's; drawn by the weight's name."""
+    # crc32, because Python salts `hash` of a string anew in every process.
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     noise = torch.randn(weight.shape, generator=generator)
     size = relative_norm * float(weight.norm()) / float(noise.norm())

@@ -154,6 +154,7 @@ class Pretraining:
         measured = {point["step"] for point in points_of(config, self.key)}
         with tqdm(total=config.steps, initial=self.step, desc="pre-training", unit="step") as bar:
             while True:
+                # First: a run that was interrupted before a measurement makes up for it when it continues.
                 if self.step in config.points and self.step not in measured:
                     append_line(config.results, self._measure())
                 if self.step == config.steps:
@@ -169,6 +170,7 @@ class Pretraining:
         """Every window once an epoch, in an order drawn by seed and epoch."""
         size, per_epoch = self.config.batch_size, len(self.windows) // self.config.batch_size
         epoch, index = divmod(step - 1, per_epoch)
+        # A large factor, so that no epoch of one seed has the order of an epoch of the next.
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.windows), generator=generator)
         return self.windows[order[index * size : (index + 1) * size]]

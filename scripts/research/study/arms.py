@@ -34,7 +34,7 @@ class Context:
         modules_to_save: Modules that train in every arm, in addition to the budget (the projector).
         sampled_tokens: Text sampled from the base, `(num_sequences, length)`, for rules that need it; other draws
             than forgetting is measured on.
-        losses: For some batches of the task, each computes the base model's mean loss (nats an answer token).
+        losses: For some batches of the task, each computes the base model's mean loss (nats per answer token).
     """
 
     model: nn.Module
@@ -132,7 +132,7 @@ def _kappa_targets(context: Context) -> list[str]:
 
 
 def _osf(context: Context) -> Arm:
-    """The targets of PEFT's KappaTuneSelector (default: the lowest fifth) that are weights that may be trained."""
+    """PEFT's OSF on every weight that may be trained, each with as many low directions as the budget pays for."""
     per_direction = sum(sum(row.matrix_shape) + 1 for row in context.report.rows)
     low = max(1, round(context.budget / per_direction))
     names = _all_linear(context)

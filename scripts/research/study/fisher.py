@@ -31,7 +31,7 @@ def least_cost_at_equal_gain(
         report: Of the candidate units.
         fraction: Budget, of their parameters.
         sampled_tokens: `(num_sequences, length)`, sampled from the base.
-        losses: One a batch of the task, two or more: the base's mean loss over it.
+        losses: One for each batch of the task, two or more: the base's mean loss over it.
         rule: Of `select_units`: stratify.
     """
     found = adam_directions(model, [row.name for row in report.rows], losses)

@@ -58,10 +58,10 @@ def paired_ratio(
     interval whose draws include a denominator that is not positive has no upper end (`inf`).
 
     Args:
-        numerators: One value a seed.
+        numerators: One value for each seed.
         denominators: The other arm's, of the same seeds.
         draws: Bootstrap draws.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
         ValueError: Not one value each for at least one seed.
@@ -140,7 +140,7 @@ def ratio_across(
         numerators: (levels, seeds); nan where the arm does not get there.
         denominators: The other arm's, of the same levels and seeds.
         draws: Bootstrap draws over seeds, both arms of each.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
         ValueError: Not two matrices of one shape.

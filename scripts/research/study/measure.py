@@ -32,7 +32,7 @@ class Baseline:
     """The base model's scores, and text sampled from it; the same for all runs of a study.
 
     Attributes:
-        text_ce: Nats a token on the text that every point reads.
+        text_ce: Nats per token on the text that every point reads.
         final_text_ce: On the longer text of a run's end.
         cloze: Mean log-probability of the completions.
         sampled_tokens: `(num_sequences, length)`, text that the KL divergence to the base is measured on.
@@ -61,6 +61,7 @@ class Baseline:
 def _measure_base(config: StudyConfig, task: Task, accelerator: Accelerator) -> dict[str, Any]:
     settings = config.evaluation
     with task.fresh(config.seeds[0], accelerator) as model:
+        # Two seeds: arms that select by sampled text are not measured on the text that they selected by.
         measured, selected = (
             sample_from_base(
                 model,
@@ -105,9 +106,9 @@ def measure_point(
     """The figures of one evaluation point.
 
     Returns:
-        `test_loss` (nats an answer token), `text_ce_change` (nats a token, above 0: forgotten), `kl_to_base` (nats a
-        token of text sampled from the base), `cloze_change` (nats a completion, below 0: forgotten), and the word
-        error rates of a speech task if `transcribe`.
+        `test_loss` (nats per answer token), `text_ce_change` (nats per token, above 0: forgotten), `kl_to_base` (nats
+        per token of text sampled from the base), `cloze_change` (nats per completion, below 0: forgotten), and the
+        word error rates of a speech task if `transcribe`.
     """
     with full_precision(arm.model):
         figures = {

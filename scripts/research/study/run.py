@@ -62,6 +62,7 @@ class Study:
 
     def run(self, spec: RunSpec) -> None:
         """Does one run and appends its points and its end; a diverged run ends as `failed`, with the reason."""
+        # PEFT draws the initial values of LoRA from the global state.
         torch.manual_seed(spec.seed)
         run = _Run(self, spec)
         try:
