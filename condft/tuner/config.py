@@ -203,6 +203,7 @@ class CondFTConfig(PeftConfig):
                 f"target_units names what trains, so {given[0]}={getattr(self, given[0])} could not act: give one of "
                 "them, not both"
             )
+        # PEFT (0.21) applies layers_to_transform to lists only: on a pattern it would have no effect.
         is_pattern = isinstance(self.target_modules, str) and self.target_modules != INCLUDE_LINEAR_LAYERS_SHORTHAND
         if self.layers_to_transform is not None and is_pattern:
             raise ValueError(
@@ -238,6 +239,7 @@ class CondFTConfig(PeftConfig):
     @property
     def ranks_by_fisher_information(self) -> bool:
         """Whether the selection needs Fisher information, which the analysis of the weights does not give."""
+        # A random order and given units need no score, so the backward passes are saved.
         return self.score == "fisher_information" and self.order != "random" and self.target_units is None
 
     def check_rule(self) -> None:
@@ -268,6 +270,7 @@ class CondFTConfig(PeftConfig):
         path = Path(self.report)
         if path.is_dir():
             path = path / _HUB_FILE
+        # A hub id looks like a relative path, so the disk comes first.
         return SpectralReport.load(path if path.is_file() else _fetched(str(self.report)))
 
 

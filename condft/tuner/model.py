@@ -108,18 +108,18 @@ class CondFTModel(BaseTuner):
 
     def _prepare_model(self, peft_config: CondFTConfig, model: nn.Module) -> None:
         """Decides what trains and writes it into the config. PEFT calls this before every injection."""
-        refuse_partitions(model)
+        refuse_partitions(model)  # first: a ZeRO-3 partition has no values, so all that follows would fail
         targets = Targets(model)
         resolution: Resolution | None
         if peft_config.target_units is None:
             resolution = resolve(peft_config, model, targets)
             units = resolution.target_units
         else:
-            peft_config.check_rule()
+            peft_config.check_rule()  # a changed budget would have no effect
             units = tuple(peft_config.target_units)
             if not units:
                 raise ValueError("target_units=[] trains nothing: name units, or leave it None to select by a budget")
-            _check_targets_exist(peft_config, model, targets)
+            _check_targets_exist(peft_config, model, targets)  # before `plan`, whose error knows no near names
             resolution = None
         # In this order: what cannot train at all is refused as such, before an error could advise how to untie it.
         plan = targets.plan(units, bias=peft_config.bias == "selected")
@@ -236,6 +236,7 @@ class CondFTModel(BaseTuner):
         wrapped = [path for path, m in self.model.named_modules() if isinstance(m, CondFTLayer)]
         quantized = [path for path in wrapped if self.model.get_submodule(path).quantization_backend is not None]
         model: Any = super()._unload_and_optionally_merge(*args, **kwargs)
+        # Only a merge makes them dense: after a plain unload they are quantized as before.
         exempt_from_quantization(model, (p for p in quantized if not is_quantized(model.get_submodule(p))))
         return model
 

@@ -35,11 +35,12 @@ def add_note(folder: str | Path) -> None:
     path = Path(folder) / "README.md"
     if path.exists():
         card = ModelCard.load(path)
+    # A config that is saved alone gets no card: without weights there is no adapter to load.
     elif (path.parent / "adapter_model.safetensors").exists():
         card = ModelCard(f"---\nlibrary_name: peft\ntags:\n- {_TAG}\n---\n")
     else:
         return
     card.data.tags = sorted({*(card.data.tags or []), _TAG})
-    if _HEADING not in card.text:
+    if _HEADING not in card.text:  # so that a second call changes nothing
         card.text = f"\n{_NOTE_IN_CARD}\n{card.text.lstrip()}"
     card.save(path)

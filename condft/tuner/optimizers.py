@@ -118,6 +118,7 @@ def decay_towards_base(optimizer: AnyOptimizer, model: nn.Module) -> AnyOptimize
             for parameter in group["params"]:
                 # Without a gradient there is no step: torch's optimizers do not decay such a parameter either.
                 if parameter.grad is not None and id(parameter) in base_of:
+                    # The base may have half precision, or be offloaded to the CPU.
                     base = base_of[id(parameter)].to(parameter)
                     # lerp_ is the formula: w + strength * (w0 - w).
                     # `.data`, since gradients are recorded in this hook, other than in the step.

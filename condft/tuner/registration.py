@@ -8,6 +8,7 @@ from condft.tuner.patches.peft_type import add_peft_type
 __all__ = ["METHOD_NAME", "PREFIX", "peft_type", "register"]
 
 METHOD_NAME = "condft"
+# PEFT finds an adapter's tensors in a state_dict by this prefix of the attribute that holds them.
 PREFIX = "condft_"
 
 
@@ -27,5 +28,6 @@ def register(config_cls: type, model_cls: type) -> None:
         config_cls: The class of its configs.
         model_cls: The tuner class, a `BaseTuner`.
     """
+    # PEFT (0.21) raises a KeyError for a method that is registered twice.
     if peft_type() not in PEFT_TYPE_TO_CONFIG_MAPPING:
         register_peft_method(name=METHOD_NAME, config_cls=config_cls, model_cls=model_cls, prefix=PREFIX)

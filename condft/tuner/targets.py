@@ -18,6 +18,7 @@ from condft.weights.walk import canonical_name
 __all__ = ["Target", "Targets", "layer_class", "parameter_of"]
 
 _FORWARDS = {kind.forward for kind in SUPPORTED_LAYERS}
+# nn.MultiheadAttention has one fused weight if keys, values and embeddings have the same width, else three.
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight")
 
 
@@ -119,6 +120,7 @@ class Targets:
         parent = self.module(parent_path) if parent_path in self._modules else None
         if isinstance(module, nn.MultiheadAttention) and key in _ATTENTION_WEIGHTS:
             return _not_sliced(name, label) or Target(path, key, None, (path, name))
+        # The attention reads out_proj.weight and never calls out_proj: a wrapper there would have no effect.
         if isinstance(parent, nn.MultiheadAttention) and f"{path.rpartition('.')[2]}.{key}" in _ATTENTION_WEIGHTS:
             return _not_sliced(name, label) or Target(parent_path, f"out_proj.{key}", None, (parent_path, path))
         if isinstance(module, SUPPORTED_LAYERS) and key == "weight":
@@ -198,6 +200,7 @@ def _union(name: str, found: list[Slices | None]) -> Slices | None:
             f"{name!r} is named as a whole and in {len(found) - whole} slices too: name either the one or the others"
         )
     parts = [slices for slices in found if slices is not None]
+    # All heads of one weight are cut along the same dimension: rows of q, k and v, columns of the output.
     return None if whole else Slices.joined(parts[0].dim, (run for part in parts for run in part.runs))
 
 
@@ -218,7 +221,7 @@ def _biases(module: nn.Module, parts: Parts) -> dict[str, Slices | None]:
     else:
         for parameter, slices in parts.items():
             bias = getattr(module, f"{parameter}_bias", None)
-            if slices is not None and isinstance(bias, nn.Parameter) and bias.ndim == 2:
+            if slices is not None and isinstance(bias, nn.Parameter) and bias.ndim == 2:  # (experts, outputs)
                 found[f"{parameter}_bias"] = slices
     return found
 
@@ -228,7 +231,7 @@ def _attention_biases(module: nn.MultiheadAttention, parts: Parts) -> dict[str, 
     if module.in_proj_bias is not None:
         # One bias for q, k and v, in that order, whether their weights are fused or not.
         thirds = [i for i, key in enumerate("qkv") if f"{key}_proj_weight" in parts]
-        if "in_proj_weight" in parts or len(thirds) == 3:
+        if "in_proj_weight" in parts or len(thirds) == 3:  # all of it: None and not slices
             found["in_proj_bias"] = None
         elif thirds:
             size = module.embed_dim

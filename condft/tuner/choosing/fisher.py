@@ -169,6 +169,7 @@ def _traces(model: Any, parameters: _Units, tokens: Tensor, *, progress: bool) -
                     f"{type(model).__name__} gives no next-token logits for input_ids: Fisher information is that of "
                     "a causal LM's text"
                 )
+            # A sum: g is the gradient of the whole sequence's log-probability. `scale` divides by the length.
             F.cross_entropy(logits[0, :-1].float(), inputs[0, 1:], reduction="sum").backward()
     found = {name: trace.item() for name, trace in traces.items()}
     damaged = sorted(name for name, trace in found.items() if not math.isfinite(trace))
@@ -186,7 +187,7 @@ def _gradients_of(
     handles = []
     try:
         for parameter, _, _ in before:
-            parameter.grad = None
+            parameter.grad = None  # else the backward would add to it
             parameter.requires_grad_(parameter in parameters)
         # After requires_grad_: torch registers no such hook on a frozen parameter.
         handles = [parameter.register_post_accumulate_grad_hook(collect) for parameter in parameters]
@@ -210,7 +211,7 @@ def _base_alone(model: nn.Module) -> Iterator[None]:
     layers: list[Any] = [m for m in model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
     if any(getattr(layer, "merged", False) for layer in layers):
         raise ValueError("an adapter is merged, so the base cannot be measured: call unmerge_adapter() first")
-    on = [layer for layer in layers if not layer.disable_adapters]
+    on = [layer for layer in layers if not layer.disable_adapters]  # only these are switched on again
     # PEFT's enable_adapters also changes requires_grad.
     with flags_kept(model):
         try:

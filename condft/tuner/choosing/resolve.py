@@ -106,8 +106,10 @@ def _report(config: CondFTConfig, model: nn.Module, plan: WorkPlan, candidates: 
     group = plan.group
     report = group.from_first(config.load_report)
     if report is None:  # on every process or on none, since the first one's report is used
+        # Most scores need no more than the extreme singular values and the Frobenius norm.
         spec = MeasureSpec("all" if config.score in WHOLE_SPECTRUM_SCORES else "basic")
         request = Request(type(model).__name__, spec, frozenset(candidates))
+        # The first process's cache for all: the environment may turn caching off on one of them only.
         report = analyze_units(plan, request, group.from_first(lambda: open_cache(True)))
     else:
         _check_report(report, plan, candidates, config.granularity)
@@ -118,6 +120,7 @@ def _report(config: CondFTConfig, model: nn.Module, plan: WorkPlan, candidates: 
 
 
 def _with_fisher_information(report: SpectralReport, model: nn.Module, candidates: set[str]) -> SpectralReport:
+    # A report that was handed over may have it already.
     missing = [row.name for row in report.rows if row.name in candidates and row.fisher_information is None]
     return add_fisher_information(report, model, names=missing) if missing else report
 

@@ -243,6 +243,7 @@ def apply_delta(model: nn.Module, delta: Delta | str | Path, weight: float = 1.0
 
 def _difference(update: Update, dtype: torch.dtype | None) -> DeltaTensor:
     values = update.difference()
+    # At once, so that one difference at a time is in the device's memory.
     values = values.to("cpu", dtype or values.dtype)
     base_dtype = str(update.base.dtype).removeprefix("torch.")
     whole = DeltaTensor(values, tuple(update.base.shape), base_dtype, tensor_digest(update.base))

@@ -164,6 +164,7 @@ def _no_lora_form(update: Update) -> str | None:
 
 def _as_matrix(layer: nn.Module, difference: Tensor) -> Tensor:
     """The difference as an `(outputs, inputs)` matrix, the shape of LoRA's `B @ A`."""
+    # Conv1D holds (inputs, outputs), an embedding (tokens, outputs). A convolution's kernel counts as inputs.
     return difference.T if isinstance(layer, Conv1D | nn.Embedding) else difference.flatten(1)
 
 
@@ -175,6 +176,7 @@ def _factorize(matrix: Tensor, norm: float, rank: int | None, max_error: float |
         # lost[r]: norm of the update that r kept singular values miss. Summed from the smallest value up, so that no
         # small square is lost in a large sum.
         lost = values.double().square().flip(0).cumsum(0).flip(0).sqrt().tolist()
+        # At full rank nothing but rounding is lost, so there is always an answer.
         rank = next((r for r in range(1, len(lost)) if lost[r] <= max_error * norm), len(lost))
     root = values[:rank].sqrt()
     return root[:, None] * right[:rank], left[:, :rank] * root
@@ -221,13 +223,13 @@ def _lora_config(model: Any, adapter_name: str, export: LoraExport) -> LoraConfi
         r=largest,
         lora_alpha=largest,
         rank_pattern=others,
-        alpha_pattern=others,
+        alpha_pattern=others,  # alpha = rank, so that the scaling is exactly one
         target_modules="|".join(map(re.escape, names)) if ambiguous else names,
         modules_to_save=ours.modules_to_save,
         trainable_token_indices=ours.trainable_token_indices,
         base_model_name_or_path=ours.base_model_name_or_path or base_model.__dict__.get("name_or_path"),
         task_type=ours.task_type,
-        auto_mapping=kind if ours.task_type is None else None,
+        auto_mapping=kind if ours.task_type is None else None,  # as PEFT itself saves it
         inference_mode=True,
     )
 

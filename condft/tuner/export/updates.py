@@ -40,6 +40,7 @@ class Update:
     def difference(self) -> Tensor:
         """`trained - base`, in the shape of `trained`, in fp32 or in the wider dtype if one of them is wider."""
         base = self.base if self.slices is None else self.slices.take(self.base)
+        # In fp32 at least: for most weights the difference then has no rounding error (see `export.delta`).
         wide = torch.promote_types(torch.promote_types(base.dtype, self.trained.dtype), torch.float32)
         return self.trained.to(wide) - base.to(self.trained.device, wide)
 
@@ -64,7 +65,7 @@ def iter_updates(model: nn.Module, adapter_name: str = "default") -> Iterator[Up
         ValueError: The model has no such adapter; an adapter is merged, so the base weights cannot be read; weights
             are sharded; or a saved module is tied to another one in the base model.
     """
-    _refuse_merged(model)
+    _refuse_merged(model)  # the base layer would hold trained values
     names_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if canonical_name(name) not in names_of.setdefault(id(parameter), []):

@@ -81,6 +81,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
+        # PEFT's name for the attributes with an adapter's parameters. Not of the class: each module has others.
         self.adapter_layer_names: tuple[str, ...] = ()
         self.slices: dict[str, dict[str, Slices | None]] = {}  # parameter -> adapter -> slices
         self.merged_adapters: list[str] = []
@@ -130,6 +131,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         if parameter == "weight" and self.quantization_backend is not None:
             return None  # code that reads a quantized weight expects its packed bits and its scales
         trained_by = self.slices.get(parameter, {})
+        # Each sample has its own adapter, so no single tensor is in effect. Shape and dtype are still asked for.
         if self.batch_adapters:
             name = f"{parameter} of a {type(self._base).__name__}"
             idle = self.batch_adapters.isdisjoint(trained_by)
@@ -218,7 +220,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         self.update_offloading()
 
     def delete_adapter(self, adapter_name: str) -> None:
-        super().delete_adapter(adapter_name)
+        super().delete_adapter(adapter_name)  # PEFT's own knows the parameters only
         for by_adapter in self.slices.values():
             by_adapter.pop(adapter_name, None)
         self._offloading_adapters.discard(adapter_name)
@@ -258,6 +260,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
             self.unmerge()
         if self.disable_adapters or self.merged:  # merged, the base layer holds the adapter's values
             return None
+        # Several adapters may be active in a model, as long as each module is trained by one of them at most.
         active = [name for name in self.active_adapters if self.trains(name)]
         if len(active) > 1:
             raise ValueError(
@@ -304,7 +307,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
             raise ValueError(f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken")
         for parameter, slices, copy in parts:
             self._merged_parameters.replace(self, parameter, slices, copy.detach(), dense_dtype=self._dense_dtype)
-        self.merged_adapters.append(names[0])
+        self.merged_adapters.append(names[0])  # before update_offloading, which asks whether the layer is merged
         self.update_offloading()
 
     @on_whole_tensors
@@ -322,7 +325,7 @@ class CondFTLayer(nn.Module, BaseTunerLayer):
         for parameter, _, copy in self.parts_of(adapter_name):
             target = device if device is not None else self._device_of(parameter)
             if not copy.is_meta and target.type != "meta":
-                copy.data = copy.data.to(target)
+                copy.data = copy.data.to(target)  # `.data`: an optimizer may hold the parameter
 
     # For PEFT's convert_to_lora, which needs additive updates. `export_lora` makes one of the difference.
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:

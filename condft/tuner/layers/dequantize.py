@@ -100,7 +100,7 @@ def dense_values(module: nn.Module, parameter: str) -> Tensor:
     holder = module.get_submodule(owner)
     found = _quantized(holder, key)
     if found is None:
-        values: Tensor = getattr(holder, key).detach()
+        values: Tensor = getattr(holder, key).detach()  # no copy: to keep the values, clone them
         return values
     if found.deferred is None:
         raise ValueError(f"{parameter} of {type(module).__name__} cannot be dequantized here: it is {found.kind}")
@@ -137,6 +137,7 @@ def dequantized(module: nn.Module, dtype: torch.dtype) -> Iterator[Tensor]:
     mark = (weight.data_ptr(), weight.shape)  # not the weight: the hooks live as long as the graph and would keep it
 
     def pack(saved: Tensor) -> Any:
+        # Other tensors of the block, the input for example, are kept as usual.
         return None if (saved.data_ptr(), saved.shape) == mark else saved
 
     def unpack(packed: Any) -> Tensor:

@@ -66,6 +66,7 @@ class FunctionalLayer(CondFTLayer):
         bias = self._bias(adapter)
         slices = self.slices["weight"][adapter]
         if slices is not None and is_quantized:
+            # The product is inside the block, so that its backward dequantizes again instead of keeping the weight.
             with dequantized(base, _product_dtype(x)) as weights:
                 return _spliced_linear(x, weights, weight, bias, slices, transposed=False)
         if slices is not None:
@@ -106,6 +107,7 @@ class FunctionalLayer(CondFTLayer):
         if bias is None or adapter not in self.slices.get("bias", ()):
             return bias
         slices, copy = self.slices["bias"][adapter], self.copies_of("bias")[adapter]
+        # In the copy's dtype, which may be wider than the base's; the product casts the result.
         return copy if slices is None else slices.splice(bias.to(copy.dtype), copy)
 
 
@@ -169,7 +171,7 @@ class _SplicedLinear(torch.autograd.Function):
             # Rows of the weight are columns of the output's gradient; columns of the weight are columns of the input.
             rows = slices.take(flat_grad, dim=1) if slices.dim == 0 else flat_grad
             columns = slices.take(flat_x, dim=1) if slices.dim == 1 else flat_x
-            for_values = rows.t() @ columns
+            for_values = rows.t() @ columns  # the slices' gradient alone, not cut out of a whole one
         if ctx.needs_input_grad[3]:
             for_bias = flat_grad.sum(0)
         return for_x, None, for_values, for_bias, None

@@ -55,6 +55,7 @@ def pass_adapter_names(
                 names = [name if name in module._adapters else BASE for name in names]
             else:
                 cast(Any, module).batch_adapters = frozenset(names)
+            # A hook, since the model's own modules in between do not pass the argument on.
             handles.append(module.register_forward_pre_hook(partial(_add_names, names), with_kwargs=True))
     try:
         yield
@@ -136,6 +137,7 @@ def mixed_forward(layer: Any, x: Tensor, *args: Any, adapter_names: Sequence[str
             samples = [index for index, own in enumerate(adapter_names) if own == name]
             layer._active_adapter = [] if name == BASE else [name]  # set_adapter() would also change requires_grad
             layer.update_offloading()
+            # Not `layer(...)`, which would run the hook that adds the names, and never end.
             outputs.append(layer.forward(x[samples], *args, **kwargs))
             order += samples
     finally:
@@ -154,6 +156,7 @@ def metadata_only(parameter: Tensor, name: str) -> Tensor:
         parameter: The base layer's.
         name: What the error calls it.
     """
+    # A view of the parameter, so that it costs no memory.
     tensor = parameter.detach().as_subclass(_MetadataOnly)
     tensor.name_of_parameter = name
     return tensor

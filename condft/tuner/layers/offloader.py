@@ -62,9 +62,9 @@ class Offloader:
             entry = self._entries.get(name)
             if name in names and (entry is None or not entry.is_offloaded):
                 values = _values(parameter, entry)
-                if values.is_meta:
+                if values.is_meta:  # nothing to move, as with low_cpu_mem_usage
                     continue
-                self._entries[name] = _Entry(parameter.device)
+                self._entries[name] = _Entry(parameter.device)  # before the move, which changes the device
                 _set_values(module, name, values.to(_CPU))
             elif name not in names and entry is not None and entry.is_offloaded:
                 self._move_to_device(module, name, parameter.data, entry.device)
@@ -95,6 +95,7 @@ class Offloader:
 
     def _move_to_device(self, module: nn.Module, name: str, values: Tensor, device: torch.device) -> None:
         _set_values(module, name, values.to(device))
+        # After the move: the version is that of the memory on the device.
         self._entries[name] = _Entry(device, values, _version_of(module.get_parameter(name)))
 
     def device_of(self, module: nn.Module, name: str) -> torch.device:

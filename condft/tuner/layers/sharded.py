@@ -62,6 +62,7 @@ def whole_tensors(layer: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: The module's parameters belong to FSDP1.
     """
+    # Before anything is gathered, so that a refusal leaves the layer as it was.
     _refuse_flat_parameters(layer)
     _reshard(layer)
     shards: list[tuple[dict[str, Any], str, Any]] = [
@@ -75,6 +76,7 @@ def whole_tensors(layer: nn.Module) -> Iterator[None]:
         whole = shard.detach().full_tensor()
         parameters[name] = nn.Parameter(whole, requires_grad=shard.requires_grad)
     try:
+        # DeepSpeed changes the parameters in place, so unlike DTensors they are not replaced here.
         with _gathered([parameter for parameter in layer.parameters() if is_partition(parameter)]):
             yield
         for parameters, name, shard in shards:

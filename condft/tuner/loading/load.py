@@ -84,7 +84,7 @@ def load(
         model: PeftModel = PeftModel.from_pretrained(
             base,
             str(adapter),
-            config=config,
+            config=config,  # with this function's changes; PEFT would read the file again
             adapter_name=adapter_name,
             is_trainable=is_trainable,
             low_cpu_mem_usage=low_cpu_mem_usage,

@@ -44,6 +44,7 @@ class _Parts:
         self.position = {expert: index for index, expert in enumerate(self.trained)}
         self.matrices: tuple[Tensor, ...] = _Unbind.apply(values)
         self.is_in_graph = False
+        # Made when they are first needed: which of them depends on how the module uses the stack.
         self._cast: Tensor | None = None
         self._whole: Tensor | None = None
 
@@ -129,6 +130,7 @@ def expert_stack(base: Tensor, values: Tensor, slices: Slices) -> ExpertStack:
     >>> stack.shape, stack[3].sum(), stack[0].sum()
     (torch.Size([4, 2, 2]), tensor(4.), tensor(0.))
     """
+    # Detached: the frozen experts get no gradient.
     return _view(_Parts(base.detach(), values, slices), is_transposed=False)
 
 
@@ -187,7 +189,7 @@ def _getitem(stack: ExpertStack, index: Any) -> Any:
 
 
 def _transpose(stack: ExpertStack, dim0: int, dim1: int) -> Any:
-    if {dim0 % 3, dim1 % 3} != {1, 2}:
+    if {dim0 % 3, dim1 % 3} != {1, 2}:  # dimensions may be negative
         return NotImplemented
     return _view(stack.parts, is_transposed=not stack.is_transposed)
 
