@@ -134,6 +134,7 @@ def analyze(
     """
     check_measures(measures)
     check_stratify(stratify)
+    # A string is a collection too, of its characters.
     if isinstance(names, str):
         raise ValueError(f"names={names!r} is one string: give a collection such as {[names]}")
     if keep_lowest is not None and keep_lowest < 1:
@@ -195,6 +196,7 @@ def analyze_units(
     if not requested:
         raise ValueError(nothing_to_analyze(request.label, skipped))
     if cache is None:
+        # Nothing is looked up, so no digest is needed before the measuring: each weight is read once.
         known_digests: dict[str, str] = {}
         state = request.new_state(requested)
     else:

@@ -82,6 +82,7 @@ class WorkPlan:
                 thread_map(single, work, note)
 
             try:
+                # Before the local units: the other processes wait in the same gathers.
                 process(gathered)
             except Exception:
                 for _ in gathered:

@@ -1,4 +1,4 @@
-"""The units of a checkpoint folder, kept without values, and whether the folder is still the one that they are of.
+"""The units of a checkpoint folder, kept without values, and the check that the folder has not changed since.
 
 An unchanged folder need not be read: its index says what its units are and what their digests are. Whether it is
 unchanged is decided by path, size, times and inode of each of its files.
@@ -57,7 +57,7 @@ class FolderFingerprint:
     @classmethod
     def of(cls, folder: Path, granularity: str, *, trust_remote_code: bool) -> "FolderFingerprint":
         """The fingerprint of a folder as it is now."""
-        taken_ns = time.time_ns()
+        taken_ns = time.time_ns()  # before any file is looked at: what changes later has a later time
         files: dict[str, Any] = {
             "transformers": importlib.metadata.version("transformers"),  # it maps keys to parameters
             "algorithm": ALGORITHM_VERSION,

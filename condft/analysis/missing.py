@@ -42,7 +42,7 @@ class RowWriter:
     last: float = field(default_factory=time.monotonic)
 
     def write_if_due(self) -> None:
-        """Writes if the last time is long ago."""
+        """Writes if the last write was more than `_WRITE_EVERY` seconds ago."""
         if time.monotonic() > self.last + _WRITE_EVERY:
             self.write()
 

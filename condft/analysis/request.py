@@ -37,6 +37,7 @@ class Request:
         """
         if self.names is None:
             return dict(infos)
+        # A skipped weight is a known name: the report says why it has no row.
         unknown = sorted(self.names - infos.keys() - {skip.name for skip in skipped})
         if unknown:
             raise ValueError(

@@ -50,6 +50,7 @@ class AnalysisState:
         """
         self.versions = versions or self.versions
         self.rows = dict(rows)
+        # Not final: the cache does not say how many products they took.
         self.bounds = {name: Bound(value) for name, value in bounds.items()}
         for row in rows.values():
             if not self.spec.satisfied_by(row) and row.name not in self.bounds:
@@ -112,6 +113,7 @@ class AnalysisState:
         return {name: row.condition_number for name, row in self.rows.items() if self.spec.satisfied_by(row)}
 
     def _screening(self, keep: int) -> Screening:
+        # Without damaged units: they never get a figure, so the search would never end.
         strata: dict[str, list[str]] = defaultdict(list)
         for name, info in self.infos.items():
             if name not in self.non_finite:

@@ -55,6 +55,7 @@ def thread_map(units: Iterable[Unit], work: Callable[[Unit], T], on_result: Call
             small = _is_small(unit)
             # One more unit than there are workers is started, so that no worker waits. A large unit needs all
             # threads: everything before it is finished first.
+            # A finished result is handed on at once: the caller stores it, so an interruption loses little.
             while started and (not small or len(started) > workers or started[0][1].done()):
                 finish_oldest()
             if small:

@@ -3,7 +3,7 @@
 A single process is the case of a group of one, so no caller needs two paths. What the processes send each other are
 small Python objects (names, hashes, rows), through object collectives, which work with gloo and nccl. All processes
 make the same calls in the same order, also when one of them fails: its error is sent to the others, which would
-otherwise wait for ever, and raised on all.
+otherwise wait forever, and raised on all.
 """
 
 import pickle
@@ -71,6 +71,7 @@ class ProcessGroup:
                 raise
             raise outcomes[lowest].error from error
         outcomes = self._gather(own)
+        # By rank, so that every process raises the same error: that of the lowest.
         for outcome in outcomes:
             if isinstance(outcome, _Failure):
                 raise outcome.error

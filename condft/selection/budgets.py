@@ -44,6 +44,7 @@ def units_within_fraction(strata: dict[str, list[SpectralRow]], fraction: float)
     """
     rows = [row for members in strata.values() for row in members]
     exact = Fraction(str(fraction))  # 0.7 means seven tenths, so that a share of exactly 21 units is not 20
+    # Rounded down, here and for each share: a budget is never exceeded.
     budget = int(exact * sum(row.num_parameters for row in rows))
     chosen: list[SpectralRow] = []
     following: list[tuple[float, str, SpectralRow]] = []

@@ -234,7 +234,7 @@ def _sides(rows: int, columns: int) -> tuple[int, int]:
 
 
 def _largest_square(n: int, long: int) -> float:
-    """Median of sigma_max^2 (Ma 2012; centring and scaling of Johnstone 2001 with the halves)."""
+    """Median of sigma_max^2 (Ma 2012; centering and scaling of Johnstone 2001 with the halves)."""
     a, b = math.sqrt(long - 0.5), math.sqrt(n - 0.5)
     return (a + b) ** 2 + _TRACY_WIDOM_MEDIAN * (a + b) * (1.0 / a + 1.0 / b) ** (1.0 / 3.0)
 

@@ -132,7 +132,7 @@ def shape_share(strata: Iterable[Sequence[SpectralRow]], chosen: Collection[str]
     for rows in strata:
         finite = [(row.name, *pair) for row in rows if math.isfinite((pair := _actual_and_expected(row, score))[0])]
         inside = [(actual, expected) for name, actual, expected in finite if name in chosen]
-        if not inside:
+        if not inside:  # nothing was chosen here, so there is no gap
             continue
         count += len(inside)
         gap += len(inside) * (fmean(a for _, a, _ in finite) - fmean(a for a, _ in inside))

@@ -250,13 +250,15 @@ def facts_of(
         log_sum = -math.inf if deficient else answer.log_volume
         log_volume = log_sum + n * exponent * math.log(2.0)
         # Equal singular values give 0 up to rounding, never less.
+        # Both terms are of the scaled matrix, so its scale cancels.
         deficit = max(0.5 * n * math.log(sum_of_squares / n) - log_sum, 0.0)
     return SpectralFacts(
+        # By a power of two, so scaling back is exact.
         sigma_max=math.ldexp(answer.largest, exponent),
         sigma_min=0.0 if deficient else math.ldexp(answer.smallest, exponent),
         condition_number=math.inf if deficient else _reported_condition(answer),
         frobenius_norm=math.ldexp(math.sqrt(sum_of_squares), exponent),
-        stable_rank=min(max(sum_of_squares / answer.largest**2, 1.0), float(n)),
+        stable_rank=min(max(sum_of_squares / answer.largest**2, 1.0), float(n)),  # rounding may leave the range
         log_volume=log_volume,
         entropy_deficit=deficit,
         relative_error=answer.error,
@@ -270,6 +272,7 @@ def _sum_of_squares(tall: Tensor) -> float:
     for _, block in iter_row_blocks(tall, torch.promote_types(tall.dtype, torch.float32)):
         norms.append(torch.linalg.vector_norm(block, dim=_along(block)))
         del block  # before the next one is made
+    # The norms of all rows (or columns) are summed in fp64, so rounding does not grow with their number.
     return float(torch.cat(norms).double().square().sum())
 
 
@@ -280,7 +283,7 @@ def _along(block: Tensor) -> int:
 
 def _reported_condition(answer: Answer) -> float:
     """The ratio of the ends; if its error is too large, a lower bound that holds in spite of the error."""
-    ratio = max(1.0, answer.largest / answer.smallest)
+    ratio = max(1.0, answer.largest / answer.smallest)  # rounding may give less than 1 for equal ends
     return ratio if answer.error <= BOUND_FROM else max(1.0, ratio / (1.0 + answer.error))
 
 

@@ -149,7 +149,7 @@ def ritz_ends(projection: Tensor, coupling: Tensor, size: int, dtype: torch.dtyp
         dtype: Dtype of the process.
     """
     vectors, block = len(projection), len(coupling)
-    if not bool(torch.isfinite(projection).all()):  # the inverse of a singular factor: this way finds nothing
+    if not bool(torch.isfinite(projection).all()):  # a singular factor has no inverse: no ends this way
         return Ends(math.inf, 0.0, math.inf, math.inf, vectors // block)
     # `_step` writes T by columns, down to the diagonal block: the part below stays zero.
     values, basis = torch.linalg.eigh(projection, UPLO="U")

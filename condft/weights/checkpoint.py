@@ -151,6 +151,7 @@ def _innermost(model: nn.Module) -> Any:
     from transformers import PreTrainedModel
 
     for path, module in model.named_modules():
+        # Its path must consist of wrapper parts only: then a parameter right inside it has no prefix.
         if isinstance(module, PreTrainedModel) and canonical_name(f"{path}.weight".removeprefix(".")) == "weight":
             return module
     return None
@@ -170,6 +171,7 @@ def _on_meta(build: Any, config: Any, **options: Any) -> nn.Module:
 def _untie(model: nn.Module, name: str) -> None:
     path, _, key = name.rpartition(".")
     module = model.get_submodule(path)
+    # Still on the meta device: a tie is seen by identity, so another object is enough.
     setattr(module, key, nn.Parameter(torch.empty_like(getattr(module, key))))
 
 
@@ -178,7 +180,7 @@ def _auto_class(config: Any) -> str | None:
     offered = getattr(config, "auto_map", None) or {}
     for name in config.architectures or ():
         for auto_class, reference in offered.items():
-            if str(reference).rpartition(".")[2] == name:
+            if str(reference).rpartition(".")[2] == name:  # the reference is such as `modeling_x.XForCausalLM`
                 return str(auto_class)
     return None
 

@@ -136,6 +136,7 @@ def _attention(model: nn.Module, path: str) -> nn.Module | None:
         module = model.get_submodule(".".join(parts[:depth]))
         if type(module).__name__.endswith("Attention"):
             return module
+        # Outward through wrappers only: a weight inside another module is not attention's.
         if not hasattr(module, "base_layer") and not (depth and parts[depth - 1] in WRAPPER_PARTS):
             return None
     return None

@@ -88,7 +88,7 @@ def map_keys(model: nn.Module, tensors: Mapping[str, StoredTensor], quantization
     weights = StoredWeights()
     # A tied parameter under each of its names: the files may hold it under any of them.
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    expected = model.state_dict()
+    expected = model.state_dict()  # with the buffers: files hold these too
     for group in _group_keys(model, expected, tensors, weights.unused):
         reason = _quantized_form(group, tensors, quantization)
         dtype = _dtype_for(model, group.name, expected[group.name].dtype)
@@ -216,7 +216,7 @@ def _acts_within_experts(operation: Any) -> bool:
 
 
 class _OneExpert:
-    """A model for a converter that gets a stack of one expert: it shows stacks of one, since shapes are compared."""
+    """The model as a converter of one expert must see it: its stacks hold one, since the converter compares shapes."""
 
     def __init__(self, model: Any) -> None:
         self.config = model.config
@@ -249,6 +249,7 @@ def _quantized_form(group: _Group, tensors: Mapping[str, StoredTensor], quantiza
 
 def _complete(weights: StoredWeights, model: Any, quantization: str | None) -> None:
     """Gives every name of a tied parameter its values, and notes the parameters that no file holds."""
+    # Parameters that the model makes itself: that no file holds them is no fault.
     ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
     for names in tied_names(model):
         source = next((name for name in names if name in weights.deferred), None)

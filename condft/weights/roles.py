@@ -26,6 +26,7 @@ def special_modules(model: nn.Module) -> dict[int, Role]:
         ):
             found = _call_getter(module, getter)
             if isinstance(found, nn.Module):
+                # PEFT may have wrapped the module: the role is that of the layer inside.
                 roles[id(getattr(found, "base_layer", found))] = role
     return roles
 

@@ -1,4 +1,4 @@
-"""How to know a tensor of which each process holds a part: a DTensor, or a partition of DeepSpeed's ZeRO-3."""
+"""Recognizes a tensor of which each process holds a part only: a DTensor, or a partition of DeepSpeed's ZeRO-3."""
 
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -11,7 +11,7 @@ __all__ = ["is_dtensor", "is_partition", "is_shard"]
 def is_dtensor(tensor: object) -> TypeGuard["DTensor"]:
     """Whether a tensor is a DTensor: a shard by FSDP2 or tensor parallelism, which `full_tensor()` gathers.
 
-    Asked by that method and not by the class: `torch.distributed.tensor` is not in every build of torch.
+    Recognized by that method, not by its class: `torch.distributed.tensor` is not in every build of torch.
     """
     return hasattr(tensor, "full_tensor")
 
@@ -19,7 +19,7 @@ def is_dtensor(tensor: object) -> TypeGuard["DTensor"]:
 def is_partition(tensor: object) -> bool:
     """Whether a parameter is one that DeepSpeed's ZeRO-3 partitions; outside of its own context it has no entries.
 
-    Asked by the attribute that DeepSpeed itself goes by (`deepspeed.zero`, 0.19).
+    Recognized by the attribute that DeepSpeed itself checks (`deepspeed.zero`, 0.19).
     """
     return hasattr(tensor, "ds_id")
 

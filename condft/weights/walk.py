@@ -173,6 +173,7 @@ class _Walk:
         quantized = None if tensor.is_meta else quantized_weight(module, key, tensor)
         sharded = is_dtensor(tensor)
         if quantized is not None:
+            # Of sharded codes, each process has a part only.
             if quantized.deferred is None or sharded:
                 yield _skip(name, tensor, SkipReason.QUANTIZED, quantized.kind + ", sharded" * sharded)
                 return
@@ -237,6 +238,7 @@ class _Walk:
                 name=f"{weight.name}[{head.label}]",
                 tensor=part,
                 matrix=part,
+                # Heads of q, k and v are of different types, also if one projection holds all.
                 module_type=f"{weight.module_type}.{head.part}" if head.part else weight.module_type,
                 take=head.take,
             )

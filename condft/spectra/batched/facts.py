@@ -66,6 +66,7 @@ def batch_size(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     1
     """
     n, m = sorted(shape)
+    # float8 has no arithmetic and would have to be widened first, so it goes alone.
     if not _routes(m, n, "basic", dtype) or dtype.itemsize == 1 or n > _LARGEST_ORDER or m * n > _LARGEST_ENTRIES:
         return 1
     # In bytes: the stack, the members that a route works on, and those in double precision; then the Gram matrix, its
