@@ -66,6 +66,7 @@ def analyze(
                 trust_remote_code=trust_remote_code,
             )
         except NonFiniteWeightError as error:
+            # Without any row there is nothing to print or write.
             if not error.report.rows:
                 raise
             # Raised again at the end: the figures of the other weights are printed and written all the same.

@@ -101,5 +101,6 @@ def _valid_names(sections: Sequence[str]) -> list[str]:
     model: type[BaseModel] = RunConfig
     for section in sections:
         annotation = model.model_fields[section].annotation
+        # An optional section is annotated as `Section | None`.
         (model,) = (kind for kind in get_args(annotation) or (annotation,) if kind is not type(None))
     return sorted(model.model_fields)

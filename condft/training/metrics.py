@@ -50,6 +50,7 @@ def truncate_metrics(path: str | Path, steps: int) -> list[dict[str, Any]]:
     records = read_metrics(path)
     if len(records) < steps:
         raise ValueError(f"{path} holds {len(records)} steps, the checkpoint {steps}: not of one run; use --overwrite")
+    # Also where no record is cut: an incomplete last line must go before more lines are appended.
     write_text(path, "".join(_line(record) for record in records[:steps]))
     return records[:steps]
 

@@ -111,6 +111,7 @@ def only_components_of(stage: Stage, model: nn.Module, *, by_flag: bool = True) 
             parameter.requires_grad_(False)
         yield training
     finally:
+        # All of these had it: `before` holds nothing else.
         for parameter in frozen:
             parameter.requires_grad_(True)
 

@@ -123,6 +123,7 @@ def _collect(
     for source, row in tqdm(rows, desc="checking clips", unit="clip", delay=2):  # no bar if it takes less than 2 s
         try:
             values = parse(row)
+            # Before the recording is looked at: a bad one of another split does not stop this one.
             if split is not None and values["split"] != split:
                 splits.add(values["split"])
                 continue

@@ -142,6 +142,7 @@ def transcribe(
     group = ProcessGroup()
 
     def transcribe_share() -> list[tuple[int, list[str]]]:
+        # Every n-th batch: batches are often sorted by length, and the shares then take about the same time.
         share = range(group.rank, len(prompt_batches), group.size)
         texts: list[tuple[int, list[str]]] = []
         hidden = not (progress and group.first)

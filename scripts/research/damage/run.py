@@ -156,6 +156,7 @@ class Experiment:
         report = analyze(self.model, names=self.names, measures="all", progress=False)
         with atomic_path(self._directions) as temporary:
             save_file(directions, temporary)
+        # A preparation that was interrupted may have written some of the lines.
         done = self.lines(SCORES)
         rows = {row.name: row for row in report.rows}
         for name in self.names:
