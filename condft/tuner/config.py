@@ -198,6 +198,7 @@ class CondFTConfig(PeftConfig):
         if self.selected_by is None:  # else the selection is made, maybe by a score of a later version of condft
             check_budget_and_rule(**{name: value for name, value in self.rule.items() if name != "seed"})
         given = [name for name in _BUDGETS if getattr(self, name) is not None]
+        # With `selected_by`, a model has filled in target_units by this very budget.
         if given and self.target_units is not None and self.selected_by is None:
             raise ValueError(
                 f"target_units names what trains, so {given[0]}={getattr(self, given[0])} could not act: give one of "

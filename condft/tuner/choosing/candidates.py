@@ -79,7 +79,7 @@ def _second_names(config: CondFTConfig, model: nn.Module, ties: list[Tie], targe
 def _is_in_scope(config: CondFTConfig, target: Target | str | None, role: Role, targets: Targets) -> bool:
     if not isinstance(target, Target):
         return False
-    linear_only = config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND
+    linear_only = config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND  # as in PEFT: Linear and Conv1D
     if linear_only and not isinstance(targets.module(target.path), SLICEABLE_LAYERS):
         return False
     # A list that names an embedding or a head means it. A pattern, or None, may match one by accident: then

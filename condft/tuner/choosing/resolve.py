@@ -87,6 +87,7 @@ def resolve(config: CondFTConfig, model: nn.Module, targets: Targets) -> Resolut
     plain = [name for name in selection.names if name not in quantized]
     return Resolution(
         target_units=selection.names,
+        # The analysis has hashed them already.
         base_digests={name: labeled(rows[name].dtype, rows[name].digest) for name in plain},
         report_fingerprint=report.fingerprint,
         selected_by=config.rule,

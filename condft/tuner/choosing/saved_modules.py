@@ -34,8 +34,10 @@ def refuse_saved_units(model: nn.Module, paths: Iterable[str], modules_to_save: 
         canonical_name(path) for path, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)
     }
     planned = set(paths)
+    # Sorted, so that every process names the same module.
     for path in (*sorted(planned), *wrapped):
         outer = next(named_around(path, names), None)
+        # Only new units: those of other adapters were compared with these modules when the later of the two was made.
         if outer is None and path in planned:
             outer = next((parent for parent in _with_parents(path) if parent in saved), None)
         if outer is not None:

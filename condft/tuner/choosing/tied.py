@@ -94,7 +94,7 @@ def refuse_tied_modules(modules_to_save: Iterable[str], ties: Iterable[Tie], tie
     """
     names = tuple(modules_to_save)
     for tie in ties:
-        if tied_by_peft.isdisjoint(tie.modules):
+        if tied_by_peft.isdisjoint(tie.modules):  # else PEFT trains one copy for both
             for path, partner in (tie.modules, tie.modules[::-1]):
                 for outer in named_around(path, names):
                     if partner.startswith(f"{outer}."):

@@ -31,6 +31,7 @@ _VERSION = 1
 _INDEX = "#index"
 
 
+# eq=False, since `==` of two tensors is a tensor and no answer.
 @dataclass(frozen=True, eq=False)
 class DeltaTensor:
     """The difference of one parameter. Entries of one dimension that do not train are left out.
@@ -90,7 +91,7 @@ class Delta:
         stored: dict[str, Tensor] = {}
         rows: dict[str, dict[str, Any]] = {}
         for name, tensor in self.tensors.items():
-            stored[name] = tensor.values.contiguous()
+            stored[name] = tensor.values.contiguous()  # safetensors refuses other layouts
             rows[name] = {"shape": tensor.shape, "base_dtype": tensor.base_dtype, "base_digest": tensor.base_digest}
             if tensor.index is not None:
                 stored[name + _INDEX] = tensor.index
@@ -258,7 +259,7 @@ def _sum(name: str, one: DeltaTensor, other: DeltaTensor) -> DeltaTensor:
     if one.index is None or other.index is None or one.dim != other.dim:
         # One index cannot describe rows and columns at the same time, so the sum is dense.
         return replace(one, values=one.dense() + other.dense(), index=None)
-    union = torch.cat([one.index, other.index]).unique()
+    union = torch.cat([one.index, other.index]).unique()  # it sorts: `index` is ascending
     values = sum(t.dense().index_select(one.dim, union) for t in (one, other))
     assert isinstance(values, Tensor)
     return replace(one, values=values, index=union)
@@ -281,6 +282,7 @@ def _misfit(name: str, tensor: DeltaTensor, parameters: Mapping[str, Tensor]) ->
         shapes = ("x".join(map(str, shape)) for shape in (parameter.shape, tensor.shape))
         return "{}: {} in the model, {} in the difference".format(name, *shapes)
     dtype = str(parameter.dtype).removeprefix("torch.")
+    # Before the hash, which is of the bytes: it would differ too, but not say why.
     if dtype != tensor.base_dtype:
         return f"{name}: {dtype} in the model, {tensor.base_dtype} in the difference (load the base in that dtype)"
     return None if tensor_digest(parameter) == tensor.base_digest else f"{name}: other values"

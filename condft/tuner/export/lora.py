@@ -118,6 +118,7 @@ def export_lora(
             difference = update.dense_difference()
             # In fp64: the squares of all weights are added up for the total error.
             norm = torch.linalg.vector_norm(difference, dtype=torch.float64).item()
+            # Unchanged first: a relative error would divide by zero.
             reason = "unchanged" if norm == 0.0 else _no_lora_form(update)
             squares[1] += norm**2
             if reason is not None:
@@ -191,6 +192,7 @@ def _keys(update: Update, down: Tensor, up: Tensor) -> dict[str, Tensor]:
         kernel = layer.kernel_size
         down = down.reshape(len(down), layer.in_channels, *kernel)
         up = up.reshape(*up.shape, *[1] * len(kernel))
+    # contiguous, since safetensors refuses other layouts.
     return {f"{module}.lora_A.weight": down.contiguous(), f"{module}.lora_B.weight": up.contiguous()}
 
 

@@ -16,6 +16,7 @@ from condft.weights.shards import is_dtensor
 __all__ = ["Update", "iter_updates"]
 
 
+# eq=False, since `==` of two tensors is a tensor and no answer.
 @dataclass(frozen=True, eq=False)
 class Update:
     """One parameter that an adapter trains.
@@ -68,6 +69,7 @@ def iter_updates(model: nn.Module, adapter_name: str = "default") -> Iterator[Up
     _refuse_merged(model)  # the base layer would hold trained values
     names_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
+        # A parameter that a wrapper shows under two paths has one canonical name, and is not tied.
         if canonical_name(name) not in names_of.setdefault(id(parameter), []):
             names_of[id(parameter)].append(canonical_name(name))
     found = False

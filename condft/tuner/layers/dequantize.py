@@ -30,8 +30,8 @@ __all__ = [
 class DequantizingBackend(QuantizationBackend):
     """How PEFT reads a quantized layer's weight, and what its `get_layer_status` calls the kind of quantization."""
 
-    layer_type = "linear"
-    supports_merge = True
+    layer_type = "linear"  # the only quantized layers that train: see `why_not_trainable`
+    supports_merge = True  # into a dense layer: see `merging`
 
     def __init__(self, backend_name: str) -> None:
         self.backend_name = backend_name

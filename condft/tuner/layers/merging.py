@@ -65,6 +65,7 @@ class MergedParameters:
                 self._quantized.to(device)
         for parameter, (slices, original) in self._originals.items():
             if slices is None:
+                # The base layer is asked for again: it may have changed above.
                 self._offloader.restore(layer.get_base_layer(), parameter, original)
             else:
                 slices.write(layer.base_parameter(parameter).data, original)

@@ -46,7 +46,7 @@ class Slices:
             if runs and start < runs[-1][1]:
                 raise ValueError(f"the ranges {runs[-1]} and {(start, stop)} of dimension {dim} overlap")
             if runs and start == runs[-1][1]:
-                runs[-1] = (runs[-1][0], stop)
+                runs[-1] = (runs[-1][0], stop)  # fewer pieces to splice
             else:
                 runs.append((start, stop))
         return cls(dim, tuple(runs))

@@ -18,7 +18,7 @@ from condft.tuner.layers.mixed_batch import mixed_forward
 
 __all__ = ["CustomForwardLayer", "SubstitutingLayer", "has_hooks", "substituted"]
 
-_ABSENT = object()
+_ABSENT = object()  # not None, which may be an attribute's value
 
 
 @contextmanager
@@ -87,6 +87,7 @@ class CustomForwardLayer(SubstitutingLayer):
     def forward(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
         if adapter_names is None:
             return super().forward(*args, **kwargs)
+        # Numbers and None are the same for every sample; anything else may have a row for each.
         others = (*args[1:], *kwargs.values())
         if not args or not all(value is None or isinstance(value, int | float) for value in others):
             raise TypeError(

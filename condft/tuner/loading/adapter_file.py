@@ -39,6 +39,7 @@ def check_adapter_file(model: nn.Module, adapter_name: str, state_dict: Mapping[
     found = {key: value.shape for key, value in state_dict.items() if f".{PREFIX}" in key}
     problems: list[str] = []
     for key in sorted(expected.keys() | found.keys()):
+        # None for a key that one side lacks, so this finds absent copies too.
         if expected.get(key) != found.get(key):
             here, there = _shape(expected.get(key)), _shape(found.get(key))
             problems.append(f"{canonical_name(key)}: {here} in the model, {there} in the file")

@@ -31,6 +31,7 @@ def check_same_units(present: CondFTConfig, new: CondFTConfig, adapter_name: str
     Raises:
         ValueError: Other units or biases. The message has their number and another way to load the adapter.
     """
+    # As sets: the order of units does not matter, since slices are stored in ascending order.
     here, there = set(present.target_units or ()), set(new.target_units or ())
     if here != there or present.bias != new.bias:
         raise ValueError(
@@ -77,6 +78,7 @@ def swap_adapter(model: nn.Module, state_dict: dict[str, Tensor], adapter_name: 
     adapted: Any = getattr(model, "_orig_mod", model)  # torch.compile's wrapper hides the attributes set on a module
     check_same_units(adapted.peft_config[adapter_name], config, adapter_name, doing="hot-swap")
     if any(adapter_name in m.merged_adapters for m in adapted.modules() if isinstance(m, BaseTunerLayer)):
+        # The copies would change, but not the merged weights that the model computes with.
         raise ValueError(f"cannot hot-swap {adapter_name!r} while it is merged: call unmerge_adapter() first")
     check_base(Targets(adapted), config.base_digests or {}, config.base_model_name_or_path)
     # PEFT has inserted the adapter's name into the keys, and set_peft_model_state_dict inserts it again.

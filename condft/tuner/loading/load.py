@@ -15,6 +15,7 @@ from condft.tuner.config import CondFTConfig
 
 __all__ = ["adapted", "load"]
 
+# PEFT's task types -> the classes of transformers that load a model for them.
 _AUTO_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
@@ -126,7 +127,7 @@ def adapted(
 
 def _config_of(adapter: str | Path) -> CondFTConfig:
     config = CondFTConfig.from_pretrained(str(adapter))
-    if not isinstance(config, CondFTConfig):
+    if not isinstance(config, CondFTConfig):  # PEFT makes the class that the file's peft_type names
         raise ValueError(f"{adapter} is a {config.peft_type.value} adapter: load it with PEFT itself")
     return config
 
@@ -137,7 +138,7 @@ def _load_base(config: CondFTConfig, base: str | Path | None, options: dict[str,
         raise ValueError("the adapter's config names no base model: pass one, condft.load(adapter, base=...)")
     # The recorded revision is of the recorded base; another base that the caller names has other revisions.
     if base is None and config.revision is not None:
-        options = {"revision": config.revision, **options}
+        options = {"revision": config.revision, **options}  # a revision that the caller gives replaces it
     model: nn.Module = _class_of(config).from_pretrained(str(name), **options)
     return model
 

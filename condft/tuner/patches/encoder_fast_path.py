@@ -24,6 +24,7 @@ def disable_encoder_fast_path(model: nn.Module, wrapper_class: type[nn.Module]) 
     """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
+            # Each adapter that is added later comes by here again: one hook for each wrapper is enough.
             for wrapper in module.children():
                 if isinstance(wrapper, wrapper_class) and _no_op not in wrapper._forward_pre_hooks.values():
                     wrapper.register_forward_pre_hook(_no_op)

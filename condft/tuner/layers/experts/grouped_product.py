@@ -60,6 +60,7 @@ def by_gathering(x: Tensor, base: Tensor, values: Tensor, offs: Tensor, trained:
         return _product(x, base, offs=offs)
     if num_rows == len(x):
         return _product(x, values, offs=ends_of_trained)
+    # right=True, since row offs[e] is the first one of the next expert.
     expert = torch.searchsorted(offs, torch.arange(len(x), device=x.device, dtype=offs.dtype), right=True)
     is_trained = position >= 0
     # A stable sort leaves both parts sorted by expert, and rows of no expert at the end of the frozen part.
@@ -125,7 +126,7 @@ class _ExpertByExpert(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, base, cast = ctx.saved_tensors
-        for_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        for_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None  # rows of no expert are zeroed below
         for_values = cast.new_empty(cast.shape, dtype=ctx.dtype) if ctx.needs_input_grad[2] else None
         missing = set(ctx.position.values())  # experts without rows: nothing below writes their gradient
         with torch.autocast(x.device.type, enabled=False):

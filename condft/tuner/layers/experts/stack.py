@@ -49,10 +49,11 @@ class _Parts:
         self._whole: Tensor | None = None
 
     def note_use(self) -> None:
-        self.is_in_graph |= torch.is_grad_enabled()
+        self.is_in_graph |= torch.is_grad_enabled()  # without gradients a use leaves no trace in a graph
 
     def one(self, expert: int) -> Tensor:
         """One expert's matrix, in the base's dtype."""
+        # Negative indices count from the end, as in a tensor.
         index = self.position.get(expert % len(self.base) if expert < 0 else expert)
         if index is None:
             return self.base[expert]
@@ -197,10 +198,10 @@ def _transpose(stack: ExpertStack, dim0: int, dim1: int) -> Any:
 def _grouped_mm(x: Tensor, stack: ExpertStack, *, offs: Tensor | None = None, **options: Any) -> Any:
     """Uses the copies for the rows of trained experts; `offs[e]` is one past the last row of expert e."""
     if (
-        any(value is not None for value in options.values())
+        any(value is not None for value in options.values())  # a bias or another dtype of the output
         or offs is None
         or x.ndim != 2
-        or not isinstance(stack, ExpertStack)
+        or not isinstance(stack, ExpertStack)  # then x is the stack
     ):
         return NotImplemented
     parts = stack.parts
