@@ -113,7 +113,7 @@ def decay_towards_base(optimizer: AnyOptimizer, model: nn.Module) -> AnyOptimize
         for group in hooked.param_groups:
             # With the group's present learning rate, as AdamW's own decay: it follows the scheduler.
             strength = group["lr"] * group.get(_BASE_DECAY, 0.0)
-            if strength == 0.0:
+            if strength == 0.0:  # as for groups that decay towards zero
                 continue
             for parameter in group["params"]:
                 # Without a gradient there is no step: torch's optimizers do not decay such a parameter either.

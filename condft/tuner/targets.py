@@ -118,6 +118,7 @@ class Targets:
             return reason
         parent_path = path.rpartition(".")[0]
         parent = self.module(parent_path) if parent_path in self._modules else None
+        # The attention as a whole is wrapped: its forward reads the weights as attributes.
         if isinstance(module, nn.MultiheadAttention) and key in _ATTENTION_WEIGHTS:
             return _not_sliced(name, label) or Target(path, key, None, (path, name))
         # The attention reads out_proj.weight and never calls out_proj: a wrapper there would have no effect.

@@ -71,7 +71,7 @@ def refuse_tied_units(parameters: Collection[str], ties: Iterable[Tie]) -> None:
     """
     for tie in ties:
         for name, partner in ((tie.first, tie.second), (tie.second, tie.first)):
-            if name in parameters and not tie.same_place:
+            if name in parameters and not tie.same_place:  # in one place, one wrapper serves both names
                 path = name.rpartition(".")[0]
                 raise ValueError(
                     f"{name} is tied to {partner}: training a copy of it would untie the two. Leave it out of "

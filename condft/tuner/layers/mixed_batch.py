@@ -125,7 +125,7 @@ def mixed_forward(layer: Any, x: Tensor, *args: Any, adapter_names: Sequence[str
             "Length of `adapter_names` should be the same as the number of inputs, but got "
             f"{len(adapter_names)} and {len(x)} respectively."
         )
-    if layer.merged:
+    if layer.merged:  # then the base layer holds one adapter's values for all samples
         raise ValueError(
             "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
         )

@@ -29,7 +29,7 @@ def enable_hotswap(
             the file's config.
     """
     for_lora = hotswap.hotswap_adapter_from_state_dict
-    if hasattr(for_lora, _ENABLED):
+    if hasattr(for_lora, _ENABLED):  # by an earlier import: a second wrapper would only add a call
         return
 
     @wraps(for_lora)

@@ -163,6 +163,7 @@ class _Unbind(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> tuple[Tensor, ...]:
+        # None for an expert that was not used, instead of zeros that would only be copied.
         ctx.set_materialize_grads(False)
         ctx.like = values.new_empty(0)  # for device and dtype, without keeping the values
         ctx.shape = values.shape
