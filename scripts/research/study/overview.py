@@ -24,7 +24,7 @@ METHODS = {
     "lowest_within_type": ("condft: low κ trains", "#90caf9"),
     "lowest_within_type_distilled": ("condft: low κ and self-distillation (the recipe)", "#0d47a1"),
 }
-# Each study's own measure of forgetting (`best_by` of its YAML), as in docs/results/README.md.
+# Each study's own measure of forgetting (`best_by` of its YAML), as in docs/results/index.md.
 STUDIES = {
     "configs/study/speech.yaml": "a 135M LLM\nlearns speech",
     "configs/study/text.yaml": "a 135M LLM\nlearns German prose",
